@@ -1,0 +1,105 @@
+package desired
+
+import (
+	"fmt"
+	"time"
+)
+
+// Phase is how far a tunnel has come.
+type Phase uint8
+
+// The phases. The zero value is invalid.
+const (
+	// PhasePending: a key of this node or of the peer is not there yet.
+	PhasePending Phase = iota + 1
+	// PhaseDown: configured, but the probe is not answered.
+	PhaseDown
+	// PhaseUp: the probe is answered.
+	PhaseUp
+)
+
+// String is the word that status output uses.
+func (p Phase) String() string {
+	switch p {
+	case PhasePending:
+		return "pending"
+	case PhaseDown:
+		return "down"
+	case PhaseUp:
+		return "up"
+	}
+	return fmt.Sprintf("phase %d", uint8(p))
+}
+
+// MarshalText is String, so that JSON shows the word.
+func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (p *Phase) UnmarshalText(b []byte) error {
+	for q := PhasePending; q <= PhaseUp; q++ {
+		if string(b) == q.String() {
+			*p = q
+			return nil
+		}
+	}
+	return fmt.Errorf("phase %.64q is unknown to this version", b)
+}
+
+// Status is what a node's data plane has, not what it was asked for.
+type Status struct {
+	Version string    `json:"version"`
+	Kernel  string    `json:"kernel"`
+	Time    time.Time `json:"time"`
+	// Acknowledged is the newest state that was verified and kept; Applied the
+	// newest that was applied in full.
+	Acknowledged Position `json:"acknowledged"`
+	Applied      Position `json:"applied"`
+	// Rejection is set when the last state received was refused.
+	Rejection *Rejection `json:"rejection,omitempty"`
+	// Problems are sentences.
+	Problems []string       `json:"problems,omitempty"`
+	Tunnels  []TunnelStatus `json:"tunnels,omitempty"`
+	Guards   []GuardStatus  `json:"guards,omitempty"`
+	Counters []Counter      `json:"counters,omitempty"`
+}
+
+// Rejection says why a state was refused.
+type Rejection struct {
+	Position Position `json:"position"`
+	Reason   string   `json:"reason"`
+}
+
+// TunnelStatus is one tunnel as the data plane sees it.
+type TunnelStatus struct {
+	ID    string `json:"id"`
+	Phase Phase  `json:"phase"`
+	// Backend is wireguard-kernel or wireguard-userspace.
+	Backend string `json:"backend,omitempty"`
+	// PublicKey is the public half of this node's key.
+	PublicKey PublicKey `json:"-"`
+	// LastHandshake is zero when there was none.
+	LastHandshake time.Time `json:"lastHandshake,omitzero"`
+	ReceivedBytes uint64    `json:"receivedBytes"`
+	SentBytes     uint64    `json:"sentBytes"`
+	ProbesSent    uint64    `json:"probesSent"`
+	ProbesLost    uint64    `json:"probesLost"`
+	// RoundTrip is of the last answered probe.
+	RoundTrip time.Duration `json:"roundTripNanoseconds,omitempty"`
+	// Problem is a sentence, empty when nothing is wrong.
+	Problem string `json:"problem,omitempty"`
+}
+
+// GuardStatus is one fail-closed layer on one circuit interface.
+type GuardStatus struct {
+	Interface string `json:"interface"`
+	// Layer is namespace, ebpf or nftables.
+	Layer string `json:"layer"`
+	Alive bool   `json:"alive"`
+}
+
+// Counter is a count that the kernel keeps.
+type Counter struct {
+	Name      string `json:"name"`
+	Interface string `json:"interface,omitempty"`
+	Packets   uint64 `json:"packets"`
+}

@@ -1,0 +1,166 @@
+package desired
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// Limits of one state. They bound what an agent allocates for a state, even a
+// signed one.
+const (
+	maxInterfaces = 4_096
+	maxSections   = 4_096
+	maxPrefixes   = 20_000
+	maxTunnels    = 20_000
+	// MaxMembers is how many tunnels a group can have.
+	MaxMembers = 32
+	// MinMTU is what IPv6 needs (RFC 8200, section 5).
+	MinMTU = 1280
+	maxMTU = 9_000
+)
+
+// Equal reports whether two states say the same.
+func (s State) Equal(t State) bool { return proto.Equal(s.ToWire(), t.ToWire()) }
+
+// Validate refuses states that no agent could bring about or that would open
+// something by accident. All problems are joined, each with its field's path.
+func (s State) Validate() error {
+	v := &validator{interfaces: map[string]Interface{}, links: map[string]Link{}, numbers: map[string]string{}}
+	v.most("interfaces", len(s.Interfaces), maxInterfaces)
+	v.most("sections", len(s.Sections), maxSections)
+	for i, x := range s.Interfaces {
+		v.iface(fmt.Sprintf("interfaces[%d]", i), x)
+	}
+	for i, x := range s.Links {
+		v.link(fmt.Sprintf("links[%d]", i), x)
+	}
+	customers := map[string]bool{}
+	for i, x := range s.Sections {
+		at := fmt.Sprintf("sections[%d]", i)
+		v.check(x.Customer != "" && !customers[x.Customer], at+".customer", x.Customer, "must be set and unique")
+		customers[x.Customer] = true
+		v.section(at, x)
+	}
+	return errors.Join(v.errs...)
+}
+
+type validator struct {
+	interfaces       map[string]Interface
+	links            map[string]Link
+	numbers          map[string]string
+	prefixes, tunnel int
+	errs             []error
+}
+
+func (v *validator) check(ok bool, field string, value any, why string) {
+	if !ok {
+		v.errs = append(v.errs, fmt.Errorf("%s: %.64q %s", field, fmt.Sprint(value), why))
+	}
+}
+
+func (v *validator) most(field string, n, most int) {
+	v.check(n <= most, field, n, fmt.Sprintf("is more than the %d that are taken", most))
+}
+
+// unique refuses 0 and a number that another thing of the same class has.
+func (v *validator) unique(class string, number uint32, field string) {
+	key := fmt.Sprintf("%s %d", class, number)
+	v.check(number != 0, field, number, "must not be 0")
+	v.check(v.numbers[key] == "", field, number, "is also the number of "+v.numbers[key])
+	v.numbers[key] = field
+}
+
+func (v *validator) iface(at string, x Interface) {
+	v.check(validInterfaceName(x.Name), at+".name", x.Name, "is not a Linux interface name")
+	_, twice := v.interfaces[x.Name]
+	v.check(!twice, at+".name", x.Name, "stands twice")
+	v.interfaces[x.Name] = x
+	v.check(x.Role >= RoleCircuit && x.Role <= RoleManagement, at+".role", x.Role, "is unknown to this version")
+	v.check(len(x.Addresses) == 0 || x.Role == RoleCircuit, at+".addresses", len(x.Addresses), "are for circuit interfaces only")
+	v.check((x.Customer != "") == (x.Role == RoleLAN), at+".customer", x.Customer, "must be set on LAN interfaces and on no others")
+	for i, a := range x.Addresses {
+		v.check(a.IsValid() && usable(a.Addr()), fmt.Sprintf("%s.addresses[%d]", at, i), a, "is not a unicast address with a prefix length")
+	}
+}
+
+func (v *validator) link(at string, x Link) {
+	_, twice := v.links[x.ID]
+	v.check(x.ID != "" && !twice, at+".id", x.ID, "must be set and unique")
+	v.links[x.ID] = x
+	v.unique("link", uint32(x.Number), at+".number")
+	i, ok := v.interfaces[x.Interface]
+	v.check(ok && i.Role == RoleCircuit, at+".interface", x.Interface, "is not a circuit interface of this state")
+	onLink := false
+	for _, a := range i.Addresses {
+		onLink = onLink || a.Masked().Contains(x.NextHop) && a.Addr() != x.NextHop
+	}
+	v.check(onLink, at+".next_hop", x.NextHop, "is no neighbour on the interface")
+}
+
+func (v *validator) section(at string, x Section) {
+	v.unique("tenant", x.Tenant, at+".tenant")
+	v.prefixes += len(x.Locals)
+	for i, l := range x.Locals {
+		p := fmt.Sprintf("%s.locals[%d]", at, i)
+		v.protected(p+".prefix", l.Prefix)
+		f := v.interfaces[l.Interface]
+		v.check(f.Role == RoleLAN && f.Customer == x.Customer, p+".interface", l.Interface, "is not a LAN interface of this customer")
+	}
+	remotes := map[netip.Prefix]bool{}
+	for i, g := range x.Groups {
+		p := fmt.Sprintf("%s.groups[%d]", at, i)
+		v.unique("group", g.Number, p+".number")
+		v.check(strings.HasPrefix(g.ID, x.Customer+"/"), p+".id", g.ID, "does not begin with the customer")
+		v.check(len(g.Tunnels) <= MaxMembers, p+".tunnels", len(g.Tunnels), fmt.Sprintf("is more than the %d that a group can have", MaxMembers))
+		v.prefixes += len(g.Remotes)
+		v.tunnel += len(g.Tunnels)
+		for j, r := range g.Remotes {
+			f := fmt.Sprintf("%s.remotes[%d]", p, j)
+			v.protected(f, r)
+			v.check(!remotes[r], f, r, "belongs to two groups")
+			remotes[r] = true
+		}
+		for j, t := range g.Tunnels {
+			v.tunnelOf(fmt.Sprintf("%s.tunnels[%d]", p, j), t, g.ID)
+		}
+	}
+	v.most("prefixes", v.prefixes, maxPrefixes)
+	v.most("tunnels", v.tunnel, maxTunnels)
+}
+
+func (v *validator) protected(field string, p netip.Prefix) {
+	v.check(p.IsValid() && p.Masked() == p, field, p, "is not a prefix without host bits")
+	v.check(!p.Overlaps(ProbePrefix) || p.Bits() == 0, field, p, "overlaps with the probe addresses "+ProbePrefix.String())
+}
+
+func (v *validator) tunnelOf(at string, t Tunnel, group string) {
+	v.unique("tunnel", uint32(t.Number), at+".number")
+	v.check(strings.HasPrefix(t.ID, group+"/"), at+".id", t.ID, "does not begin with the group")
+	l, ok := v.links[t.Link]
+	v.check(ok, at+".link", t.Link, "is not a link of this state")
+	own := false
+	for _, a := range v.interfaces[l.Interface].Addresses {
+		own = own || a.Addr() == t.Local.Addr()
+	}
+	v.check(own, at+".local", t.Local, "is not an address of the link's interface")
+	v.check(t.Local.Port() != 0 && t.Remote.Port() != 0, at+".local", t.Local, "needs a port at both ends")
+	v.check(usable(t.Remote.Addr()) && t.Local.Addr().Is4() == t.Remote.Addr().Is4(), at+".remote", t.Remote, "is not a unicast address of the local one's family")
+	first, second := ProbeAddresses(t.Number)
+	derived := t.LocalProbe == first && t.RemoteProbe == second || t.LocalProbe == second && t.RemoteProbe == first
+	v.check(derived, at+".local_probe", t.LocalProbe, "and the remote one are not derived from the number")
+	v.check(t.MTU >= MinMTU && t.MTU <= maxMTU, at+".mtu", t.MTU, fmt.Sprintf("is not between %d and %d", MinMTU, maxMTU))
+	v.check(t.WireGuard != nil, at+".wireguard", "", "is missing: the tunnel has no protocol")
+}
+
+func usable(a netip.Addr) bool {
+	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
+}
+
+// validInterfaceName follows dev_valid_name in net/core/dev.c.
+func validInterfaceName(s string) bool {
+	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n\v\f\r\x00")
+}

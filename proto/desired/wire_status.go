@@ -1,0 +1,146 @@
+package desired
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+)
+
+// ToWire converts without loss.
+func (p Position) ToWire() *v1.Position {
+	return &v1.Position{Epoch: p.Epoch, Revision: p.Revision}
+}
+
+// PositionFromWire reads a position; none is the zero one.
+func PositionFromWire(w *v1.Position) Position {
+	return Position{Epoch: w.GetEpoch(), Revision: w.GetRevision()}
+}
+
+// ToWire converts without loss.
+func (s Status) ToWire() *v1.NodeStatus {
+	w := &v1.NodeStatus{
+		Version: s.Version, Kernel: s.Kernel, Time: timeToWire(s.Time),
+		Acknowledged: s.Acknowledged.ToWire(), Applied: s.Applied.ToWire(),
+		Problems: s.Problems,
+		Tunnels:  convert(s.Tunnels, tunnelStatusToWire),
+		Guards: convert(s.Guards, func(g GuardStatus) *v1.GuardStatus {
+			return &v1.GuardStatus{Interface: g.Interface, Layer: g.Layer, Alive: g.Alive}
+		}),
+		Counters: convert(s.Counters, func(c Counter) *v1.Counter {
+			return &v1.Counter{Name: c.Name, Interface: c.Interface, Packets: c.Packets}
+		}),
+	}
+	if s.Rejection != nil {
+		w.Rejection = &v1.Rejection{Position: s.Rejection.Position.ToWire(), Reason: s.Rejection.Reason}
+	}
+	return w
+}
+
+func tunnelStatusToWire(t TunnelStatus) *v1.TunnelStatus {
+	w := &v1.TunnelStatus{
+		Id: t.ID, Phase: v1.TunnelPhase(t.Phase), Backend: t.Backend,
+		LastHandshake: timeToWire(t.LastHandshake),
+		ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
+		ProbesSent: t.ProbesSent, ProbesLost: t.ProbesLost,
+		Problem: t.Problem,
+	}
+	if !t.PublicKey.IsZero() {
+		w.PublicKey = t.PublicKey[:]
+	}
+	if t.RoundTrip != 0 {
+		w.RoundTrip = durationpb.New(t.RoundTrip)
+	}
+	return w
+}
+
+// Limits on what a node may report: a controller holds one status per node.
+const (
+	maxStatusTunnels  = 20_000
+	maxStatusCounters = 4_096
+	maxStatusGuards   = 4_096
+	maxStatusProblems = 256
+	maxStatusText     = 1_024
+)
+
+// StatusFromWire reads what ToWire wrote, within limits. Errors name the
+// field's path.
+func StatusFromWire(w *v1.NodeStatus) (Status, error) {
+	r := &reader{}
+	s := Status{
+		Version: r.text("version", w.GetVersion()), Kernel: r.text("kernel", w.GetKernel()),
+		Time:         timeFromWire(r, "time", w.GetTime()),
+		Acknowledged: PositionFromWire(w.GetAcknowledged()), Applied: PositionFromWire(w.GetApplied()),
+	}
+	r.limit("problems", len(w.GetProblems()), maxStatusProblems)
+	r.limit("tunnels", len(w.GetTunnels()), maxStatusTunnels)
+	r.limit("guards", len(w.GetGuards()), maxStatusGuards)
+	r.limit("counters", len(w.GetCounters()), maxStatusCounters)
+	if r.err != nil {
+		return Status{}, r.err
+	}
+	if j := w.GetRejection(); j != nil {
+		s.Rejection = &Rejection{Position: PositionFromWire(j.GetPosition()), Reason: r.text("rejection.reason", j.GetReason())}
+	}
+	for i, p := range w.GetProblems() {
+		s.Problems = append(s.Problems, r.text(fmt.Sprintf("problems[%d]", i), p))
+	}
+	s.Tunnels = read(r, "tunnels", w.GetTunnels(), readTunnelStatus)
+	s.Guards = read(r, "guards", w.GetGuards(), func(r *reader, g *v1.GuardStatus) GuardStatus {
+		return GuardStatus{Interface: r.text("interface", g.GetInterface()), Layer: r.text("layer", g.GetLayer()), Alive: g.GetAlive()}
+	})
+	s.Counters = read(r, "counters", w.GetCounters(), func(r *reader, c *v1.Counter) Counter {
+		return Counter{Name: r.text("name", c.GetName()), Interface: r.text("interface", c.GetInterface()), Packets: c.GetPackets()}
+	})
+	if r.err != nil {
+		return Status{}, r.err
+	}
+	return s, nil
+}
+
+func readTunnelStatus(r *reader, t *v1.TunnelStatus) TunnelStatus {
+	key, err := PublicKeyFromBytes(t.GetPublicKey())
+	r.fail("public_key", err)
+	phase := Phase(narrow[uint8](r, "phase", uint32(t.GetPhase())))
+	if phase < PhasePending || phase > PhaseUp {
+		r.fail("phase", fmt.Errorf("%d is unknown to this version", t.GetPhase()))
+	}
+	return TunnelStatus{
+		ID: r.text("id", t.GetId()), Phase: phase, Backend: r.text("backend", t.GetBackend()),
+		PublicKey:     key,
+		LastHandshake: timeFromWire(r, "last_handshake", t.GetLastHandshake()),
+		ReceivedBytes: t.GetReceivedBytes(), SentBytes: t.GetSentBytes(),
+		ProbesSent: t.GetProbesSent(), ProbesLost: t.GetProbesLost(),
+		RoundTrip: t.GetRoundTrip().AsDuration(),
+		Problem:   r.text("problem", t.GetProblem()),
+	}
+}
+
+func (r *reader) text(field, s string) string {
+	r.limit(field, len(s), maxStatusText)
+	return s
+}
+
+func (r *reader) limit(field string, n, most int) {
+	if n > most {
+		r.fail(field, fmt.Errorf("has length %d, at most %d are taken", n, most))
+	}
+}
+
+func timeToWire(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func timeFromWire(r *reader, field string, w *timestamppb.Timestamp) time.Time {
+	if w == nil {
+		return time.Time{}
+	}
+	r.fail(field, w.CheckValid())
+	return w.AsTime()
+}
