@@ -1,0 +1,122 @@
+package document
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+)
+
+// Text remembers where every field of every decoded document stands. The zero
+// value remembers nothing. It is safe for concurrent readers.
+type Text struct {
+	sources   []string
+	documents map[string]*positions
+}
+
+// position is a line of a source.
+type position struct {
+	source string
+	line   int
+}
+
+// positions are those of one document's fields; "" is the document itself.
+type positions struct {
+	source string
+	lines  map[string]int
+	// meant are fields that unknown ones were probably meant to be.
+	meant map[string]bool
+}
+
+// Locate fills Source and Line of problems that have a Document of this text
+// and no Source yet. A field that is absent has the position of the nearest
+// field around it that is present.
+func (t *Text) Locate(problems []model.Problem) {
+	for i := range problems {
+		p := &problems[i]
+		if p.Source != "" || p.Line != 0 {
+			continue
+		}
+		where, ok := t.documents[p.Document]
+		if !ok {
+			continue
+		}
+		p.Source, p.Line = where.source, where.line(p.Field)
+	}
+}
+
+// line is the line of a field, or of the nearest one around it.
+func (p *positions) line(field string) int {
+	for {
+		if line, ok := p.lines[field]; ok {
+			return line
+		}
+		if field == "" {
+			return 0
+		}
+		field = parent(field)
+	}
+}
+
+func (t *Text) meant(document, field string) bool {
+	where, ok := t.documents[document]
+	return ok && where.meant[field]
+}
+
+// parent is the path around a field: spec.a[1] for spec.a[1].b, spec.a for
+// spec.a[1], "" for spec.
+func parent(field string) string {
+	return field[:max(0, strings.LastIndexAny(field, ".["))]
+}
+
+// Merge joins what Decode and model.Validate found, located and in the order of
+// the text; what is not in the text comes last. A field that could not be
+// decoded has a zero value, so what validation says about it, or about what is
+// in it, is left out.
+func (t *Text) Merge(decoded, validated []model.Problem) []model.Problem {
+	type field struct{ document, field string }
+	malformed := map[field]bool{}
+	for _, p := range decoded {
+		if p.Document != "" && p.Field != "" {
+			malformed[field{p.Document, p.Field}] = true
+		}
+	}
+	merged := append([]model.Problem(nil), decoded...)
+	for _, p := range validated {
+		covered := false
+		for f := p.Field; f != "" && !covered; f = parent(f) {
+			covered = malformed[field{p.Document, f}] || t.meant(p.Document, f)
+		}
+		if !covered {
+			merged = append(merged, p)
+		}
+	}
+	t.Locate(merged)
+	t.sort(merged)
+	if len(merged) > MaxProblems {
+		last := merged[MaxProblems]
+		merged = append(merged[:MaxProblems:MaxProblems], more(last))
+	}
+	return merged
+}
+
+// sort orders problems by source, as they were given, and line; those without a
+// source come last.
+func (t *Text) sort(problems []model.Problem) {
+	order := make(map[string]int, len(t.sources))
+	for i, s := range t.sources {
+		if _, twice := order[s]; !twice {
+			order[s] = i
+		}
+	}
+	rank := func(p model.Problem) int {
+		if i, ok := order[p.Source]; ok && p.Line > 0 {
+			return i
+		}
+		return len(order)
+	}
+	slices.SortStableFunc(problems, func(a, b model.Problem) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Line, b.Line))
+	})
+}

@@ -1,0 +1,229 @@
+// Package model holds the operators' words as values: the documents that say
+// what a provider's customers, circuits, sites, nodes and connections are, and
+// what makes a set of them valid. It knows no wire format, no disk and no
+// compiled state.
+package model
+
+import (
+	"net/netip"
+)
+
+// APIVersion is the only version of documents so far.
+const APIVersion = "circuitseal.io/v1"
+
+// Kind names a type of document.
+type Kind string
+
+// The kinds. Customer and Node belong to the provider and have no customer;
+// all others belong to exactly one.
+const (
+	KindCustomer         Kind = "Customer"
+	KindCircuit          Kind = "Circuit"
+	KindSite             Kind = "Site"
+	KindNode             Kind = "Node"
+	KindEndpoint         Kind = "Endpoint"
+	KindEncryptionPolicy Kind = "EncryptionPolicy"
+	KindConnection       Kind = "Connection"
+)
+
+// Key identifies a document.
+type Key struct {
+	Kind Kind
+	// Customer is empty for Customer and Node.
+	Customer string
+	Name     string
+}
+
+// String is Kind/customer/name, or Kind/name where there is no customer. It is
+// safe to show: parts that are no valid names are shortened and escaped.
+func (k Key) String() string {
+	if k.Customer == "" {
+		return Shorten(string(k.Kind)) + "/" + Shorten(k.Name)
+	}
+	return Shorten(string(k.Kind)) + "/" + Shorten(k.Customer) + "/" + Shorten(k.Name)
+}
+
+// Document is one document. Spec is a pointer to the kind's spec type.
+type Document struct {
+	Key  Key
+	Spec Spec
+	// Revision is the store's revision of the last change; 0 before it is stored.
+	Revision uint64
+}
+
+// Spec is a *CustomerSpec, *CircuitSpec, *SiteSpec, *NodeSpec, *EndpointSpec,
+// *EncryptionPolicySpec or *ConnectionSpec.
+type Spec interface{ kind() Kind }
+
+// CustomerSpec is a tenant.
+type CustomerSpec struct {
+	DisplayName string `json:"displayName,omitempty"`
+	// Model decides who may change what; see Model.
+	Model Model `json:"model"`
+}
+
+// Model is who looks after the on-premises side.
+type Model string
+
+// The models of the design's word list.
+const (
+	ConnectThrough Model = "connect-through"
+	ConnectTo      Model = "connect-to"
+)
+
+// CircuitSpec is an ExpressRoute circuit: always two links.
+type CircuitSpec struct {
+	// Peering is the routing domain; only private circuits carry tunnels.
+	Peering Peering `json:"peering"`
+	// BandwidthMbps is 50 to 100,000.
+	BandwidthMbps int   `json:"bandwidthMbps"`
+	Links         Links `json:"links"`
+}
+
+// Peering is a routing domain of a circuit.
+type Peering string
+
+// The peerings. Azure has retired public peering: documents may not create it.
+const (
+	PeeringPrivate   Peering = "private"
+	PeeringMicrosoft Peering = "microsoft"
+	PeeringPublic    Peering = "public"
+)
+
+// Links are the two links of a circuit.
+type Links struct {
+	Primary   LinkSpec `json:"primary"`
+	Secondary LinkSpec `json:"secondary"`
+}
+
+// LinkSpec is one link between the customer's edge and Microsoft's.
+type LinkSpec struct {
+	// VLAN is the 802.1Q tag on the provider's port, 1 to 4094; 0 for a port
+	// that is handed over untagged.
+	VLAN int `json:"vlan,omitempty"`
+	// Subnet is a /30 or /126: its first address is the customer side's, the
+	// second Microsoft's.
+	Subnet netip.Prefix `json:"subnet"`
+}
+
+// LinkName is primary or secondary.
+type LinkName string
+
+// The links of a circuit.
+const (
+	Primary   LinkName = "primary"
+	Secondary LinkName = "secondary"
+)
+
+// SiteSpec is a place and the prefixes that it protects.
+type SiteSpec struct {
+	Type SiteType `json:"type"`
+	// Prefixes must not overlap with any other site of the customer.
+	Prefixes []netip.Prefix `json:"prefixes"`
+}
+
+// SiteType is the kind of place.
+type SiteType string
+
+// The site types.
+const (
+	SiteOnPremises SiteType = "on-premises"
+	SiteAzureVNet  SiteType = "azure-vnet"
+)
+
+// NodeSpec is a host with our agent.
+type NodeSpec struct {
+	// Owner is "provider", or the name of a customer.
+	Owner      string          `json:"owner"`
+	Interfaces []InterfaceSpec `json:"interfaces"`
+}
+
+// OwnerProvider is the owner of nodes that may serve several customers.
+const OwnerProvider = "provider"
+
+// InterfaceSpec is one of a node's interfaces.
+type InterfaceSpec struct {
+	Name string        `json:"name"`
+	Role InterfaceRole `json:"role"`
+	// Customer owns a LAN interface. It is inferred on customers' own nodes.
+	Customer string `json:"customer,omitempty"`
+	// Link says which link of a circuit ends here: on-premises circuit
+	// interfaces. Address and next hop then come from the link's subnet.
+	Link *LinkRef `json:"link,omitempty"`
+	// Addresses and Gateway are for circuit interfaces without a link, such as
+	// an Azure NVA's, which reach both links through a router.
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	Gateway   netip.Addr     `json:"gateway,omitzero"`
+}
+
+// InterfaceRole is what an interface is for.
+type InterfaceRole string
+
+// The roles.
+const (
+	RoleCircuit    InterfaceRole = "circuit"
+	RoleLAN        InterfaceRole = "lan"
+	RoleManagement InterfaceRole = "mgmt"
+)
+
+// LinkRef names one link of a circuit of a customer.
+type LinkRef struct {
+	Customer string   `json:"customer"`
+	Circuit  string   `json:"circuit"`
+	Link     LinkName `json:"link"`
+}
+
+// EndpointSpec is a customer's tunnel end at a site.
+type EndpointSpec struct {
+	Site string `json:"site"`
+	// Node carries the endpoint (a managed endpoint).
+	Node     string         `json:"node"`
+	Underlay []UnderlaySpec `json:"underlay"`
+}
+
+// UnderlaySpec is an outer address of an endpoint.
+type UnderlaySpec struct {
+	Address netip.Addr `json:"address"`
+	// Circuit and Link bind the address to one link: it is connected, or
+	// announced only there. Unset for addresses that reach both links.
+	Circuit string   `json:"circuit,omitempty"`
+	Link    LinkName `json:"link,omitempty"`
+}
+
+// EncryptionPolicySpec says how a connection is encrypted.
+type EncryptionPolicySpec struct {
+	Protocol Protocol `json:"protocol"`
+	// PathMTU is the largest outer packet in bytes, 1280 to 9000. The default
+	// of 1400 is what ExpressRoute's gateway passes unfragmented.
+	PathMTU int `json:"pathMTU,omitempty"`
+}
+
+// DefaultPathMTU is what ExpressRoute's gateway passes unfragmented.
+const DefaultPathMTU = 1400
+
+// Protocol is a tunnel protocol.
+type Protocol string
+
+// The protocols. IPsec is part of the format and is refused until agents can
+// make it.
+const (
+	ProtocolWireGuard Protocol = "wireguard"
+	ProtocolIPsec     Protocol = "ipsec"
+)
+
+// ConnectionSpec is two sites of one customer that must be encrypted.
+type ConnectionSpec struct {
+	// Endpoints are two endpoints of the connection's customer, at different sites.
+	Endpoints []string `json:"endpoints"`
+	// Circuits carry the connection; each adds a tunnel per link.
+	Circuits         []string `json:"circuits"`
+	EncryptionPolicy string   `json:"encryptionPolicy"`
+}
+
+func (*CustomerSpec) kind() Kind         { return KindCustomer }
+func (*CircuitSpec) kind() Kind          { return KindCircuit }
+func (*SiteSpec) kind() Kind             { return KindSite }
+func (*NodeSpec) kind() Kind             { return KindNode }
+func (*EndpointSpec) kind() Kind         { return KindEndpoint }
+func (*EncryptionPolicySpec) kind() Kind { return KindEncryptionPolicy }
+func (*ConnectionSpec) kind() Kind       { return KindConnection }

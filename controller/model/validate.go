@@ -1,0 +1,287 @@
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"unicode"
+)
+
+// Validate says everything that is wrong with a whole set of documents: each
+// one by itself, and all of them together, sorted by document and field. Source
+// and Line of the problems are empty. It never panics, whatever the documents
+// hold; a set without problems can be compiled.
+//
+// Documents with a Revision are stored already. That matters in two places:
+// public peering is refused to new documents only, and of two that collide the
+// new one is blamed.
+func Validate(docs map[Key]Document) []Problem {
+	c := &checker{docs: docs, names: map[Key][]string{}, carried: map[string]int{}}
+	all := slices.SortedFunc(maps.Keys(docs), compareKeys)
+	for _, k := range all {
+		class := Key{Kind: k.Kind, Customer: k.Customer}
+		c.names[class] = append(c.names[class], k.Name)
+	}
+	for _, k := range all {
+		if c.identity(k, docs[k]) {
+			c.keys = append(c.keys, k)
+		}
+	}
+	for _, k := range c.keys {
+		switch s := docs[k].Spec.(type) {
+		case *CustomerSpec:
+			c.customer(k, s)
+		case *CircuitSpec:
+			c.circuit(k, s)
+		case *SiteSpec:
+			c.site(k, s)
+		case *NodeSpec:
+			c.node(k, s)
+		case *EndpointSpec:
+			c.endpoint(k, s)
+		case *EncryptionPolicySpec:
+			c.policy(k, s)
+		case *ConnectionSpec:
+			c.connection(k, s)
+		}
+	}
+	c.overlaps()
+	c.claims()
+	c.oneSitePerNode()
+	c.groups()
+	slices.SortFunc(c.problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Document, b.Document), compareFields(a.Field, b.Field),
+			cmp.Compare(a.Message, b.Message), cmp.Compare(a.Value, b.Value), cmp.Compare(a.Hint, b.Hint))
+	})
+	return slices.Compact(c.problems)
+}
+
+// compareFields orders field paths so that [2] comes before [10].
+func compareFields(a, b string) int {
+	for a != "" && b != "" {
+		na, nb := digits(a), digits(b)
+		if na > 0 && nb > 0 {
+			if r := cmp.Or(cmp.Compare(na, nb), cmp.Compare(a[:na], b[:nb])); r != 0 {
+				return r
+			}
+			a, b = a[na:], b[nb:]
+			continue
+		}
+		if a[0] != b[0] {
+			return cmp.Compare(a[0], b[0])
+		}
+		a, b = a[1:], b[1:]
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+// digits counts the digits at the start of s.
+func digits(s string) int {
+	n := 0
+	for n < len(s) && s[n] >= '0' && s[n] <= '9' {
+		n++
+	}
+	return n
+}
+
+func compareKeys(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Customer, b.Customer), cmp.Compare(a.Name, b.Name))
+}
+
+// checker collects what is wrong with a set.
+type checker struct {
+	docs map[Key]Document
+	// keys are those of documents with a usable spec, sorted.
+	keys []Key
+	// names are those of all documents by kind and customer, for hints; guesses
+	// counts the comparisons that hints have cost.
+	names   map[Key][]string
+	guesses int
+	// carried counts the prefixes, near and far, that nodes have to hold.
+	carried  map[string]int
+	problems []Problem
+}
+
+// add reports a problem. Value, message and hint may hold foreign text only
+// where it went through Shorten or quoted.
+func (c *checker) add(k Key, field, value, message, hint string) {
+	c.problems = append(c.problems, Problem{
+		Document: k.String(), Field: field, Value: Shorten(value), Message: message, Hint: hint,
+	})
+}
+
+// identity checks a document's name, its customer, and that there is a spec.
+func (c *checker) identity(k Key, d Document) bool {
+	if p, hint := ValidName(k.Name); p != "" {
+		c.add(k, "metadata.name", k.Name, p, hint)
+	}
+	if k.Kind == KindCustomer && k.Name == OwnerProvider {
+		c.add(k, "metadata.name", k.Name, "is the word for the provider itself: nodes with this owner would belong to both", "another name")
+	}
+	switch {
+	case !k.Kind.HasCustomer():
+		if k.Customer != "" {
+			c.add(k, "metadata.customer", k.Customer, "documents of kind "+string(k.Kind)+" belong to the provider and have no customer", "leave it out")
+		}
+	default:
+		if p, hint := ValidName(k.Customer); p != "" {
+			c.add(k, "metadata.customer", k.Customer, p, hint)
+		} else {
+			c.exists(k, "metadata.customer", Key{Kind: KindCustomer, Name: k.Customer})
+		}
+	}
+	if NewSpec(k.Kind) == nil {
+		c.add(k, "kind", string(k.Kind), "there is no such kind", oneOf(Kinds()))
+		return false
+	}
+	if d.Spec == nil || reflect.ValueOf(d.Spec).IsNil() {
+		c.add(k, "spec", "", "is required", "what the "+string(k.Kind)+" should be")
+		return false
+	}
+	if got := KindOf(d.Spec); got != k.Kind {
+		c.add(k, "spec", string(got), "is the spec of another kind than "+string(k.Kind), "a spec of the document's own kind")
+		return false
+	}
+	return true
+}
+
+// exists reports a reference to a document that does not exist.
+func (c *checker) exists(k Key, field string, ref Key) bool {
+	if ref.Name == "" {
+		c.add(k, field, "", "is required", "the name of a document of kind "+string(ref.Kind))
+		return false
+	}
+	if _, ok := c.docs[ref]; ok {
+		return true
+	}
+	hint := "the name of an existing document, or of one in the same apply"
+	if near := c.guess(k.Customer, ref); near != "" {
+		hint = "did you mean " + quoted(near) + "?"
+	}
+	c.add(k, field, ref.Name, "there is no "+ref.String(), hint)
+	return false
+}
+
+// maxGuesses bounds what hints cost when thousands of references are wrong.
+const maxGuesses = 100_000
+
+// guess is the name that a reference in a document of a customer most likely
+// meant, if any. It does not tell a customer of nodes that others own.
+func (c *checker) guess(customer string, ref Key) string {
+	names := c.names[Key{Kind: ref.Kind, Customer: ref.Customer}]
+	if c.guesses += len(names); c.guesses > maxGuesses {
+		return ""
+	}
+	if ref.Kind == KindNode {
+		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+			s, ok := Lookup[*NodeSpec](c.docs, Key{Kind: KindNode, Name: name})
+			return ok && c.foreign(s, customer)
+		})
+	}
+	return Nearest(ref.Name, names)
+}
+
+// enum reports a word that is not one of those allowed.
+func enum[T ~string](c *checker, k Key, field string, v T, allowed ...T) bool {
+	if slices.Contains(allowed, v) {
+		return true
+	}
+	if v == "" {
+		c.add(k, field, "", "is required", oneOf(allowed))
+		return false
+	}
+	words := make([]string, len(allowed))
+	for i, a := range allowed {
+		words[i] = string(a)
+	}
+	hint := oneOf(allowed)
+	if near := Nearest(string(v), words); near != "" {
+		hint = "did you mean " + quoted(near) + "?"
+	}
+	c.add(k, field, string(v), "must be "+oneOf(allowed), hint)
+	return false
+}
+
+// between reports a number outside its range.
+func (c *checker) between(k Key, field string, v, low, high int, unit string) bool {
+	if v >= low && v <= high {
+		return true
+	}
+	c.add(k, field, strconv.Itoa(v), fmt.Sprintf("is not %d to %d%s", low, high, unit), fmt.Sprintf("%d to %d", low, high))
+	return false
+}
+
+// at is the path of an element of a list.
+func at(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]" }
+
+func (c *checker) customer(k Key, s *CustomerSpec) {
+	enum(c, k, "spec.model", s.Model, ConnectThrough, ConnectTo)
+	if len(s.DisplayName) > 128 {
+		c.add(k, "spec.displayName", s.DisplayName, fmt.Sprintf("is %d bytes long", len(s.DisplayName)), "at most 128 bytes")
+		return
+	}
+	for _, r := range s.DisplayName {
+		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			c.add(k, "spec.displayName", s.DisplayName, fmt.Sprintf("has the invisible or malformed character %U", r), "letters, digits, punctuation and spaces")
+			return
+		}
+	}
+}
+
+func (c *checker) circuit(k Key, s *CircuitSpec) {
+	if s.Peering == PeeringPublic {
+		if c.docs[k].Revision == 0 {
+			c.add(k, "spec.peering", string(s.Peering), "Azure has retired public peering: it is read and not created any more",
+				"private for a circuit that carries tunnels, else microsoft")
+		}
+	} else {
+		enum(c, k, "spec.peering", s.Peering, PeeringPrivate, PeeringMicrosoft)
+	}
+	c.between(k, "spec.bandwidthMbps", s.BandwidthMbps, 50, 100_000, " Mb/s, which is what ExpressRoute offers")
+	for _, name := range LinkNames() {
+		l, _ := s.Links.Link(name)
+		c.link(k, "spec.links."+string(name), l)
+	}
+}
+
+func (c *checker) link(k Key, field string, l LinkSpec) {
+	if l.VLAN != 0 && c.between(k, field+".vlan", l.VLAN, 1, 4094, "") {
+		c.add(k, field+".vlan", strconv.Itoa(l.VLAN), "agents cannot make VLAN devices yet: the link would stay down",
+			"leave it out and have the port handed over untagged, or give the agent an interface that is already the VLAN's")
+	}
+	field += ".subnet"
+	if !c.prefix(k, field, l.Subnet, "a /30 such as 172.16.10.0/30, or a /126") || !c.masked(k, field, l.Subnet) {
+		return
+	}
+	want := 30
+	if l.Subnet.Addr().Is6() {
+		want = 126
+	}
+	if l.Subnet.Bits() != want {
+		c.add(k, field, l.Subnet.String(), fmt.Sprintf("is no /%d: a link has two addresses, the customer side's and Microsoft's", want),
+			netip.PrefixFrom(l.Subnet.Addr(), want).Masked().String())
+		return
+	}
+	if r, ok := reservedFor(l.Subnet); ok && r.what != linkLocal4 {
+		c.add(k, field, l.Subnet.String(), "overlaps with "+r.prefix.String()+", "+r.what, "a subnet that is agreed with the network provider")
+	}
+}
+
+func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
+	known := enum(c, k, "spec.protocol", s.Protocol, ProtocolWireGuard, ProtocolIPsec)
+	if s.Protocol == ProtocolIPsec {
+		c.add(k, "spec.protocol", string(s.Protocol), "agents cannot make IPsec tunnels yet", string(ProtocolWireGuard))
+	}
+	if s.PathMTU == 0 || !c.between(k, "spec.pathMTU", s.PathMTU, MinPathMTU, MaxPathMTU, " bytes") {
+		return
+	}
+	if known && s.Protocol == ProtocolWireGuard && s.InnerMTU() < MinPathMTU {
+		c.add(k, "spec.pathMTU", strconv.Itoa(s.PathMTU),
+			fmt.Sprintf("leaves %d bytes for packets inside a WireGuard tunnel; IPv6, and with it the tunnel's probe, needs %d (RFC 8200, section 5)", s.InnerMTU(), MinPathMTU),
+			fmt.Sprintf("%d or more", MinPathMTU+wireGuardOverhead))
+	}
+}
