@@ -1,0 +1,235 @@
+package compile_test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/circuitseal/circuitseal/controller/compile"
+	"github.com/circuitseal/circuitseal/controller/document"
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+var update = flag.Bool("update", false, "write golden files")
+
+// snapshot decodes, validates and numbers documents.
+func snapshot(t testing.TB, sources ...document.Source) *model.Snapshot {
+	t.Helper()
+	docs, where, problems := document.Decode(sources)
+	set := map[model.Key]model.Document{}
+	for _, d := range docs {
+		set[d.Key] = d
+	}
+	for _, p := range where.Merge(problems, model.Validate(set)) {
+		t.Fatalf("invalid documents: %+v", p)
+	}
+	numbers, err := compile.Number(set, model.Numbers{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &model.Snapshot{Epoch: 1, Revision: 1, Documents: set, Numbers: numbers}
+}
+
+// samples are the documents that are shipped, as txtar files.
+func samples(t testing.TB) []txtar.File {
+	t.Helper()
+	files, err := filepath.Glob("../../deploy/samples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no samples: %v", err)
+	}
+	var parts []txtar.File
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts = append(parts, txtar.File{Name: filepath.Base(f), Data: text})
+	}
+	return parts
+}
+
+// TestGolden goes through testdata/*.txtar: files ending in .yaml are documents
+// (the shipped samples where there are none), "keys" has lines "tunnel node"
+// whose keys are known, and NODE.json is that node's state.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var inputs []txtar.File
+			want := map[string]string{}
+			keys := map[model.TunnelEnd]desired.PublicKey{}
+			for _, f := range archive.Files {
+				if name, ok := strings.CutSuffix(f.Name, ".json"); ok {
+					want[name] = string(f.Data)
+					continue
+				}
+				inputs = append(inputs, f)
+				if f.Name == "keys" {
+					for line := range strings.Lines(string(f.Data)) {
+						tunnel, node, _ := strings.Cut(strings.TrimSpace(line), " ")
+						keys[model.TunnelEnd{Tunnel: tunnel, Node: node}] = keyFor(tunnel, node)
+					}
+				}
+			}
+			var sources []document.Source
+			parts := slices.DeleteFunc(slices.Clone(inputs), func(f txtar.File) bool { return f.Name == "keys" })
+			if len(parts) == 0 {
+				parts = samples(t)
+			}
+			for _, f := range parts {
+				sources = append(sources, document.Source{Name: f.Name, Text: string(f.Data)})
+			}
+			s := snapshot(t, sources...)
+			s.Keys = keys
+			got := map[string]string{}
+			for node, state := range compile.Compile(s) {
+				if err := state.Validate(); err != nil {
+					t.Errorf("state of %s: %v", node, err)
+				}
+				got[node] = render(t, state)
+			}
+			if *update {
+				archive.Files = inputs
+				for _, node := range slices.Sorted(maps.Keys(got)) {
+					archive.Files = append(archive.Files, txtar.File{Name: node + ".json", Data: []byte(got[node])})
+				}
+				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("states (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// keyFor is a key that says whose it is.
+func keyFor(tunnel, node string) desired.PublicKey {
+	var k desired.PublicKey
+	copy(k[:], node+" "+tunnel)
+	return k
+}
+
+// render writes a state so that a reader can check it.
+func render(t testing.TB, s desired.State) string {
+	t.Helper()
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	if err := e.Encode(readable(s)); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// readable folds what belongs to one thing into one line.
+func readable(s desired.State) any {
+	type group struct {
+		ID      string
+		Number  uint32
+		Remotes []netip.Prefix
+		Tunnels []string
+	}
+	type section struct {
+		Customer string
+		Tenant   uint32
+		Locals   []string
+		Groups   []group
+	}
+	var out struct {
+		Interfaces, Links []string
+		Sections          []section
+	}
+	for _, i := range s.Interfaces {
+		out.Interfaces = append(out.Interfaces, strings.TrimSpace(fmt.Sprintf("%s %s %v %s", i.Name, i.Role, i.Addresses, i.Customer)))
+	}
+	for _, l := range s.Links {
+		out.Links = append(out.Links, fmt.Sprintf("%s #%d on %s via %s", l.ID, l.Number, l.Interface, l.NextHop))
+	}
+	for _, x := range s.Sections {
+		o := section{Customer: x.Customer, Tenant: x.Tenant}
+		for _, l := range x.Locals {
+			o.Locals = append(o.Locals, fmt.Sprintf("%s on %s", l.Prefix, l.Interface))
+		}
+		for _, g := range x.Groups {
+			og := group{ID: g.ID, Number: g.Number, Remotes: g.Remotes}
+			for _, tn := range g.Tunnels {
+				key := "pending"
+				if !tn.Pending() {
+					key = "peer " + strings.TrimRight(string(tn.WireGuard.PeerKey[:]), "\x00")
+				}
+				og.Tunnels = append(og.Tunnels, fmt.Sprintf("%s #%d on %s: %s -> %s, probe %s -> %s, mtu %d, %s",
+					tn.ID, tn.Number, tn.Link, tn.Local, tn.Remote, tn.LocalProbe, tn.RemoteProbe, tn.MTU, key))
+			}
+			o.Groups = append(o.Groups, og)
+		}
+		out.Sections = append(out.Sections, o)
+	}
+	return out
+}
+
+func TestTunnelIDs(t *testing.T) {
+	var sources []document.Source
+	for _, f := range samples(t) {
+		sources = append(sources, document.Source{Name: f.Name, Text: string(f.Data)})
+	}
+	s := snapshot(t, sources...)
+	got := compile.TunnelIDs(s, model.Key{Kind: model.KindConnection, Customer: "contoso", Name: "hq-weu"})
+	want := []string{"contoso/hq-weu/er-ams/primary", "contoso/hq-weu/er-ams/secondary"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("tunnels (-want +got):\n%s", diff)
+	}
+	if got := compile.TunnelIDs(s, model.Key{Kind: model.KindConnection, Customer: "contoso", Name: "none"}); len(got) != 0 {
+		t.Errorf("tunnels of no connection: %v", got)
+	}
+}
+
+// A snapshot that was never validated or numbered must not end the controller.
+func TestCompileIncomplete(t *testing.T) {
+	var sources []document.Source
+	for _, f := range samples(t) {
+		sources = append(sources, document.Source{Name: f.Name, Text: string(f.Data)})
+	}
+	whole := snapshot(t, sources...)
+	for missing := range whole.Documents {
+		s := *whole
+		s.Documents = maps.Clone(whole.Documents)
+		delete(s.Documents, missing)
+		for node, state := range compile.Compile(&s) {
+			if err := state.Validate(); err != nil {
+				t.Errorf("without %s: state of %s: %v", missing, node, err)
+			}
+		}
+	}
+	s := *whole
+	s.Numbers = model.Numbers{}
+	for node, state := range compile.Compile(&s) {
+		if err := state.Validate(); err != nil || len(state.Sections) != 0 {
+			t.Errorf("without numbers: state of %s: %v, %d sections", node, err, len(state.Sections))
+		}
+	}
+	if got := compile.Compile(&model.Snapshot{}); len(got) != 0 {
+		t.Errorf("states of nothing: %v", got)
+	}
+}
