@@ -1,0 +1,161 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/circuitseal/circuitseal/controller/document"
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// view is a snapshot and what the store itself has to know of it. It is never
+// changed once made.
+type view struct {
+	snapshot *model.Snapshot
+	// changed and written are the revisions of the keys of these names.
+	changed, written int64
+	// seen is the etcd revision up to which the snapshot is the newest. It
+	// runs ahead of changed, since tokens are no part of a snapshot.
+	seen int64
+}
+
+// Snapshot is the whole model as it is now, consistent. It is shared: callers
+// must not change it, nor anything that it refers to. While nothing changes,
+// every call returns the same pointer.
+func (s *Store) Snapshot(ctx context.Context) (*model.Snapshot, error) {
+	v, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v.snapshot, nil
+}
+
+func (s *Store) read(ctx context.Context) (*view, error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	r, err := s.get(ctx, changedKey, clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("read store: %w", err)
+	}
+	if s.last != nil && len(r.Kvs) == 1 && r.Kvs[0].ModRevision == s.last.changed {
+		v := *s.last
+		v.seen = r.Header.Revision
+		return &v, nil
+	}
+	t, err := s.txn(ctx, nil, []clientv3.Op{
+		clientv3.OpGet(changedKey),
+		clientv3.OpGet(writtenKey),
+		clientv3.OpGet(documentsRoot, clientv3.WithPrefix()),
+		clientv3.OpGet(numbersRoot, clientv3.WithPrefix()),
+		clientv3.OpGet(keysRoot, clientv3.WithPrefix()),
+		clientv3.OpGet(enrolmentRoot, clientv3.WithPrefix()),
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read store: %w", err)
+	}
+	answers := make([][]*mvccpb.KeyValue, len(t.Responses))
+	for i, a := range t.Responses {
+		answers[i] = a.GetResponseRange().Kvs
+	}
+	if len(answers[0]) != 1 || len(answers[1]) != 1 {
+		return nil, fmt.Errorf("read store: its key %s or %s is missing", changedKey, writtenKey)
+	}
+	v := &view{
+		changed: answers[0][0].ModRevision,
+		written: answers[1][0].ModRevision,
+		seen:    t.Header.Revision,
+	}
+	v.snapshot, err = s.decode(answers[2], answers[3], answers[4], answers[5])
+	if err != nil {
+		return nil, fmt.Errorf("read store: %w", err)
+	}
+	v.snapshot.Revision = uint64(v.changed)
+	s.last = v
+	return v, nil
+}
+
+// decode makes a snapshot. Documents that have not changed since the last one
+// are taken from it. What cannot be read is an error and never left out: a
+// state compiled without it would take tunnels down.
+func (s *Store) decode(documents, numbers, keys, enrolments []*mvccpb.KeyValue) (*model.Snapshot, error) {
+	m := &model.Snapshot{
+		Epoch:     s.epoch,
+		Documents: make(map[model.Key]model.Document, len(documents)),
+		Numbers: model.Numbers{
+			Tenants: map[string]uint32{}, Links: map[string]uint16{},
+			Groups: map[string]uint32{}, Tunnels: map[string]uint16{},
+		},
+		Keys:       make(map[model.TunnelEnd]desired.PublicKey, len(keys)),
+		Enrolments: make(map[string]model.Enrolment, len(enrolments)),
+	}
+	var old map[model.Key]model.Document
+	if s.last != nil {
+		old = s.last.snapshot.Documents
+	}
+	for _, kv := range documents {
+		k, err := parseDocumentKey(string(kv.Key))
+		if err != nil {
+			return nil, err
+		}
+		revision := uint64(kv.ModRevision)
+		if d, ok := old[k]; ok && d.Revision == revision {
+			m.Documents[k] = d
+			continue
+		}
+		spec, err := document.DecodeSpec(string(k.Kind), kv.Value)
+		if err != nil {
+			return nil, fmt.Errorf("decode %s: %w", k, err)
+		}
+		m.Documents[k] = model.Document{Key: k, Spec: spec, Revision: revision}
+	}
+	for _, kv := range numbers {
+		if err := decodeNumber(&m.Numbers, kv); err != nil {
+			return nil, err
+		}
+	}
+	for _, kv := range keys {
+		node, tunnel, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), keysRoot), "/")
+		key, err := desired.PublicKeyFromBytes(kv.Value)
+		if err != nil || key.IsZero() {
+			return nil, fmt.Errorf("decode store key %q: it holds no public key", kv.Key)
+		}
+		m.Keys[model.TunnelEnd{Tunnel: tunnel, Node: node}] = key
+	}
+	for _, kv := range enrolments {
+		var e model.Enrolment
+		if err := json.Unmarshal(kv.Value, &e); err != nil {
+			return nil, fmt.Errorf("decode store key %q: %w", kv.Key, err)
+		}
+		m.Enrolments[strings.TrimPrefix(string(kv.Key), enrolmentRoot)] = e
+	}
+	return m, nil
+}
+
+func decodeNumber(to *model.Numbers, kv *mvccpb.KeyValue) error {
+	class, name, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), numbersRoot), "/")
+	kind, ok := classes[class]
+	if !ok {
+		return fmt.Errorf("store key %q is no number's; was it written by a newer version?", kv.Key)
+	}
+	n, err := parseNumber(string(kv.Value), kind.bits)
+	if err != nil {
+		return fmt.Errorf("decode store key %q: %w", kv.Key, err)
+	}
+	switch class {
+	case tenantClass:
+		to.Tenants[name] = uint32(n)
+	case linkClass:
+		to.Links[name] = uint16(n)
+	case groupClass:
+		to.Groups[name] = uint32(n)
+	case tunnelClass:
+		to.Tunnels[name] = uint16(n)
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+// Package store keeps the model: documents, the numbers that stand for names
+// in kernels, the keys and enrolments that nodes have, and enrolment tokens. It
+// hands out the whole at a revision, takes changes as fenced transactions and
+// says when there is something newer. It sits on an etcd server inside this
+// process that has no listener of any kind. It knows neither RPC nor policy nor
+// cryptography: whether a set of documents is valid, who may change it and what
+// a certificate says is for others to judge.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+)
+
+// What callers tell apart. Errors of this package wrap at most one of these.
+var (
+	// ErrInUse: another process has the data directory.
+	ErrInUse = errors.New("in use")
+	// ErrConflict: a document or number has changed since the base revision.
+	// Read a new snapshot, judge the change again, and repeat it.
+	ErrConflict = errors.New("documents have changed meanwhile")
+	// ErrUnknownNode: there is no Node document of that name.
+	ErrUnknownNode = errors.New("there is no such node")
+	// ErrTokenUnknown: no such token, or its secret is another, or it was
+	// voided by a newer one or with its node.
+	ErrTokenUnknown = errors.New("enrolment token is unknown or was voided")
+	// ErrTokenUsed: another key has redeemed the token.
+	ErrTokenUsed = errors.New("enrolment token is used")
+	// ErrTokenExpired: the token's time is over.
+	ErrTokenExpired = errors.New("enrolment token has expired")
+	// ErrTooLarge: the change does not fit into one transaction.
+	ErrTooLarge = errors.New("change is too large for one transaction")
+	// ErrFull: the store has reached its quota. Reads go on; opening the store
+	// anew drops its history, which usually frees enough.
+	ErrFull = errors.New("store is full")
+	// ErrClosed: the store was closed or has stopped by itself.
+	ErrClosed = errors.New("store is closed")
+)
+
+// Config says where a store is.
+type Config struct {
+	// Dir is the controller's data directory. It is made when it does not
+	// exist (its parent has to), must be this user's own with mode 0700, and is
+	// locked from Open to Close. The store itself is in its subdirectory etcd.
+	Dir string
+	// Log takes what etcd warns of.
+	Log *slog.Logger
+}
+
+// Store is an open store. Its methods may be used concurrently.
+type Store struct {
+	log    *slog.Logger
+	lock   *dirLock
+	server *etcdserver.EtcdServer
+	client *clientv3.Client
+	epoch  uint64
+
+	// life is held for reading during every use of the engine, which must not
+	// be used once it has stopped.
+	life   sync.RWMutex
+	closed bool
+
+	// reading is held while the newest view is fetched; it guards last.
+	reading sync.Mutex
+	last    *view
+}
+
+// Open locks the data directory and starts the store, which takes some tenths
+// of a second; ctx bounds the wait. The first start sets the epoch to 1. The
+// caller closes the store.
+func Open(ctx context.Context, c Config) (*Store, error) { return open(ctx, c, defaultQuota) }
+
+func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
+	lock, err := lockDir(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{log: c.Log, lock: lock}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.server, s.client, err = startEngine(ctx, c, quota); err != nil {
+		return nil, err
+	}
+	if err := s.reclaim(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.initialise(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := s.read(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close stops the store and unlocks the data directory. It waits for calls
+// under way; watchers end with ErrClosed. Closing twice is harmless.
+func (s *Store) Close() error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if s.client != nil {
+		// It has no connection: all that it can return is that its own
+		// context is cancelled now.
+		_ = s.client.Close()
+	}
+	if s.server != nil {
+		s.server.Stop()
+	}
+	return s.lock.Close()
+}
+
+// Epoch rises with every restore or migration of the store. It does not change
+// while the store is open.
+func (s *Store) Epoch() uint64 { return s.epoch }
+
+// initialise makes the keys that every store has, once.
+func (s *Store) initialise(ctx context.Context) error {
+	r, err := s.txn(ctx,
+		[]clientv3.Cmp{absent(epochKey)},
+		[]clientv3.Op{
+			clientv3.OpPut(epochKey, "1"),
+			clientv3.OpPut(changedKey, ""),
+			clientv3.OpPut(writtenKey, ""),
+		},
+		// A version that compiles otherwise than the one before it must not
+		// give a node another state at the same position.
+		[]clientv3.Op{clientv3.OpGet(epochKey), clientv3.OpPut(changedKey, "")})
+	if err != nil {
+		return fmt.Errorf("read epoch of the store: %w", err)
+	}
+	if r.Succeeded {
+		s.epoch = 1
+		return nil
+	}
+	s.epoch, err = parseNumber(string(r.Responses[0].GetResponseRange().Kvs[0].Value), 64)
+	if err != nil {
+		return fmt.Errorf("read epoch of the store: %w", err)
+	}
+	return nil
+}
+
+// txn runs one transaction, atomic and on disk when it returns.
+func (s *Store) txn(ctx context.Context, when []clientv3.Cmp, then, otherwise []clientv3.Op) (*clientv3.TxnResponse, error) {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	r, err := s.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
+	return r, engineError(err)
+}
+
+// get reads one key, or all that start with it.
+func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	r, err := s.client.Get(ctx, key, opts...)
+	return r, engineError(err)
+}
+
+func engineError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps):
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
+	case errors.Is(err, rpctypes.ErrStopped):
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	return err
+}

@@ -1,0 +1,198 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/circuitseal/circuitseal/controller/document"
+	"github.com/circuitseal/circuitseal/controller/model"
+)
+
+// Change is what one transaction does.
+type Change struct {
+	// Put creates or replaces documents. Their revisions are ignored. One that
+	// is equal to what is stored keeps its revision.
+	Put []model.Document
+	// Delete removes documents; one that is not there is none the less gone.
+	// With a Node go its enrolment, its unused token and its keys.
+	Delete []model.Key
+	// Numbers are all numbers after the change. With a tunnel that has no
+	// number any more go the keys that nodes have reported for it.
+	Numbers model.Numbers
+}
+
+// Write makes a change in one transaction, all or nothing, and returns when it
+// is on disk. The revision is that of the first snapshot that shows it; a
+// change that changes nothing writes nothing and returns the present revision.
+//
+// The base is the revision of the snapshot on which the change was judged:
+// ErrConflict when any document or number has changed since, because a set is
+// valid only as a whole. Keys and enrolments that nodes bring meanwhile are no
+// conflict. ErrTooLarge when the change does not fit into a transaction, which
+// takes several thousand documents.
+func (s *Store) Write(ctx context.Context, base uint64, c Change) (uint64, error) {
+	want, err := c.encode()
+	if err != nil {
+		return 0, fmt.Errorf("write documents: %w", err)
+	}
+	for {
+		v, err := s.read(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("write documents: %w", err)
+		}
+		if uint64(v.written) > base {
+			return 0, fmt.Errorf("write documents: %w: base revision %d, changed in %d", ErrConflict, base, v.written)
+		}
+		if uint64(v.changed) < base {
+			return 0, fmt.Errorf("write documents: %w: base revision %d is newer than the store's %d", ErrConflict, base, v.changed)
+		}
+		ops, err := want.difference(v.snapshot)
+		if err != nil {
+			return 0, fmt.Errorf("write documents: %w", err)
+		}
+		if len(ops) == 0 {
+			return uint64(v.changed), nil
+		}
+		ops = append(ops, clientv3.OpPut(changedKey, ""), clientv3.OpPut(writtenKey, ""))
+		r, err := s.txn(ctx, []clientv3.Cmp{unchanged(changedKey, v.changed)}, ops, nil)
+		if err != nil {
+			return 0, fmt.Errorf("write documents: %w", err)
+		}
+		if r.Succeeded {
+			return uint64(r.Header.Revision), nil
+		}
+		// Something changed since the view was read; if it was a document, the
+		// next turn sees that.
+	}
+}
+
+// encoded is a Change whose names were checked, by store key.
+type encoded struct {
+	put     map[string][]byte
+	specs   map[string]model.Key
+	delete  map[string]model.Key
+	numbers map[string]string
+	tunnels map[string]uint16
+}
+
+func (c Change) encode() (encoded, error) {
+	e := encoded{
+		put: map[string][]byte{}, specs: map[string]model.Key{}, delete: map[string]model.Key{},
+		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels,
+	}
+	var errs []error
+	for _, d := range c.Put {
+		key, err := documentKey(d.Key)
+		if err == nil && model.KindOf(d.Spec) != d.Key.Kind {
+			err = fmt.Errorf("%s: its spec is of kind %q", d.Key, model.KindOf(d.Spec))
+		}
+		if _, twice := e.put[key]; err == nil && twice {
+			err = fmt.Errorf("%s is there twice", d.Key)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if e.put[key], err = document.Encode(d.Spec); err != nil {
+			errs = append(errs, fmt.Errorf("encode %s: %w", d.Key, err))
+		}
+		e.specs[key] = d.Key
+	}
+	for _, k := range c.Delete {
+		key, err := documentKey(k)
+		if _, both := e.put[key]; err == nil && both {
+			err = fmt.Errorf("%s is both put and deleted", k)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		e.delete[key] = k
+	}
+	errs = append(errs, encodeNumbers(e.numbers, c.Numbers)...)
+	return e, errors.Join(errs...)
+}
+
+func encodeNumbers(to map[string]string, n model.Numbers) []error {
+	return slices.Concat(
+		encodeClass(to, tenantClass, n.Tenants),
+		encodeClass(to, linkClass, n.Links),
+		encodeClass(to, groupClass, n.Groups),
+		encodeClass(to, tunnelClass, n.Tunnels),
+	)
+}
+
+func encodeClass[N uint16 | uint32](to map[string]string, class string, numbers map[string]N) []error {
+	var errs []error
+	for name, n := range numbers {
+		key, err := numberKey(class, name)
+		if err == nil && n == 0 {
+			err = fmt.Errorf("number 0 for %s %q", class, name)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		to[key] = strconv.FormatUint(uint64(n), 10)
+	}
+	return errs
+}
+
+// difference is what leads from a snapshot to the change, sorted by key.
+func (e encoded) difference(have *model.Snapshot) ([]clientv3.Op, error) {
+	var ops []clientv3.Op
+	for _, key := range slices.Sorted(maps.Keys(e.put)) {
+		if old, ok := have.Documents[e.specs[key]]; ok {
+			b, err := document.Encode(old.Spec)
+			if err != nil {
+				return nil, fmt.Errorf("encode %s: %w", old.Key, err)
+			}
+			if bytes.Equal(b, e.put[key]) {
+				continue
+			}
+		}
+		ops = append(ops, clientv3.OpPut(key, string(e.put[key])))
+	}
+	gone := map[string]bool{}
+	for _, key := range slices.Sorted(maps.Keys(e.delete)) {
+		k := e.delete[key]
+		if _, ok := have.Documents[k]; !ok {
+			continue
+		}
+		ops = append(ops, clientv3.OpDelete(key))
+		if k.Kind == model.KindNode {
+			gone[k.Name] = true
+			ops = append(ops,
+				clientv3.OpDelete(keysRoot+k.Name+"/", clientv3.WithPrefix()),
+				clientv3.OpDelete(enrolmentRoot+k.Name),
+				clientv3.OpDelete(redeemRoot+k.Name))
+		}
+	}
+	old := map[string]string{}
+	if errs := encodeNumbers(old, have.Numbers); len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	for _, key := range slices.Sorted(maps.Keys(e.numbers)) {
+		if old[key] != e.numbers[key] {
+			ops = append(ops, clientv3.OpPut(key, e.numbers[key]))
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(old)) {
+		if _, ok := e.numbers[key]; !ok {
+			ops = append(ops, clientv3.OpDelete(key))
+		}
+	}
+	for end := range have.Keys {
+		if _, ok := e.tunnels[end.Tunnel]; !ok && !gone[end.Node] {
+			ops = append(ops, clientv3.OpDelete(tunnelKey(end.Node, end.Tunnel)))
+		}
+	}
+	return ops, nil
+}
