@@ -1,0 +1,84 @@
+// Package api answers the operators' and the agents' calls: it authenticates
+// the caller, judges whether the call is the caller's to make, bounds what is
+// read, and converts between the wire and the model. It decides neither what
+// makes documents valid (controller/model) nor what nodes get (controller/compile)
+// and keeps nothing itself.
+package api
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/controller/pki"
+	"github.com/circuitseal/circuitseal/controller/session"
+	"github.com/circuitseal/circuitseal/controller/store"
+	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// Store is what the API needs of the store; store.Store has it.
+type Store interface {
+	Snapshot(ctx context.Context) (*model.Snapshot, error)
+	Write(ctx context.Context, base uint64, c store.Change) (revision uint64, err error)
+	PutToken(ctx context.Context, t store.Token) error
+	Redeem(ctx context.Context, q store.Redemption, issue func(node string) (store.Issued, error)) (node string, _ store.Issued, err error)
+}
+
+// Authority knows identities; pki.Authority has it.
+type Authority interface {
+	Identify(chain []*x509.Certificate, now time.Time) (pki.Identity, error)
+	IssueNode(r *pki.Request, node string) (pki.Issued, error)
+	Root() []byte
+	RootPin() string
+}
+
+// Sessions are the agents' streams; session.Hub has them.
+type Sessions interface {
+	Serve(ctx context.Context, peer session.Peer, stream session.Stream) error
+	Report(node string) (connected bool, wanted desired.Position, last *desired.Status)
+}
+
+// Config is what the API is made of.
+type Config struct {
+	Store     Store
+	Authority Authority
+	Sessions  Sessions
+	Log       *slog.Logger
+	// Now is the clock.
+	Now func() time.Time
+}
+
+// New makes the handler of all services. It wants TLS with the peer's
+// certificate requested and not verified: whether one is needed depends on the
+// procedure, and a refusal should say what is wrong.
+func New(c Config) http.Handler {
+	perProcedure := connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
+		return []connect.HandlerOption{
+			connect.WithReadMaxBytes(rules[s.Procedure].most),
+			// No compression: a bomb of it costs time even where its size is
+			// bounded, and nothing here is large.
+			connect.WithCompression("gzip", nil, nil),
+		}
+	})
+
+	handlers := map[string]http.Handler{}
+	mount := func(path string, h http.Handler) { handlers[path] = h }
+	mount(circuitsealv1connect.NewAgentServiceHandler(&agents{
+		store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now,
+		failures: newFailures(c.Now),
+	}, perProcedure))
+	mount(circuitsealv1connect.NewPolicyServiceHandler(&policy{store: c.Store, log: c.Log}, perProcedure))
+	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, log: c.Log, now: c.Now}, perProcedure))
+	mount(circuitsealv1connect.NewStatusServiceHandler(&status{store: c.Store, sessions: c.Sessions}, perProcedure))
+	return &gate{
+		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,
+		errors:    connect.NewErrorWriter(connect.WithCompression("gzip", nil, nil)),
+		strangers: make(chan struct{}, maxStrangers),
+	}
+}

@@ -1,0 +1,136 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// status is the StatusService.
+type status struct {
+	store    Store
+	sessions Sessions
+}
+
+// report is a node as the controller sees it, for a connection's ends.
+type report struct {
+	exists, enrolled, connected bool
+	wanted                      desired.Position
+	status                      *desired.Status
+	tunnels                     map[string]desired.TunnelStatus
+}
+
+// GetStatus implements circuitsealv1connect.StatusServiceHandler.
+func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error) {
+	now, err := s.store.Snapshot(ctx)
+	if err != nil {
+		return nil, storeError(err)
+	}
+	answer := &v1.GetStatusResponse{Revision: now.Revision}
+	reports := map[string]report{}
+	for _, k := range selected(now.Documents, []model.Kind{model.KindNode}, "", "") {
+		r := s.report(now, k.Name)
+		reports[k.Name] = r
+		w := &v1.NodeReport{Node: k.Name, Enrolled: r.enrolled, Connected: r.connected}
+		if r.wanted != (desired.Position{}) {
+			w.Wanted = r.wanted.ToWire()
+		}
+		if r.status != nil {
+			w.Status = r.status.ToWire()
+		}
+		answer.Nodes = append(answer.Nodes, w)
+	}
+	for _, k := range selected(now.Documents, []model.Kind{model.KindConnection}, "", "") {
+		answer.Connections = append(answer.Connections, connection(now, k, reports))
+	}
+	return connect.NewResponse(answer), nil
+}
+
+func (s *status) report(now *model.Snapshot, name string) report {
+	r := report{exists: true}
+	_, r.enrolled = now.Enrolments[name]
+	r.connected, r.wanted, r.status = s.sessions.Report(name)
+	if r.status != nil {
+		r.tunnels = make(map[string]desired.TunnelStatus, len(r.status.Tunnels))
+		for _, t := range r.status.Tunnels {
+			r.tunnels[t.ID] = t
+		}
+	}
+	return r
+}
+
+// connection joins what both ends say. A tunnel is up when both ends, connected
+// now, say so: what a node said before it went away is no evidence. Sentences
+// name what concerns the connection's customer only; what else is wrong with a
+// node, which may serve others too, is in the node's own report.
+func connection(now *model.Snapshot, k model.Key, reports map[string]report) *v1.ConnectionReport {
+	w := &v1.ConnectionReport{Customer: k.Customer, Connection: k.Name}
+	tunnels, _ := model.Tunnels(now.Documents, k)
+	w.TunnelsTotal = uint32(len(tunnels))
+	if len(tunnels) == 0 {
+		w.Problems = []string{"no tunnel can be derived from the documents"}
+		return w
+	}
+	for _, e := range tunnels[0].Ends {
+		if sentence := nodeProblem(e.Node, reports[e.Node]); sentence != "" {
+			w.Problems = append(w.Problems, sentence)
+		}
+	}
+	for _, t := range tunnels {
+		up := 0
+		for _, e := range t.Ends {
+			r := reports[e.Node]
+			have, told := r.tunnels[t.ID]
+			sentence := ""
+			switch _, key := now.Keys[model.TunnelEnd{Tunnel: t.ID, Node: e.Node}]; {
+			case !key:
+				sentence = fmt.Sprintf("tunnel %s is pending: node %s has not reported its key", t.ID, e.Node)
+			case !r.connected:
+				// Said of the node already.
+			case !told:
+				sentence = fmt.Sprintf("tunnel %s: node %s has not reported it yet", t.ID, e.Node)
+			case have.Phase == desired.PhaseUp:
+				up++
+			default:
+				sentence = fmt.Sprintf("tunnel %s is %s at node %s", t.ID, have.Phase, e.Node)
+			}
+			if told && have.Problem != "" && r.connected {
+				if sentence == "" {
+					sentence = fmt.Sprintf("tunnel %s at node %s", t.ID, e.Node)
+				}
+				sentence += ": " + have.Problem
+			}
+			if sentence != "" {
+				w.Problems = append(w.Problems, sentence)
+			}
+		}
+		if up == len(t.Ends) {
+			w.TunnelsUp++
+		}
+	}
+	return w
+}
+
+// nodeProblem is what keeps a node from having its newest state.
+func nodeProblem(name string, r report) string {
+	switch {
+	case !r.exists:
+		return fmt.Sprintf("there is no node %s", name)
+	case !r.enrolled:
+		return fmt.Sprintf("node %s is not enrolled: make a token with `sealctl token create %s`", name, name)
+	case !r.connected && r.status == nil:
+		return fmt.Sprintf("node %s is not connected, and was not since the controller started", name)
+	case !r.connected:
+		return fmt.Sprintf("node %s is not connected; it last reported at %s", name, r.status.Time.UTC().Format("2006-01-02 15:04:05Z"))
+	case r.status != nil && r.status.Rejection != nil:
+		return fmt.Sprintf("node %s has refused state %s", name, r.status.Rejection.Position)
+	case r.status != nil && r.status.Applied.Compare(r.wanted) < 0:
+		return fmt.Sprintf("node %s has not applied state %s yet", name, r.wanted)
+	}
+	return ""
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"connectrpc.com/connect"
+)
+
+// atServer is an error of a call.
+type atServer struct {
+	server string
+	err    error
+}
+
+func (e atServer) Error() string { return e.server + ": " + e.err.Error() }
+func (e atServer) Unwrap() error { return e.err }
+
+// explain says what happened and what to do next.
+func explain(err error) string {
+	at := atServer{}
+	if !errors.As(err, &at) {
+		return err.Error()
+	}
+	var (
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+		dns     *net.DNSError
+		record  tls.RecordHeaderError
+		alert   tls.AlertError
+		rpc     *connect.Error
+	)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Sprintf("nothing listens at %s: is the controller running, and is this its address (--server, SEALCTL_SERVER)?", at.server)
+	case errors.As(err, &dns):
+		return fmt.Sprintf("the name %q cannot be resolved: see --server or SEALCTL_SERVER", dns.Name)
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return fmt.Sprintf("%s cannot be reached from here: no route leads there", at.server)
+	case errors.As(err, &unknown):
+		return fmt.Sprintf("the controller at %s does not belong to the root in --root: take admin/root.pem of its data directory, and if that is what you have, do not go on: somebody answers in the controller's place", at.server)
+	case errors.As(err, &name):
+		return fmt.Sprintf("%v: reach the controller by a name in its certificate, or start it with --name %s", name, name.Host)
+	case errors.As(err, &invalid):
+		return fmt.Sprintf("the controller's certificate is not valid: %v; are both clocks right?", invalid)
+	case errors.As(err, &record):
+		return fmt.Sprintf("%s does not speak TLS: is it the controller's port?", at.server)
+	case errors.As(err, &alert):
+		return fmt.Sprintf("the controller at %s ended the TLS handshake: %v", at.server, alert)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Sprintf("%s did not answer in time; --timeout gives it longer", at.server)
+	}
+	if !errors.As(err, &rpc) {
+		return err.Error()
+	}
+	text := rpc.Message()
+	if !connect.IsWireError(rpc) && rpc.Code() == connect.CodeUnavailable {
+		return fmt.Sprintf("the connection to %s failed: %s", at.server, text)
+	}
+	switch rpc.Code() {
+	case connect.CodeUnauthenticated:
+		text += "; --identity says who you are"
+	case connect.CodeUnimplemented:
+		text += "; is the controller older than this sealctl?"
+	default:
+	}
+	return text
+}
+
+// clean makes foreign text fit for a terminal: what could move the cursor or
+// turn the reading direction is shown and not done.
+func clean(s string) string {
+	harmless := func(r rune) bool { return unicode.IsPrint(r) || r == '\n' }
+	if strings.IndexFunc(s, func(r rune) bool { return !harmless(r) }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if harmless(r) {
+			b.WriteRune(r)
+			continue
+		}
+		fmt.Fprintf(&b, "\\u%04x", r)
+	}
+	return b.String()
+}
+
+// line is clean on one line.
+func line(s string) string { return strings.ReplaceAll(clean(s), "\n", `\n`) }

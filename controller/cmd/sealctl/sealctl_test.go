@@ -1,0 +1,209 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/circuitseal/circuitseal/controller"
+)
+
+// start runs a real controller and points sealctl's environment at it.
+func start(t *testing.T) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "data")
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan string, 1), make(chan error, 1)
+	go func() {
+		done <- controller.Run(ctx, controller.Config{
+			DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
+			Ready: func(a net.Addr, _ string) { ready <- a.String() },
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case address := <-ready:
+		t.Setenv("SEALCTL_SERVER", "https://"+address)
+		t.Setenv("SEALCTL_IDENTITY", dir+"/admin/identity.pem")
+		t.Setenv("SEALCTL_ROOT", dir+"/admin/root.pem")
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// sealctl runs a command.
+func sealctl(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, e bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(stdin), &out, &e)
+	return code, out.String(), e.String()
+}
+
+const samples = "../../../deploy/samples"
+
+func TestCommands(t *testing.T) {
+	start(t)
+	work := t.TempDir()
+	token := filepath.Join(work, "token")
+	steps := []struct {
+		name, stdin string
+		args        []string
+		code        int
+		out, err    string // regular expressions
+	}{
+		{"dry run", "", []string{"apply", "-f", samples, "--dry-run"}, 0, `^customer/contoso created \(dry run\)\n`, `^$`},
+		{"nothing yet", "", []string{"get", "all"}, 0, `^KIND +CUSTOMER +NAME +REVISION +SPEC\n$`, `^$`},
+		{"apply a directory", "", []string{"apply", "-f", samples}, 0, `(?s)^customer/contoso created\nnode/prem-1 created\n.*connection/contoso/hq-weu created\n$`, `^$`},
+		{"apply it again, by file", "", []string{"apply", "-f", samples + "/10-nodes.yaml", "-f", samples + "/20-contoso.yaml"}, 0, `(?s)^customer/contoso unchanged\n.*connection/contoso/hq-weu unchanged\n$`, `^$`},
+		{"apply stdin", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata: {name: fabrikam}\nspec: {model: connect-to}\n", []string{"apply", "-f", "-"}, 0, `^customer/fabrikam created\n$`, `^$`},
+		{"problems", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: Fabrikam\nspec:\n  model: moon\n", []string{"apply", "-f", "-"}, 1, `^$`,
+			`(?m)\A-:4: metadata.name: .* \(got "Fabrikam"\); .*\n-:6: spec.model: .* \(got "moon"\); .*\n2 problems; nothing was changed\n\z`},
+		{"problems as JSON", "kind: Customer\n", []string{"apply", "-f", "-", "-o", "json"}, 1, `"problems": \[`, `^$`},
+		{"no such file", "", []string{"apply", "-f", "moon.yaml"}, 1, `^$`, `^sealctl: there is no file or directory moon.yaml\n$`},
+		{"not UTF-8", "kind: Customer\n# \xff\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: -:2: is no UTF-8`},
+		{"no file", "", []string{"apply"}, 2, `^$`, `-f`},
+		{"get", "", []string{"get", "Sites", "--customer", "contoso"}, 0, `(?s)^KIND.*\nSite +contoso +hq +\d+ +\{.*vnet-weu`, `^$`},
+		{"get one as JSON", "", []string{"get", "customer", "contoso", "-o", "json"}, 0, `"displayName": "Contoso Ltd"`, `^$`},
+		{"get nothing", "", []string{"get", "site", "moon"}, 1, `^$`, `^sealctl: there is no Site/moon`},
+		{"get no kind", "", []string{"get", "stie"}, 1, `^$`, `did you mean Site\?`},
+		{"token to a file", "", []string{"token", "create", "nva-1", "--out", token}, 0, `^$`, `--root-pin sha256:[0-9a-f]{64} --node nva-1 --token-file .*/token\n$`},
+		{"token is not overwritten", "", []string{"token", "create", "nva-1", "--out", token}, 1, `^$`, `is not overwritten`},
+		{"token to stdout", "", []string{"token", "create", "nva-1"}, 0, `^cst1\.\S+\n$`, `circuitseal-agent enroll`},
+		{"token for nobody", "", []string{"token", "create", "nva-2", "--out", token + "2"}, 1, `^$`, `there is no node "nva-2"`},
+		{"token that lives too long", "", []string{"token", "create", "nva-1", "--lifetime", "169h"}, 1, `^$`, `at most 168h`},
+		{"status", "", []string{"status"}, 0, `(?s)^NODE .*nva-1 +no +no .*contoso +hq-weu +0/2\n.*PROBLEMS\n.*node nva-1 is not enrolled`, `^$`},
+		{"status as JSON", "", []string{"status", "-o", "json"}, 0, `"tunnelsTotal": 2`, `^$`},
+		{"delete what is in use", "", []string{"delete", "site", "hq", "--customer", "contoso"}, 1, `^$`, `is in use by Endpoint/contoso/hq \(spec.site\)`},
+		{"delete", "", []string{"delete", "connection", "hq-weu", "--customer", "contoso"}, 0, `^connection/contoso/hq-weu deleted\n$`, `^$`},
+		{"delete files", "", []string{"delete", "-f", samples}, 0, `(?s)endpoint/contoso/vnet-weu deleted\n.*customer/contoso deleted\n$`, `^connection/contoso/hq-weu is not there\n$`},
+		{"all is gone", "", []string{"get", "all"}, 0, `(?s)^KIND.*\nCustomer +- +fabrikam[^\n]*\n$`, `^$`},
+		{"version", "", []string{"version", "-o", "json"}, 0, `"version":"unknown"`, `^$`},
+		{"no command", "", []string{"aply"}, 2, `^$`, `did you mean "apply"`},
+		{"no flag", "", []string{"get", "sites", "--moon"}, 2, `^$`, `unknown flag`},
+		{"no output", "", []string{"get", "sites", "-o", "xml"}, 2, `^$`, `want table or json`},
+		{"help", "", []string{"--help"}, 0, `Exit codes: 0 done, 1 refused or failed, 2 usage`, `^$`},
+		{"completion", "", []string{"completion", "bash"}, 0, `sealctl`, `^$`},
+	}
+	for _, s := range steps {
+		t.Run(s.name, func(t *testing.T) {
+			code, stdout, stderr := sealctl(t, s.stdin, s.args...)
+			if code != s.code || !regexp.MustCompile(s.out).MatchString(stdout) || !regexp.MustCompile(s.err).MatchString(stderr) {
+				t.Errorf("exit code %d, want %d\nstdout: %s\nwant:   %s\nstderr: %s\nwant:   %s", code, s.code, stdout, s.out, stderr, s.err)
+			}
+		})
+	}
+	info, err := os.Stat(token)
+	if err != nil || info.Mode().Perm() != 0o600 || info.Size() < 40 {
+		t.Errorf("the token's file: %v, %v", info, err)
+	}
+	if _, err := os.Stat(token + "2"); err == nil {
+		t.Error("a refused token left a file behind")
+	}
+}
+
+func TestFailuresSayWhatToDo(t *testing.T) {
+	dir := start(t)
+	open := filepath.Join(t.TempDir(), "open.pem")
+	b, err := os.ReadFile(dir + "/admin/identity.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(open, b, 0o644); err != nil { //nolint:gosec // that others can read it is the point
+		t.Fatal(err)
+	}
+	other := filepath.Join(start2(t), "admin/root.pem")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := "https://" + l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name string
+		args []string
+		code int
+		says string
+	}{
+		{"refused", []string{"--server", free}, 1, "nothing listens at " + free + ": is the controller running"},
+		{"no TLS address", []string{"--server", "http://localhost"}, 2, "want an address such as"},
+		{"other root", []string{"--root", other}, 1, "does not belong to the root"},
+		{"no root", []string{"--root", ""}, 1, "admin/root.pem"},
+		{"root is no certificate", []string{"--root", samples + "/10-nodes.yaml"}, 1, "holds no certificate"},
+		{"no identity", []string{"--identity", ""}, 1, "SEALCTL_IDENTITY"},
+		{"identity that others can read", []string{"--identity", open}, 1, "chmod 600"},
+		{"identity is not there", []string{"--identity", "moon.pem"}, 1, "moon.pem"},
+		{"no time", []string{"--timeout", "1ns"}, 1, "--timeout"},
+		{"negative time", []string{"--timeout", "-1s"}, 2, "--timeout"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			code, _, stderr := sealctl(t, "", append([]string{"get", "all"}, tt.args...)...)
+			if code != tt.code || !strings.Contains(stderr, tt.says) || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("exit code %d: %q, want %d and %q", code, stderr, tt.code, tt.says)
+			}
+		})
+	}
+}
+
+// start2 makes another controller's data directory.
+func start2(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "data")
+	ctx, cancel := context.WithCancel(t.Context())
+	err := controller.Run(ctx, controller.Config{
+		DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Ready: func(net.Addr, string) { cancel() },
+	})
+	cancel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestWatch(t *testing.T) {
+	start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	var out, e bytes.Buffer
+	if code := run(ctx, []string{"status", "--watch", "-o", "json"}, strings.NewReader(""), &out, &e); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &e)
+	}
+	var status struct{ Revision string }
+	if err := json.Unmarshal(out.Bytes(), &status); err != nil || status.Revision == "" {
+		t.Errorf("got %q, %v", &out, err)
+	}
+}
+
+// What a node says of itself must not move the operator's cursor.
+func TestTablesAreClean(t *testing.T) {
+	table := newTable("A", "B")
+	table.add("\x1b[2J\u202eevil", "x\ny")
+	table.add("", "é")
+	var b bytes.Buffer
+	if err := table.print(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := "A                      B\n\\u001b[2J\\u202eevil  x\\ny\n-                      é\n"
+	want = strings.ReplaceAll(want, "A                      B", "A"+strings.Repeat(" ", len(`\u001b[2J\u202eevil`)+1)+"B")
+	want = strings.ReplaceAll(want, "-                      é", "-"+strings.Repeat(" ", len(`\u001b[2J\u202eevil`)+1)+"é")
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+}

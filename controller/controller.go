@@ -1,0 +1,103 @@
+// Package controller wires the controller together: the store, the authority,
+// the agents' sessions and the API, on one TLS listener. It is the only package
+// that sees all of them; it decides how they start, what they listen on and how
+// they stop, and nothing else.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/circuitseal/circuitseal/controller/api"
+	"github.com/circuitseal/circuitseal/controller/pki"
+	"github.com/circuitseal/circuitseal/controller/session"
+	"github.com/circuitseal/circuitseal/controller/store"
+)
+
+// openTimeout bounds how long the store may take to start: a large log is
+// replayed in seconds.
+const openTimeout = 60 * time.Second
+
+// Config says what a controller has.
+type Config struct {
+	// DataDir holds everything that the controller keeps. It is made at the
+	// first start, and one controller uses it at a time.
+	DataDir string
+	// Listen is a host and a port, such as ":8443".
+	Listen string
+	// Names are host names and addresses by which agents and operators reach
+	// the controller, beside the host's own and the loopback ones.
+	Names []string
+	Log   *slog.Logger
+	// Ready, when set, is called once the controller serves.
+	Ready func(address net.Addr, rootPin string)
+}
+
+// Run runs a controller until ctx is done, which is no error, and returns within
+// three seconds of that. An error says in one sentence what to do.
+func Run(ctx context.Context, c Config) (err error) {
+	listener, err := listen(ctx, c.Listen)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := listener.Close(); !errors.Is(e, net.ErrClosed) {
+			err = errors.Join(err, e)
+		}
+	}()
+
+	opening, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	kept, err := store.Open(opening, store.Config{Dir: c.DataDir, Log: c.Log.With("part", "store")})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return explainDir(c.DataDir, err)
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
+
+	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki")})
+	if err != nil {
+		return err
+	}
+	config, err := authority.ServerTLS(slices.Concat(pki.DefaultNames(), c.Names))
+	if err != nil {
+		return err
+	}
+
+	hub := session.New(kept, authority, c.Log.With("part", "session"))
+	handler := api.New(api.Config{
+		Store: kept, Authority: authority, Sessions: hub,
+		Log: c.Log.With("part", "api"), Now: time.Now,
+	})
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return hub.Run(ctx) })
+	group.Go(func() error { return serve(ctx, listener, config, handler, c.Log.With("part", "http")) })
+	c.Log.Info("ready", "address", listener.Addr().String(), "root_pin", authority.RootPin(),
+		"admin_identity", filepath.Join(c.DataDir, "admin", "identity.pem"))
+	if c.Ready != nil {
+		c.Ready(listener.Addr(), authority.RootPin())
+	}
+	err = group.Wait()
+	c.Log.Info("stopped")
+	return err
+}
+
+// explainDir says what to do about a data directory that cannot be used.
+func explainDir(dir string, err error) error {
+	hint := fmt.Sprintf("see that %s is on a writable disk and belongs to this user, or name another with --data-dir", dir)
+	if errors.Is(err, store.ErrInUse) {
+		hint = "stop that controller first, or name another directory with --data-dir"
+	}
+	return fmt.Errorf("%w; %s", err, hint)
+}

@@ -1,0 +1,189 @@
+// Package session keeps agents up to date: it compiles every snapshot of the
+// model once for all nodes, hands each connected node the newest state that is
+// its own, signed, and takes its status back. It knows the agents' stream and
+// what a node's state names. It refuses to know who a peer is (its caller has
+// authenticated the node), what operators may do, and where keys are kept.
+package session
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/circuitseal/circuitseal/controller/compile"
+	"github.com/circuitseal/circuitseal/controller/model"
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// Store is what the hub needs of the store.
+type Store interface {
+	// Snapshot is the whole model as it is now.
+	Snapshot(ctx context.Context) (*model.Snapshot, error)
+	// Watch yields the present snapshot and then every newer one, coalesced.
+	Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error]
+	// PutKeys keeps public keys that a node has reported for its own tunnels.
+	PutKeys(ctx context.Context, node string, keys map[string]desired.PublicKey) error
+}
+
+// Signer seals states. It may be called by many streams at once.
+type Signer interface {
+	SignState(h desired.Header, state []byte) (*v1.Envelope, error)
+}
+
+// Hub has the newest state of every node and the sessions of those that are
+// connected. Its methods may be called at once.
+type Hub struct {
+	store  Store
+	signer Signer
+	log    *slog.Logger
+
+	// compiled is closed once the first snapshot was compiled.
+	compiled chan struct{}
+	// stopped is closed when Run returns: every session ends then.
+	stopped chan struct{}
+
+	mu       sync.Mutex
+	snapshot *model.Snapshot
+	nodes    map[string]*node
+}
+
+// node is a Node document, whether it is connected or not.
+type node struct {
+	newest *state
+	// session is nil while the node is not connected.
+	session *session
+	// status is the last one received; nil when there was none.
+	status *desired.Status
+}
+
+// state is what one node should have, shared by all who send it.
+type state struct {
+	position desired.Position
+	bytes    []byte
+	// tunnels are the tunnels that the state names: the only ones for which the
+	// node may report a key.
+	tunnels map[string]bool
+
+	once     sync.Once
+	envelope *v1.Envelope
+	err      error
+}
+
+// New makes a hub; Run starts it.
+func New(store Store, signer Signer, log *slog.Logger) *Hub {
+	return &Hub{
+		store: store, signer: signer, log: log,
+		compiled: make(chan struct{}), stopped: make(chan struct{}),
+		nodes: map[string]*node{},
+	}
+}
+
+// Run follows the store until ctx is done, which is no error, or until the
+// store cannot be read any more. All sessions end when it returns. It is called
+// once.
+func (h *Hub) Run(ctx context.Context) error {
+	defer close(h.stopped)
+	first := true
+	for s, err := range h.store.Watch(ctx) {
+		if err != nil {
+			return fmt.Errorf("follow the store: %w", err)
+		}
+		if err := h.update(s); err != nil {
+			return err
+		}
+		if first {
+			first = false
+			close(h.compiled)
+		}
+	}
+	return nil
+}
+
+// update compiles a snapshot and wakes the sessions whose state has changed.
+func (h *Hub) update(s *model.Snapshot) error {
+	began := time.Now()
+	states := compile.Compile(s)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	changed := 0
+	for name, want := range states {
+		b, err := want.Marshal()
+		if err != nil {
+			return fmt.Errorf("compile state of node %s: %w", name, err)
+		}
+		n := h.nodes[name]
+		if n == nil {
+			n = &node{}
+			h.nodes[name] = n
+		}
+		if n.newest != nil && bytes.Equal(n.newest.bytes, b) {
+			continue
+		}
+		// The store's revision never falls and rises with every start of the
+		// controller, so this position is newer than every one that the node
+		// was ever given.
+		n.newest = &state{
+			position: desired.Position{Epoch: s.Epoch, Revision: s.Revision},
+			bytes:    b, tunnels: tunnelsOf(want),
+		}
+		changed++
+		if n.session != nil {
+			n.session.wake()
+		}
+	}
+	for name, n := range h.nodes {
+		if _, ok := states[name]; !ok {
+			if n.session != nil {
+				n.session.end(errUnknownNode(name))
+			}
+			delete(h.nodes, name)
+			continue
+		}
+		// A session that began after this snapshot knows better.
+		if n.session != nil && s.Revision >= n.session.since && s.Enrolments[name].Serial != n.session.serial {
+			n.session.end(errOldCertificate(name))
+		}
+	}
+	h.snapshot = s
+	h.log.Debug("compiled states", "revision", s.Revision, "nodes", len(states), "changed", changed, "took", time.Since(began))
+	return nil
+}
+
+func tunnelsOf(s desired.State) map[string]bool {
+	ids := map[string]bool{}
+	for _, section := range s.Sections {
+		for _, g := range section.Groups {
+			for _, t := range g.Tunnels {
+				ids[t.ID] = true
+			}
+		}
+	}
+	return ids
+}
+
+// seal signs the state, once: a state that nobody asks for costs no signature.
+func (h *Hub) seal(name string, s *state) (*v1.Envelope, error) {
+	s.once.Do(func() {
+		s.envelope, s.err = h.signer.SignState(desired.Header{Node: name, Position: s.position, Issued: time.Now()}, s.bytes)
+	})
+	return s.envelope, s.err
+}
+
+// Report is what the hub knows of a node: whether it has a session, the
+// position of its newest state, zero when none was compiled yet, and the last
+// status that it sent to this process, nil when there was none. The status is
+// shared and must not be changed.
+func (h *Hub) Report(name string) (connected bool, wanted desired.Position, last *desired.Status) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := h.nodes[name]
+	if n == nil {
+		return false, desired.Position{}, nil
+	}
+	return n.session != nil, n.newest.position, n.status
+}
