@@ -1,0 +1,73 @@
+// Package instance derives every name that an agent gives to something on its
+// host from --instance, so that two nodes share a host without meeting and a
+// restarted agent recognises its own leftovers without memory. It touches
+// nothing.
+package instance
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+)
+
+// Instance is the name of one agent on a host: 1 to 6 characters a-z and 0-9,
+// starting with a letter. The bound comes from Linux interface names, which
+// have 15 characters at most (IFNAMSIZ in include/uapi/linux/if.h).
+type Instance string
+
+// Default is the instance of a host that has only one.
+const Default Instance = "main"
+
+var pattern = regexp.MustCompile(`^[a-z][a-z0-9]{0,5}$`)
+
+// Parse refuses names that are not an Instance.
+func Parse(s string) (Instance, error) {
+	if !pattern.MatchString(s) {
+		return "", fmt.Errorf("instance %.64q: want 1 to 6 characters a-z and 0-9, the first a letter, such as %q", s, Default)
+	}
+	return Instance(s), nil
+}
+
+// StateDir keeps what must survive a reboot: identity, keys, last good state.
+func (i Instance) StateDir() string { return filepath.Join("/var/lib/circuitseal", string(i)) }
+
+// RunDir keeps sockets and the bpffs; it goes with a reboot.
+func (i Instance) RunDir() string { return filepath.Join("/run/circuitseal", string(i)) }
+
+// BPFDir is where the instance's own bpffs is mounted. It lies outside /sys,
+// which `ip netns exec` remounts.
+func (i Instance) BPFDir() string { return filepath.Join(i.RunDir(), "bpf") }
+
+// AgentSocket answers `circuitseal-agent status`.
+func (i Instance) AgentSocket() string { return filepath.Join(i.RunDir(), "agent.sock") }
+
+// WireGuardSocket controls the WireGuard process.
+func (i Instance) WireGuardSocket() string { return filepath.Join(i.RunDir(), "wireguard.sock") }
+
+// Namespace is the name of the circuit namespace, as `ip netns` lists it.
+func (i Instance) Namespace() string { return "cs-" + string(i) }
+
+// Device is the interface name of a tunnel.
+func (i Instance) Device(tunnel uint16) string { return fmt.Sprintf("%s%d", i.DevicePrefix(), tunnel) }
+
+// DevicePrefix begins the name of every tunnel device of this instance.
+func (i Instance) DevicePrefix() string { return "cs-" + string(i) + "-" }
+
+// NFTable is the nftables table in the circuit namespace.
+func (i Instance) NFTable() string { return "circuitseal_" + string(i) }
+
+const (
+	markBase  = 0x43530000 // "CS"
+	tableBase = 0x43530000
+)
+
+// Mark is the mark that encryptors and control sockets of a link carry: node
+// bits in the upper half, the link's number in the lower.
+func Mark(link uint16) uint32 { return markBase | uint32(link) }
+
+// Table is the routing table of a link in the circuit namespace.
+func Table(link uint16) uint32 { return tableBase | uint32(link) }
+
+// RouteProtocol marks every route and rule that an agent makes (rtm_protocol;
+// values of 0 to 15 and those named in rtnetlink.h are taken).
+const RouteProtocol = 0xC5

@@ -1,0 +1,129 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// udp is WireGuard's IP protocol number.
+const udp = 17
+
+// Build says what each driver has to bring about for a valid state. Every
+// circuit interface is guarded, also one that carries no tunnel. Tunnels that
+// still wait for their peer's key are listed as pending and open nothing; the
+// prefixes behind them are known to the classifier all the same, so that
+// packets to them are dropped as "no tunnel" and not as unknown.
+func Build(inst instance.Instance, s desired.State) Plan {
+	b := builder{inst: inst, links: map[string]desired.Link{}, tables: map[string]*Table{}}
+	for _, i := range s.Interfaces {
+		switch i.Role {
+		case desired.RoleCircuit:
+			b.plan.Interfaces = append(b.plan.Interfaces, Interface{Name: i.Name, Addresses: i.Addresses})
+			b.plan.Guard.Interfaces = append(b.plan.Guard.Interfaces, i.Name)
+		case desired.RoleLAN:
+			for _, x := range s.Sections {
+				if x.Customer == i.Customer {
+					b.plan.Classifier.LANs = append(b.plan.Classifier.LANs, LAN{Interface: i.Name, Tenant: x.Tenant})
+				}
+			}
+		case desired.RoleManagement:
+		}
+	}
+	order := make([]*Table, 0, len(s.Links))
+	for _, l := range s.Links {
+		b.links[l.ID] = l
+		t := &Table{Number: instance.Table(l.Number), Mark: instance.Mark(l.Number)}
+		b.tables[l.ID] = t
+		order = append(order, t)
+		b.neighbors(s, l)
+	}
+	for _, x := range s.Sections {
+		b.section(x)
+	}
+	for _, t := range order {
+		b.plan.Tables = append(b.plan.Tables, *t)
+	}
+	return b.plan
+}
+
+type builder struct {
+	inst   instance.Instance
+	links  map[string]desired.Link
+	tables map[string]*Table
+	plan   Plan
+}
+
+// neighbors lets each address of the link's interface resolve its next hop.
+func (b *builder) neighbors(s desired.State, l desired.Link) {
+	for _, i := range s.Interfaces {
+		if i.Name != l.Interface {
+			continue
+		}
+		for _, a := range i.Addresses {
+			n := Neighbor{Interface: i.Name, Local: a.Addr(), Remote: l.NextHop}
+			if a.Contains(l.NextHop) && !slices.Contains(b.plan.Guard.Neighbors, n) {
+				b.plan.Guard.Neighbors = append(b.plan.Guard.Neighbors, n)
+			}
+		}
+	}
+}
+
+func (b *builder) section(x desired.Section) {
+	c := &b.plan.Classifier
+	for _, l := range x.Locals {
+		c.Locals = append(c.Locals, Local{Tenant: x.Tenant, Prefix: l.Prefix, Interface: l.Interface})
+	}
+	for _, g := range x.Groups {
+		for _, r := range g.Remotes {
+			c.Remotes = append(c.Remotes, Remote{Tenant: x.Tenant, Prefix: r, Group: g.Number})
+		}
+		group := Group{ID: g.ID, Number: g.Number, Tenant: x.Tenant}
+		for _, t := range g.Tunnels {
+			if t.Pending() {
+				b.plan.Pending = append(b.plan.Pending, Pending{ID: t.ID, Reason: "waits for the peer's public key"})
+				continue
+			}
+			group.Members = append(group.Members, b.tunnel(t, g))
+		}
+		c.Groups = append(c.Groups, group)
+	}
+}
+
+func (b *builder) tunnel(t desired.Tunnel, g desired.Group) Member {
+	link := b.links[t.Link]
+	mark := instance.Mark(link.Number)
+	device := b.inst.Device(t.Number)
+
+	allowed := append([]netip.Prefix(nil), g.Remotes...)
+	allowed = append(allowed, host(t.RemoteProbe))
+	b.plan.Tunnels = append(b.plan.Tunnels, Tunnel{
+		ID: t.ID, Device: device, Mark: mark, MTU: int(t.MTU),
+		Local: t.Local, Peer: t.Remote, PeerKey: t.WireGuard.PeerKey,
+		AllowedIPs: allowed, LocalProbe: t.LocalProbe, RemoteProbe: t.RemoteProbe,
+	})
+	b.plan.Guard.Flows = append(b.plan.Guard.Flows, Flow{
+		Interface: link.Interface, Mark: mark, Protocol: udp, Local: t.Local, Remote: t.Remote,
+	})
+	route := Route{
+		Destination: host(t.Remote.Addr()), NextHop: link.NextHop,
+		Interface: link.Interface, Source: t.Local.Addr(),
+	}
+	if table := b.tables[t.Link]; !slices.Contains(table.Routes, route) {
+		table.Routes = append(table.Routes, route)
+	}
+	return Member{
+		Tunnel: t.ID, Number: t.Number, Device: device, MTU: int(t.MTU),
+		LocalProbe: t.LocalProbe, RemoteProbe: t.RemoteProbe,
+	}
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// String is one line.
+func (f Flow) String() string {
+	return fmt.Sprintf("%s protocol %d %s -> %s mark %#x", f.Interface, f.Protocol, f.Local, f.Remote, f.Mark)
+}

@@ -1,0 +1,48 @@
+package plan
+
+import (
+	"reflect"
+	"slices"
+)
+
+// Common is what old and next have in common for the parts whose removal comes
+// first: a flow that goes is closed, and a member that goes gets no more
+// packets, before the tunnel beneath them is taken away. Bringing about Common
+// opens nothing that old did not have.
+func Common(old, next Plan) Plan {
+	out := next
+	out.Guard.Flows = both(old.Guard.Flows, next.Guard.Flows)
+	out.Guard.Neighbors = both(old.Guard.Neighbors, next.Guard.Neighbors)
+	out.Guard.Interfaces = both(old.Guard.Interfaces, next.Guard.Interfaces)
+
+	out.Classifier.LANs = both(old.Classifier.LANs, next.Classifier.LANs)
+	out.Classifier.Locals = both(old.Classifier.Locals, next.Classifier.Locals)
+	out.Classifier.Remotes = both(old.Classifier.Remotes, next.Classifier.Remotes)
+	out.Classifier.Groups = nil
+	for _, g := range next.Classifier.Groups {
+		i := slices.IndexFunc(old.Classifier.Groups, func(o Group) bool { return o.Number == g.Number && o.Tenant == g.Tenant })
+		if i < 0 {
+			continue
+		}
+		g.Members = both(old.Classifier.Groups[i].Members, g.Members)
+		out.Classifier.Groups = append(out.Classifier.Groups, g)
+	}
+	return out
+}
+
+// Equal reports whether two plans say the same.
+func (p Plan) Equal(q Plan) bool { return reflect.DeepEqual(p, q) }
+
+func both[T comparable](old, next []T) []T {
+	had := make(map[T]bool, len(old))
+	for _, v := range old {
+		had[v] = true
+	}
+	var out []T
+	for _, v := range next {
+		if had[v] {
+			out = append(out, v)
+		}
+	}
+	return out
+}

@@ -1,0 +1,141 @@
+package plan
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// premises is the on-premises node of deploy/samples: two links, two tunnels.
+func premises() desired.State {
+	tunnel := func(n uint16, link, local, remote string) desired.Tunnel {
+		first, second := desired.ProbeAddresses(n)
+		return desired.Tunnel{
+			ID: "contoso/hq-weu/er-ams/" + link, Number: n, Link: "contoso/er-ams/" + link,
+			Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote),
+			LocalProbe: first, RemoteProbe: second, MTU: 1328,
+			WireGuard: &desired.WireGuard{PeerKey: desired.PublicKey{byte(n)}},
+		}
+	}
+	return desired.State{
+		Interfaces: []desired.Interface{
+			{Name: "circ0", Role: desired.RoleCircuit, Addresses: []netip.Prefix{netip.MustParsePrefix("172.16.10.1/30")}},
+			{Name: "circ1", Role: desired.RoleCircuit, Addresses: []netip.Prefix{netip.MustParsePrefix("172.16.10.5/30")}},
+			{Name: "lan0", Role: desired.RoleLAN, Customer: "contoso"},
+			{Name: "mgmt0", Role: desired.RoleManagement},
+		},
+		Links: []desired.Link{
+			{ID: "contoso/er-ams/primary", Number: 1, Interface: "circ0", NextHop: netip.MustParseAddr("172.16.10.2")},
+			{ID: "contoso/er-ams/secondary", Number: 2, Interface: "circ1", NextHop: netip.MustParseAddr("172.16.10.6")},
+		},
+		Sections: []desired.Section{{
+			Customer: "contoso", Tenant: 1,
+			Locals: []desired.LocalPrefix{
+				{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Interface: "lan0"},
+				{Prefix: netip.MustParsePrefix("fd00:c0:1::/48"), Interface: "lan0"},
+			},
+			Groups: []desired.Group{{
+				ID: "contoso/hq-weu", Number: 1,
+				Remotes: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("fd00:c0:2::/48")},
+				Tunnels: []desired.Tunnel{
+					tunnel(1, "primary", "172.16.10.1:51820", "172.20.255.4:51820"),
+					tunnel(2, "secondary", "172.16.10.5:51821", "172.20.255.5:51821"),
+				},
+			}},
+		}},
+	}
+}
+
+func TestBuild(t *testing.T) {
+	pending := premises()
+	pending.Sections[0].Groups[0].Tunnels[1].WireGuard = &desired.WireGuard{}
+	bare := desired.State{Interfaces: premises().Interfaces[:1]}
+	tests := []struct {
+		name  string
+		state desired.State
+	}{
+		{"premises", premises()},
+		{"one-pending", pending},
+		{"interface-without-tunnels", bare},
+		{"nothing", desired.State{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.state.Validate(); err != nil {
+				t.Fatalf("test's own state: %v", err)
+			}
+			got := Build("main", tt.state).String()
+			golden := filepath.Join("testdata", tt.name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), got); d != "" {
+				t.Errorf("plan (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// Whatever the state, a flow carries the mark of a link on that link's own
+// interface, and every circuit interface is guarded.
+func TestEveryFlowIsPinnedToItsLink(t *testing.T) {
+	p := Build("main", premises())
+	if len(p.Guard.Flows) != 2 || p.Guard.Flows[0].Mark == p.Guard.Flows[1].Mark || p.Guard.Flows[0].Interface == p.Guard.Flows[1].Interface {
+		t.Errorf("flows are not pinned apart: %v", p.Guard.Flows)
+	}
+	for i, f := range p.Guard.Flows {
+		tunnel, table := p.Tunnels[i], p.Tables[i]
+		if tunnel.Mark != f.Mark || table.Mark != f.Mark || table.Routes[0].Interface != f.Interface {
+			t.Errorf("flow %v, tunnel mark %#x, table %+v", f, tunnel.Mark, table)
+		}
+	}
+}
+
+func TestCommonOpensNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(label string) Plan {
+			s := premises()
+			g := &s.Sections[0].Groups[0]
+			g.Tunnels = slices.DeleteFunc(g.Tunnels, func(desired.Tunnel) bool { return rapid.Bool().Draw(t, label) })
+			g.Remotes = slices.DeleteFunc(g.Remotes, func(netip.Prefix) bool { return rapid.Bool().Draw(t, label) })
+			if rapid.Bool().Draw(t, label) {
+				s.Sections = nil
+			}
+			return Build(instance.Default, s)
+		}
+		old, next := draw("old"), draw("next")
+		c := Common(old, next)
+		for _, f := range c.Guard.Flows {
+			if !slices.Contains(old.Guard.Flows, f) || !slices.Contains(next.Guard.Flows, f) {
+				t.Fatalf("flow %v is not in both", f)
+			}
+		}
+		for _, g := range c.Classifier.Groups {
+			for _, m := range g.Members {
+				if !slices.ContainsFunc(old.Classifier.Groups, func(o Group) bool { return slices.Contains(o.Members, m) }) {
+					t.Fatalf("member %v is new", m)
+				}
+			}
+		}
+		if !Common(next, next).Equal(Common(next, Common(next, next))) {
+			t.Fatal("Common of a plan with itself changes it")
+		}
+	})
+}

@@ -1,0 +1,68 @@
+package plan
+
+import (
+	"fmt"
+	"strings"
+)
+
+// String is the plan for people: what `circuitseal-agent plan` prints and what
+// golden tests compare. Order and indentation are stable.
+func (p Plan) String() string {
+	var b strings.Builder
+	section := func(title string, n int) {
+		if n > 0 {
+			fmt.Fprintf(&b, "%s\n", title)
+		}
+	}
+	line := func(format string, a ...any) { fmt.Fprintf(&b, "  "+format+"\n", a...) }
+
+	section("circuit interfaces (in the circuit namespace)", len(p.Interfaces))
+	for _, i := range p.Interfaces {
+		line("%s %v", i.Name, i.Addresses)
+	}
+	section("routing tables (in the circuit namespace, each ends in unreachable)", len(p.Tables))
+	for _, t := range p.Tables {
+		line("%#x for mark %#x", t.Number, t.Mark)
+		for _, r := range t.Routes {
+			line("  %s via %s dev %s src %s", r.Destination, r.NextHop, r.Interface, r.Source)
+		}
+	}
+	section("tunnels", len(p.Tunnels))
+	for _, t := range p.Tunnels {
+		line("%s: %s, %s -> %s, mark %#x, mtu %d", t.ID, t.Device, t.Local, t.Peer, t.Mark, t.MTU)
+		line("  allowed %v", t.AllowedIPs)
+		line("  probe %s -> %s", t.LocalProbe, t.RemoteProbe)
+	}
+	section("pending tunnels", len(p.Pending))
+	for _, t := range p.Pending {
+		line("%s: %s", t.ID, t.Reason)
+	}
+	section("guard: nothing but these passes the circuit interfaces", len(p.Guard.Interfaces))
+	for _, i := range p.Guard.Interfaces {
+		line("%s", i)
+	}
+	for _, n := range p.Guard.Neighbors {
+		line("%s ARP %s <-> %s", n.Interface, n.Local, n.Remote)
+	}
+	for _, f := range p.Guard.Flows {
+		line("%s", f)
+	}
+	c := p.Classifier
+	section("classifier", len(c.LANs)+len(c.Locals)+len(c.Remotes)+len(c.Groups))
+	for _, l := range c.LANs {
+		line("%s is tenant %d", l.Interface, l.Tenant)
+	}
+	for _, l := range c.Locals {
+		line("tenant %d: %s is local, behind %s", l.Tenant, l.Prefix, l.Interface)
+	}
+	for _, r := range c.Remotes {
+		line("tenant %d: %s is encrypted into group %d", r.Tenant, r.Prefix, r.Group)
+	}
+	for _, g := range c.Groups {
+		line("group %d (%s, tenant %d)", g.Number, g.ID, g.Tenant)
+		for _, m := range g.Members {
+			line("  %s by %s", m.Tunnel, m.Device)
+		}
+	}
+	return b.String()
+}
