@@ -1,0 +1,232 @@
+// Package identity keeps who a node is: its key, its certificate, the root that
+// it pinned at enrolment and where its controller is. It knows files and X.509,
+// and neither dials nor enrols.
+package identity
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/circuitseal/circuitseal/agent/durable"
+)
+
+// ErrNotEnrolled says that a directory holds no identity.
+var ErrNotEnrolled = errors.New("this node is not enrolled")
+
+// nodeURI begins the URI SAN of every node's certificate; the name follows.
+const nodeURI = "spiffe://circuitseal/node/"
+
+// maxFile bounds what is read from disk.
+const maxFile = 256 << 10
+
+// Identity is an enrolled node. Its key never leaves it.
+type Identity struct {
+	Node       string
+	Controller *url.URL
+	Root       *x509.Certificate
+	key        Key
+	chain      [][]byte
+}
+
+// Key is a node's private key. Every way of printing it redacts.
+type Key struct{ signer *ecdsa.PrivateKey }
+
+// String redacts.
+func (Key) String() string { return "(private key)" }
+
+// GoString redacts.
+func (Key) GoString() string { return "(private key)" }
+
+// LogValue redacts.
+func (Key) LogValue() slog.Value { return slog.StringValue("(private key)") }
+
+// MarshalJSON redacts.
+func (Key) MarshalJSON() ([]byte, error) { return []byte(`"(private key)"`), nil }
+
+// Request is a certificate request (PKCS #10, DER) for the key. It asks for no
+// name: the token says whose certificate this will be.
+func (k Key) Request() ([]byte, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{}}, k.signer)
+	if err != nil {
+		return nil, fmt.Errorf("create certificate request: %w", err)
+	}
+	return der, nil
+}
+
+// Certificate is what the node presents in TLS.
+func (i *Identity) Certificate() tls.Certificate {
+	return tls.Certificate{Certificate: i.chain, PrivateKey: i.key.signer}
+}
+
+// Leaf is the node's own certificate.
+func (i *Identity) Leaf() (*x509.Certificate, error) { return x509.ParseCertificate(i.chain[0]) }
+
+// ParsePin reads a root's fingerprint: "sha256:" and 64 hexadecimal digits.
+func ParsePin(s string) ([sha256.Size]byte, error) {
+	var pin [sha256.Size]byte
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	b, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(b) != len(pin) {
+		return pin, fmt.Errorf("root pin %.80q: want sha256: and 64 hexadecimal digits, as `sealctl token create` prints it", s)
+	}
+	copy(pin[:], b)
+	return pin, nil
+}
+
+const (
+	keyFile  = "key.pem"
+	metaFile = "identity.json"
+)
+
+// meta is one file, so that certificate, root and controller change together.
+type meta struct {
+	Controller   string   `json:"controller"`
+	Root         []byte   `json:"root"`
+	Certificates [][]byte `json:"certificates"`
+}
+
+// NewKey returns the key in dir, and makes one where there is none: it is on
+// disk before it is used, so that an enrolment whose answer was lost can be
+// repeated with the same key.
+func NewKey(dir string) (Key, error) {
+	k, err := loadKey(dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return k, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return Key{}, err
+	}
+	signer, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		return Key{}, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(signer)
+	if err != nil {
+		return Key{}, err
+	}
+	block := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	if err := durable.WriteFile(filepath.Join(dir, keyFile), block, 0o600); err != nil {
+		return Key{}, err
+	}
+	return Key{signer}, nil
+}
+
+func loadKey(dir string) (Key, error) {
+	path := filepath.Join(dir, keyFile)
+	text, err := durable.ReadFile(path, maxFile, true)
+	if err != nil {
+		return Key{}, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return Key{}, fmt.Errorf("read %s: it holds no PEM block", path)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return Key{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	signer, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return Key{}, fmt.Errorf("read %s: it holds a %T, want an ECDSA key", path, parsed)
+	}
+	return Key{signer}, nil
+}
+
+// Store writes an identity into dir, which holds its key already, and returns
+// it. The certificates (DER, leaf first) must be for that key and lead to root.
+func Store(dir string, controller *url.URL, root []byte, certificates [][]byte) (*Identity, error) {
+	m := meta{Controller: controller.String(), Root: root, Certificates: certificates}
+	i, err := assemble(dir, m)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return i, durable.WriteFile(filepath.Join(dir, metaFile), append(text, '\n'), 0o600)
+}
+
+// Load reads the identity in dir; ErrNotEnrolled when there is none.
+func Load(dir string) (*Identity, error) {
+	path := filepath.Join(dir, metaFile)
+	text, err := durable.ReadFile(path, maxFile, true)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there is no %s; run `circuitseal-agent enroll` first", ErrNotEnrolled, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var m meta
+	if err := json.Unmarshal(text, &m); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return assemble(dir, m)
+}
+
+func assemble(dir string, m meta) (*Identity, error) {
+	key, err := loadKey(dir)
+	if err != nil {
+		return nil, err
+	}
+	controller, err := url.Parse(m.Controller)
+	if err != nil {
+		return nil, fmt.Errorf("identity in %s: controller: %w", dir, err)
+	}
+	root, err := x509.ParseCertificate(m.Root)
+	if err != nil {
+		return nil, fmt.Errorf("identity in %s: root: %w", dir, err)
+	}
+	if len(m.Certificates) == 0 {
+		return nil, fmt.Errorf("identity in %s: it has no certificate", dir)
+	}
+	leaf, err := x509.ParseCertificate(m.Certificates[0])
+	if err != nil {
+		return nil, fmt.Errorf("identity in %s: certificate: %w", dir, err)
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(root)
+	for _, der := range m.Certificates[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("identity in %s: certificate chain: %w", dir, err)
+		}
+		between.AddCert(c)
+	}
+	// At its own time of issue: an expired certificate is still this node's
+	// name, with which it runs its last good state.
+	_, err = leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: leaf.NotBefore,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("identity in %s: certificate: %w", dir, err)
+	}
+	if public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.signer.Public()) {
+		return nil, fmt.Errorf("identity in %s: the certificate is for another key than %s", dir, keyFile)
+	}
+	if len(leaf.URIs) != 1 || !strings.HasPrefix(leaf.URIs[0].String(), nodeURI) {
+		return nil, fmt.Errorf("identity in %s: the certificate names no node", dir)
+	}
+	return &Identity{
+		Node:       strings.TrimPrefix(leaf.URIs[0].String(), nodeURI),
+		Controller: controller, Root: root, key: key, chain: m.Certificates,
+	}, nil
+}

@@ -1,0 +1,140 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// issued is a certificate by root for the public half of k.
+func issued(t *testing.T, root *x509.Certificate, by Key, k Key, uri string) []byte {
+	t.Helper()
+	u, err := url.Parse(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-24 * time.Hour),
+		URIs: []*url.URL{u}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, root, k.signer.Public(), by.signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func authority(t *testing.T) (*x509.Certificate, Key) {
+	t.Helper()
+	k, err := NewKey(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-72 * time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.signer.Public(), k.signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root, k
+}
+
+func TestStoreAndLoad(t *testing.T) {
+	root, ca := authority(t)
+	otherRoot, otherCA := authority(t)
+	dir := t.TempDir()
+	key, err := NewKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := NewKey(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	controller := &url.URL{Scheme: "https", Host: "controller:8443"}
+
+	if _, err := Load(dir); !errors.Is(err, ErrNotEnrolled) {
+		t.Errorf("before enrolment: %v", err)
+	}
+	for name, cert := range map[string][]byte{
+		"for another key":   issued(t, root, ca, other, nodeURI+"prem-1"),
+		"by another root":   issued(t, otherRoot, otherCA, key, nodeURI+"prem-1"),
+		"that names nobody": issued(t, root, ca, key, "spiffe://elsewhere/x"),
+	} {
+		if _, err := Store(dir, controller, root.Raw, [][]byte{cert}); err == nil {
+			t.Errorf("a certificate %s was stored", name)
+		}
+		if _, err := Load(dir); !errors.Is(err, ErrNotEnrolled) {
+			t.Errorf("after a certificate %s: %v", name, err)
+		}
+	}
+	// An expired one still says who the node is.
+	if _, err := Store(dir, controller, root.Raw, [][]byte{issued(t, root, ca, key, nodeURI+"prem-1")}); err != nil {
+		t.Fatal(err)
+	}
+	id, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id.Node != "prem-1" || id.Controller.String() != controller.String() {
+		t.Errorf("loaded %s at %s", id.Node, id.Controller)
+	}
+	if err := os.Chmod(filepath.Join(dir, keyFile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "0644") {
+		t.Errorf("world-readable key: %v", err)
+	}
+}
+
+func TestKeysNeverPrint(t *testing.T) {
+	k, err := NewKey(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := k.signer.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "key", k, "nested", struct{ K Key }{k})
+	text, err := json.Marshal(struct{ K Key }{k})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := log.String() + string(text) + fmt.Sprintf("%v %+v %#v %s", k, k, k, k) + fmt.Sprintf("%v %+v", struct{ K Key }{k}, &k)
+	for _, form := range []string{fmt.Sprintf("%x", raw), fmt.Sprint(raw), k.signer.D.String()} { //nolint:staticcheck // the deprecated field is what must not leak
+		if strings.Contains(all, form) {
+			t.Errorf("the key is in %q", all)
+		}
+	}
+}
+
+func TestParsePin(t *testing.T) {
+	good := "sha256:" + strings.Repeat("ab", 32)
+	if _, err := ParsePin(good); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"", "sha256:", good + "00", good[:len(good)-1], strings.ToUpper(good[:7]) + good[7:], "sha1:" + good[7:]} {
+		if _, err := ParsePin(bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}

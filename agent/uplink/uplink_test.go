@@ -1,0 +1,266 @@
+package uplink
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/goleak"
+
+	"github.com/circuitseal/circuitseal/agent/identity"
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+type signer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func issue(t *testing.T, parent *signer, public any, change func(*x509.Certificate)) *signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test"},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+	}
+	change(c)
+	if parent == nil {
+		parent = &signer{c, key}
+	}
+	if public == nil {
+		public = &key.PublicKey
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent.cert, public, parent.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &signer{cert, key}
+}
+
+func authority(c *x509.Certificate) {
+	c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+}
+
+// controller answers as the real one does on the wire: it is what the uplink is
+// tried against, not a controller.
+type controller struct {
+	circuitsealv1connect.UnimplementedAgentServiceHandler
+	t        *testing.T
+	root     *signer
+	url      *url.URL
+	close    func()
+	mu       sync.Mutex
+	tokens   []string
+	statuses chan *v1.NodeStatus
+	states   chan *v1.Envelope
+}
+
+func serve(t *testing.T, curves ...tls.CurveID) *controller {
+	t.Helper()
+	c := &controller{t: t, statuses: make(chan *v1.NodeStatus, 100), states: make(chan *v1.Envelope, 1)}
+	c.root = issue(t, nil, nil, authority)
+	leaf := issue(t, c.root, nil, func(c *x509.Certificate) {
+		c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	mux := http.NewServeMux()
+	mux.Handle(circuitsealv1connect.NewAgentServiceHandler(c))
+	s := httptest.NewUnstartedServer(mux)
+	s.EnableHTTP2 = true
+	s.Config.ErrorLog = nil
+	s.TLS = &tls.Config{
+		CurvePreferences: curves, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw, c.root.cert.Raw}, PrivateKey: leaf.key}},
+	}
+	s.StartTLS()
+	c.close = func() { s.CloseClientConnections(); s.Close() }
+	t.Cleanup(c.close)
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.url = u
+	return c
+}
+
+func (c *controller) Enrol(_ context.Context, r *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error) {
+	c.mu.Lock()
+	c.tokens = append(c.tokens, r.Msg.GetToken())
+	c.mu.Unlock()
+	if r.Msg.GetToken() != "good" {
+		return nil, connect.NewError(connect.CodePermissionDenied, errors.New("the token has expired"))
+	}
+	csr, err := x509.ParseCertificateRequest(r.Msg.GetCertificateRequest())
+	if err != nil {
+		return nil, err
+	}
+	leaf := issue(c.t, c.root, csr.PublicKey, func(x *x509.Certificate) {
+		x.URIs = []*url.URL{{Scheme: "spiffe", Host: "circuitseal", Path: "/node/prem-1"}}
+		x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	})
+	return connect.NewResponse(&v1.EnrolResponse{Node: "prem-1", Certificates: [][]byte{leaf.cert.Raw}, Root: c.root.cert.Raw}), nil
+}
+
+func (c *controller) Session(ctx context.Context, s *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error {
+	go func() {
+		for {
+			select {
+			case e := <-c.states:
+				if s.Send(&v1.SessionResponse{State: e}) != nil {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		m, err := s.Receive()
+		if err != nil {
+			return err
+		}
+		select {
+		case c.statuses <- m.GetStatus():
+		default:
+		}
+	}
+}
+
+func (c *controller) pin() [32]byte { return sha256.Sum256(c.root.cert.Raw) }
+
+func enrol(t *testing.T, c *controller, dir string) *identity.Identity {
+	t.Helper()
+	id, err := Enrol(t.Context(), dir, c.url, c.pin(), "good", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestEnrol(t *testing.T) {
+	c := serve(t)
+	dir := t.TempDir()
+	id := enrol(t, c, dir)
+	loaded, err := identity.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id.Node != "prem-1" || loaded.Node != "prem-1" || loaded.Controller.String() != c.url.String() {
+		t.Errorf("enrolled as %q, loaded %q at %s", id.Node, loaded.Node, loaded.Controller)
+	}
+	// Again, as after a lost answer: the same key.
+	first, err := id.Leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := enrol(t, c, dir).Leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !first.PublicKey.(*ecdsa.PublicKey).Equal(second.PublicKey) {
+		t.Error("a repeated enrolment made another key")
+	}
+}
+
+func TestEnrolRefusals(t *testing.T) {
+	c := serve(t)
+	wrong := c.pin()
+	wrong[0] ^= 1
+	dir := t.TempDir()
+	if _, err := Enrol(t.Context(), dir, c.url, wrong, "good", ""); err == nil || !strings.Contains(err.Error(), "root is not the pinned one") {
+		t.Errorf("wrong pin: %v", err)
+	}
+	if len(c.tokens) != 0 {
+		t.Errorf("the token went to a controller with another root")
+	}
+	if _, err := Enrol(t.Context(), dir, c.url, c.pin(), "old", ""); err == nil || err.Error() != "enrol at "+c.url.String()+": the token has expired" {
+		t.Errorf("expired token: %v", err)
+	}
+	if _, err := identity.Load(dir); !errors.Is(err, identity.ErrNotEnrolled) {
+		t.Errorf("after refusals: %v", err)
+	}
+	classic := serve(t, tls.X25519)
+	if _, err := Enrol(t.Context(), dir, classic.url, classic.pin(), "good", ""); err == nil || !strings.Contains(err.Error(), "handshake failure") {
+		t.Errorf("a server without X25519MLKEM768: %v", err)
+	}
+}
+
+type node struct {
+	mu       sync.Mutex
+	accepted []*v1.Envelope
+	version  string
+}
+
+func (n *node) Accept(e *v1.Envelope) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.accepted = append(n.accepted, e)
+	n.version = "accepted"
+}
+
+func (n *node) Status(context.Context) desired.Status {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return desired.Status{Version: n.version}
+}
+
+func TestSession(t *testing.T) {
+	c := serve(t)
+	id := enrol(t, c, t.TempDir())
+	n := &node{version: "first"}
+	u := New(id, n, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- u.Run(ctx) }()
+
+	if s := <-c.statuses; s.GetVersion() != "first" {
+		t.Errorf("session opened with %v", s)
+	}
+	c.states <- &v1.Envelope{Signed: []byte("x")}
+	if s := <-c.statuses; s.GetVersion() != "accepted" {
+		t.Errorf("after a state: %v", s)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v", err)
+	}
+	c.close()
+	goleak.VerifyNone(t)
+}
+
+func TestParseController(t *testing.T) {
+	for _, bad := range []string{"", "http://x:1", "https://", "x:8443", "https://u:p@x", "https://x/path", "https://x?q", "://"} {
+		if u, err := ParseController(bad); err == nil {
+			t.Errorf("%q was taken as %v", bad, u)
+		}
+	}
+	if u, err := ParseController("https://c.example:8443/"); err != nil || u.String() != "https://c.example:8443" {
+		t.Errorf("%v, %v", u, err)
+	}
+}
