@@ -1,0 +1,207 @@
+// Package link keeps the circuit interfaces of an instance in its circuit
+// namespace, and there their addresses, policy rules and routing tables. It
+// knows netlink and the sysctls of a network interface. It knows nothing of
+// tunnels, of packet filters or of what the addresses are for, and it leaves
+// everything in the main namespace alone except the interfaces that it takes
+// and gives back.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netns"
+)
+
+// Config is what a Driver needs.
+type Config struct {
+	// Main is where the host's interfaces are found, Circuit where circuit
+	// interfaces live. The driver does not close them.
+	Main, Circuit netns.Namespace
+	Instance      instance.Instance
+	Log           *slog.Logger
+}
+
+// Driver claims circuit interfaces and configures the circuit namespace. Its
+// methods may be called at any time, by one goroutine at a time.
+type Driver struct {
+	config Config
+}
+
+// New makes a Driver; it touches nothing.
+func New(config Config) *Driver { return &Driver{config: config} }
+
+// linkName is what Linux takes for an interface name (dev_valid_name in
+// net/core/dev.c), without the names that the sysctl tree uses otherwise.
+var linkName = regexp.MustCompile(`^[^/:\s\x00]{1,15}$`)
+
+func validName(name string) bool {
+	switch name {
+	case ".", "..", "lo", "all", "default":
+		return false
+	}
+	return linkName.MatchString(name)
+}
+
+// Claim moves each circuit interface that it finds in the main namespace to
+// the circuit namespace, and leaves it down there until Sync. Before it can
+// ever be up it is told to be silent: no IPv6, no router advertisements, no
+// forwarding, ARP for its own addresses only. An interface that is already
+// there keeps its state. Errors are joined, one for each interface, and one
+// interface does not stop the next.
+func (d *Driver) Claim(ctx context.Context, names []string) error {
+	if err := d.config.Circuit.Do(silenceNamespace); err != nil {
+		return fmt.Errorf("prepare circuit namespace: %w", err)
+	}
+	h, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	var errs []error
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := d.claim(h, name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Driver) claim(h handles, name string) error {
+	if !validName(name) {
+		return fmt.Errorf("circuit interface %.64q: want the name of a network interface, 1 to 15 characters", name)
+	}
+	if _, err := h.circuit.LinkByName(name); err == nil {
+		return d.silence(name)
+	} else if !notFound(err) {
+		return fmt.Errorf("look for circuit interface %q in the circuit namespace: %w", name, err)
+	}
+	found, err := h.main.LinkByName(name)
+	if notFound(err) {
+		return missing(h.main, name)
+	} else if err != nil {
+		return fmt.Errorf("look for circuit interface %q: %w", name, err)
+	}
+	if err := h.main.LinkSetDown(found); err != nil {
+		return fmt.Errorf("set circuit interface %q down: %w", name, err)
+	}
+	if err := h.main.LinkSetNsFd(found, d.config.Circuit.FD()); err != nil {
+		return fmt.Errorf("move circuit interface %q to the circuit namespace: %w", name, err)
+	}
+	d.config.Log.Info("circuit interface moved to the circuit namespace", "interface", name)
+	return d.silence(name)
+}
+
+func (d *Driver) silence(name string) error {
+	if err := d.config.Circuit.Do(func() error { return silenceInterface(name) }); err != nil {
+		return fmt.Errorf("prepare circuit interface %q: %w", name, err)
+	}
+	return nil
+}
+
+// missing names what there is, because the cause is nearly always a name that
+// differs by a digit.
+func missing(main *netlink.Handle, name string) error {
+	links, err := retry(main.LinkList)
+	if err != nil {
+		return fmt.Errorf("circuit interface %q does not exist on this host, and the others cannot be listed: %w", name, err)
+	}
+	var here []string
+	for _, l := range links {
+		if n := l.Attrs().Name; n != "lo" {
+			here = append(here, n)
+		}
+	}
+	list := "none but lo"
+	if len(here) > 0 {
+		list = strings.Join(here, ", ")
+	}
+	return fmt.Errorf("circuit interface %q does not exist on this host: "+
+		"correct its name in the node's document or make the interface; interfaces here: %s", name, list)
+}
+
+// Release gives every circuit interface back to the main namespace, down and
+// without addresses, and removes the driver's rules and routes. Tunnel devices
+// and loopback stay.
+func (d *Driver) Release(ctx context.Context) error {
+	h, err := d.open()
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	links, err := retry(h.circuit.LinkList)
+	if err != nil {
+		return fmt.Errorf("list interfaces of the circuit namespace: %w", err)
+	}
+	errs := []error{d.Sync(ctx, nil, nil)}
+	for _, l := range links {
+		name := l.Attrs().Name
+		if !d.physical(l) {
+			continue
+		}
+		if err := h.circuit.LinkSetDown(l); err != nil {
+			errs = append(errs, fmt.Errorf("set circuit interface %q down: %w", name, err))
+			continue
+		}
+		if err := h.circuit.LinkSetNsFd(l, d.config.Main.FD()); err != nil {
+			errs = append(errs, fmt.Errorf("give circuit interface %q back: %w", name, err))
+			continue
+		}
+		d.config.Log.Info("circuit interface given back to the main namespace", "interface", name)
+	}
+	return errors.Join(errs...)
+}
+
+// physical tells an interface that was claimed from loopback and from devices
+// that a tunnel driver is about to move out.
+func (d *Driver) physical(l netlink.Link) bool {
+	a := l.Attrs()
+	return a.RawFlags&unix.IFF_LOOPBACK == 0 && !strings.HasPrefix(a.Name, d.config.Instance.DevicePrefix())
+}
+
+type handles struct{ main, circuit *netlink.Handle }
+
+func (d *Driver) open() (handles, error) {
+	main, err := d.config.Main.Netlink()
+	if err != nil {
+		return handles{}, fmt.Errorf("main namespace: %w", err)
+	}
+	circuit, err := d.config.Circuit.Netlink()
+	if err != nil {
+		main.Close()
+		return handles{}, fmt.Errorf("circuit namespace: %w", err)
+	}
+	return handles{main: main, circuit: circuit}, nil
+}
+
+func (h handles) close() {
+	h.main.Close()
+	h.circuit.Close()
+}
+
+func notFound(err error) bool {
+	_, none := errors.AsType[netlink.LinkNotFoundError](err)
+	return none || errors.Is(err, unix.ENODEV)
+}
+
+// retry repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer
+// may lack entries.
+func retry[T any](dump func() ([]T, error)) (all []T, err error) {
+	for range 10 {
+		if all, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return nil, err
+}

@@ -1,0 +1,229 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// Sync gives the circuit namespace exactly these addresses, rules and tables.
+// Rules and routes of other protocols than instance.RouteProtocol are left
+// alone; addresses of planned interfaces are not. It writes only differences,
+// goes on after an error, and joins the errors. A repeat is free.
+func (d *Driver) Sync(ctx context.Context, ifaces []plan.Interface, tables []plan.Table) error {
+	h, err := d.config.Circuit.Netlink()
+	if err != nil {
+		return fmt.Errorf("circuit namespace: %w", err)
+	}
+	defer h.Close()
+	have, err := d.read(h)
+	if err != nil {
+		return err
+	}
+	return d.apply(ctx, h, diff(ifaces, tables, have), have)
+}
+
+// Plan is what Sync would write now.
+func (d *Driver) Plan(ifaces []plan.Interface, tables []plan.Table) (Changes, error) {
+	h, err := d.config.Circuit.Netlink()
+	if err != nil {
+		return Changes{}, fmt.Errorf("circuit namespace: %w", err)
+	}
+	defer h.Close()
+	have, err := d.read(h)
+	if err != nil {
+		return Changes{}, err
+	}
+	return diff(ifaces, tables, have), nil
+}
+
+func (d *Driver) read(h *netlink.Handle) (state, error) {
+	have := state{interfaces: map[string]iface{}}
+	links, err := retry(h.LinkList)
+	if err != nil {
+		return state{}, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		a := l.Attrs()
+		names[a.Index] = a.Name
+		i := iface{index: a.Index, up: a.RawFlags&unix.IFF_UP != 0, physical: d.physical(l)}
+		if a.NetNsID < 0 {
+			// With a link-netnsid the parent index is of another namespace.
+			i.lower = a.ParentIndex
+		}
+		have.interfaces[a.Name] = i
+	}
+	addresses, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return state{}, fmt.Errorf("list addresses of the circuit namespace: %w", err)
+	}
+	for _, a := range addresses {
+		name := names[a.LinkIndex]
+		i, ok := have.interfaces[name]
+		if !ok {
+			continue
+		}
+		i.addresses = append(i.addresses, address{prefix: prefixOf(a.IPNet), peer: prefixOf(a.Peer)})
+		have.interfaces[name] = i
+	}
+	routes, err := retry(func() ([]netlink.Route, error) {
+		// Table 0 with the table filter means every table.
+		return h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: instance.RouteProtocol},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	})
+	if err != nil {
+		return state{}, fmt.Errorf("list routes of the circuit namespace: %w", err)
+	}
+	for _, r := range routes {
+		if r.Protocol == instance.RouteProtocol {
+			have.routes = append(have.routes, routeFrom(r, names))
+		}
+	}
+	rules, err := retry(func() ([]netlink.Rule, error) { return h.RuleList(netlink.FAMILY_V4) })
+	if err != nil {
+		return state{}, fmt.Errorf("list rules of the circuit namespace: %w", err)
+	}
+	for _, r := range rules {
+		if r.Protocol != instance.RouteProtocol {
+			continue
+		}
+		x := rule{priority: r.Priority, mark: r.Mark, table: uint32(r.Table)}
+		if r.Mask != nil {
+			x.mask = *r.Mask
+		}
+		have.rules = append(have.rules, x)
+	}
+	return have, nil
+}
+
+func (d *Driver) apply(ctx context.Context, h *netlink.Handle, c Changes, have state) error {
+	var errs []error
+	for _, p := range c.problems {
+		errs = append(errs, errors.New(p))
+	}
+	for _, x := range c.list {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		d.config.Log.Debug("circuit namespace", "change", x)
+		if err := write(h, x, have); err != nil {
+			errs = append(errs, fmt.Errorf("circuit namespace: %s: %w", x, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func write(h *netlink.Handle, x change, have state) error {
+	device := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: have.interfaces[x.device].index, Name: x.device}}
+	switch x.verb {
+	case addAddress:
+		return h.AddrAdd(device, &netlink.Addr{IPNet: netOf(x.address.prefix)})
+	case removeAddress:
+		a := &netlink.Addr{IPNet: netOf(x.address.prefix)}
+		if x.address.peer.IsValid() {
+			a.Peer = netOf(x.address.peer)
+		}
+		return h.AddrDel(device, a)
+	case setUp:
+		return h.LinkSetUp(device)
+	case setDown:
+		return h.LinkSetDown(device)
+	case putRoute:
+		return h.RouteReplace(routeTo(x.route, have))
+	case removeRoute:
+		return gone(h.RouteDel(routeTo(x.route, have)))
+	case addRule:
+		return h.RuleAdd(ruleTo(x.rule))
+	case removeRule:
+		return gone(h.RuleDel(ruleTo(x.rule)))
+	}
+	return fmt.Errorf("unknown change %d", x.verb)
+}
+
+// gone takes the absence of what was to be removed for success: the kernel
+// removes routes by itself when an interface or an address goes.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func routeFrom(r netlink.Route, names map[int]string) route {
+	x := route{
+		table:       uint32(r.Table),
+		destination: prefixOf(r.Dst),
+		metric:      uint32(r.Priority),
+		unreachable: r.Type == unix.RTN_UNREACHABLE,
+	}
+	if !x.destination.IsValid() {
+		x.destination = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	if !x.unreachable {
+		x.device = names[r.LinkIndex]
+		x.nextHop = addrOf(r.Gw)
+		x.source = addrOf(r.Src)
+	}
+	return x
+}
+
+func routeTo(x route, have state) *netlink.Route {
+	r := &netlink.Route{
+		Family:   netlink.FAMILY_V4,
+		Table:    int(x.table),
+		Protocol: instance.RouteProtocol,
+		Dst:      netOf(x.destination),
+		Priority: int(x.metric),
+	}
+	if x.unreachable {
+		r.Type = unix.RTN_UNREACHABLE
+		return r
+	}
+	r.LinkIndex = have.interfaces[x.device].index
+	if x.nextHop.IsValid() {
+		r.Gw = x.nextHop.AsSlice()
+	} else {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	if x.source.IsValid() {
+		r.Src = x.source.AsSlice()
+	}
+	return r
+}
+
+func ruleTo(x rule) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family = netlink.FAMILY_V4
+	r.Priority = x.priority
+	r.Mark = x.mark
+	r.Mask = &x.mask
+	r.Table = int(x.table)
+	r.Protocol = instance.RouteProtocol
+	return r
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addrOf(n.IP), ones)
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+func netOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
