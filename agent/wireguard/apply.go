@@ -1,0 +1,231 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// apply takes the steps in order. After an error it leaves out the other steps
+// of the same device, since each needs the one before.
+func (d *Driver) apply(ctx context.Context, s *session, wanted []want, steps []step) error {
+	tunnels := make(map[string]want, len(wanted))
+	for _, w := range wanted {
+		tunnels[w.Device] = w
+	}
+	var errs []error
+	failed := map[string]bool{}
+	for _, x := range steps {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if failed[x.device] {
+			continue
+		}
+		w := tunnels[x.device]
+		d.config.Log.Debug("WireGuard", "tunnel", w.ID, "change", x)
+		if err := d.take(ctx, s, w, x); err != nil {
+			failed[x.device] = true
+			id := w.ID
+			if id == "" {
+				id = "(none)"
+			}
+			errs = append(errs, fmt.Errorf("tunnel %s: %s: %w", id, x, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Driver) take(ctx context.Context, s *session, w want, x step) error {
+	switch x.verb {
+	case create:
+		return d.create(ctx, s, w)
+	case remove:
+		return d.remove(s, x.device)
+	case move:
+		l, err := s.circuit.LinkByName(x.device)
+		if err != nil {
+			return err
+		}
+		return s.circuit.LinkSetNsFd(l, d.config.Main.FD())
+	case configure:
+		if err := d.configure(s, w, x.setting); err != nil {
+			return err
+		}
+		if x.setting.handshake() {
+			d.expect(x.device)
+		}
+		return nil
+	case quieten:
+		return d.config.Main.Do(func() error { return makeQuiet(x.device) })
+	case setMTU, addAddress, removeAddress, setUp, addRoute, removeRoute:
+		return d.network(s, w, x)
+	}
+	return fmt.Errorf("unknown step %d", x.verb)
+}
+
+// network takes the steps that concern the interface in the main namespace.
+func (d *Driver) network(s *session, w want, x step) error {
+	l, err := s.main.LinkByName(x.device)
+	if err != nil {
+		return err
+	}
+	route := &netlink.Route{
+		Family: netlink.FAMILY_V6, LinkIndex: l.Attrs().Index,
+		Table: unix.RT_TABLE_MAIN, Protocol: instance.RouteProtocol,
+	}
+	if x.prefix.IsValid() {
+		route.Dst = netOf(x.prefix)
+	}
+	switch x.verb {
+	case setMTU:
+		if l.Type() != "wireguard" && s.process != nil {
+			if _, err := s.process.ask(addRequest(w)); err != nil {
+				return err
+			}
+		}
+		return s.main.LinkSetMTU(l, x.mtu)
+	case addAddress:
+		// Without duplicate detection it is of use at once; the prefix route
+		// would be one that is not marked as ours.
+		return s.main.AddrReplace(l, &netlink.Addr{IPNet: netOf(x.prefix), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
+	case removeAddress:
+		return gone(s.main.AddrDel(l, &netlink.Addr{IPNet: netOf(x.prefix)}))
+	case setUp:
+		return s.main.LinkSetUp(l)
+	case addRoute:
+		return s.main.RouteReplace(route)
+	default:
+		return gone(s.main.RouteDel(route))
+	}
+}
+
+func addRequest(w want) request {
+	return request{Operation: opAdd, Device: w.Device, MTU: w.MTU, Port: w.Local.Port(), Mark: w.Mark}
+}
+
+// create makes the device in the circuit namespace, by the kernel when it can.
+func (d *Driver) create(ctx context.Context, s *session, w want) error {
+	if d.backend != UserSpace {
+		err := s.circuit.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: w.Device, MTU: w.MTU}})
+		// EOPNOTSUPP: the kernel does not know this type of interface.
+		if !errors.Is(err, unix.EOPNOTSUPP) || d.backend == Kernel {
+			if err == nil {
+				d.backend = Kernel
+			}
+			return err
+		}
+		d.config.Log.Info("the kernel has no WireGuard: tunnels are carried by a process of their own")
+		d.backend = UserSpace
+	}
+	if _, err := os.Stat(tunPath); errors.Is(err, os.ErrNotExist) {
+		return errNoTUN
+	}
+	if s.process == nil {
+		if err := Spawn(ctx, d.config.Instance, d.config.Command, d.config.Log); err != nil {
+			return err
+		}
+		process, err := dial(ctx, d.config.Instance)
+		if err != nil {
+			return err
+		}
+		s.process = process
+	}
+	_, err := s.process.ask(addRequest(w))
+	return err
+}
+
+// remove ends a device wherever it is. Closing a TUN removes its interface; one
+// whose process is gone is deleted by name.
+func (d *Driver) remove(s *session, name string) error {
+	var errs []error
+	if s.process != nil {
+		_, err := s.process.ask(request{Operation: opRemove, Device: name})
+		errs = append(errs, err)
+	}
+	for _, h := range []*netlink.Handle{s.main, s.circuit} {
+		l, err := h.LinkByName(name)
+		if err == nil {
+			err = h.LinkDel(l)
+		}
+		if _, none := errors.AsType[netlink.LinkNotFoundError](err); !none {
+			errs = append(errs, gone(err))
+		}
+	}
+	delete(d.young, name)
+	return errors.Join(errs...)
+}
+
+// configure writes all differences of a device in one message.
+func (d *Driver) configure(s *session, w want, c change) error {
+	var config wgtypes.Config
+	if c.key {
+		pair, err := d.config.Keys.pair(w.ID)
+		if err != nil {
+			return err
+		}
+		config.PrivateKey = pair.private.wg()
+	}
+	if c.port != 0 {
+		port := int(c.port)
+		config.ListenPort = &port
+	}
+	if c.mark != nil {
+		mark := int(*c.mark)
+		config.FirewallMark = &mark
+	}
+	for _, k := range c.drop {
+		config.Peers = append(config.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(k), Remove: true})
+	}
+	if c.set != nil {
+		config.Peers = append(config.Peers, peerConfig(*c.set))
+	}
+	return d.guard(w.Device, func() error { return s.wg.ConfigureDevice(w.Device, config) })
+}
+
+func peerConfig(p peerChange) wgtypes.PeerConfig {
+	c := wgtypes.PeerConfig{
+		PublicKey:         wgtypes.Key(p.key),
+		UpdateOnly:        !p.fresh,
+		ReplaceAllowedIPs: p.replace,
+	}
+	if p.endpoint.IsValid() {
+		c.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
+	}
+	for _, a := range p.allowed {
+		c.AllowedIPs = append(c.AllowedIPs, *netOf(a))
+	}
+	if p.timing {
+		k := time.Duration(keepalive)
+		c.PersistentKeepaliveInterval = &k
+	}
+	return c
+}
+
+// restart makes the peer anew, which begins a handshake at once.
+func restart(w want) change {
+	return change{drop: []desired.PublicKey{w.PeerKey}, set: freshPeer(w)}
+}
+
+// gone takes the absence of what was to be removed for success.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil
+	}
+	return err
+}
+
+func netOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

@@ -1,0 +1,82 @@
+package wireguard
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+)
+
+// controlTimeout bounds one request. Making a device takes milliseconds.
+const controlTimeout = 5 * time.Second
+
+// errNotRunning means that nobody listens on the control socket.
+var errNotRunning = errors.New("the WireGuard process does not run")
+
+// client talks to the WireGuard process over one connection.
+type client struct {
+	conn   net.Conn
+	reader *bufio.Reader
+	hello  Process
+}
+
+// dial connects and asks who is there. The error is errNotRunning when there is
+// nobody.
+func dial(ctx context.Context, inst instance.Instance) (*client, error) {
+	d := net.Dialer{Timeout: controlTimeout}
+	conn, err := d.DialContext(ctx, "unix", inst.WireGuardSocket())
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, errNotRunning
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reach the WireGuard process: %w", err)
+	}
+	c := &client{conn: conn, reader: bufio.NewReader(conn)}
+	r, err := c.ask(request{Operation: opHello})
+	if err == nil && r.Process == nil {
+		err = errors.New("ask the WireGuard process: no answer to hello")
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	c.hello = *r.Process
+	return c, nil
+}
+
+func (c *client) Close() error { return c.conn.Close() }
+
+// ask sends one request and waits for its answer, at most controlTimeout.
+func (c *client) ask(q request) (response, error) {
+	b, err := json.Marshal(q)
+	if err != nil {
+		return response{}, err
+	}
+	if err := c.conn.SetDeadline(time.Now().Add(controlTimeout)); err != nil {
+		return response{}, fmt.Errorf("ask the WireGuard process: %w", err)
+	}
+	if _, err := c.conn.Write(append(b, '\n')); err != nil {
+		return response{}, fmt.Errorf("ask the WireGuard process: %w", err)
+	}
+	line, err := readLine(c.reader, responseLimit)
+	if err != nil {
+		return response{}, fmt.Errorf("hear from the WireGuard process: %w", err)
+	}
+	var r response
+	if err := json.Unmarshal(line, &r); err != nil {
+		return response{}, fmt.Errorf("hear from the WireGuard process: %w", err)
+	}
+	switch {
+	case r.NoTUN:
+		return r, errNoTUN
+	case r.Error != "":
+		return r, fmt.Errorf("WireGuard process: %s", r.Error)
+	}
+	return r, nil
+}

@@ -1,0 +1,134 @@
+package wireguard
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+func prefixes(texts ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range texts {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}
+
+func wanted() want {
+	return want{
+		Tunnel: plan.Tunnel{
+			ID: "contoso/hq/er1/primary", Device: "cs-t-1", Mark: 0x43530001, MTU: 1380,
+			Local: netip.MustParseAddrPort("192.0.2.1:51820"), Peer: netip.MustParseAddrPort("192.0.2.2:51820"),
+			PeerKey: desired.PublicKey{2}, AllowedIPs: prefixes("10.1.0.0/16", "fdc5::2/128"),
+			LocalProbe: netip.MustParseAddr("fdc5::1"), RemoteProbe: netip.MustParseAddr("fdc5::2"),
+		},
+		public: desired.PublicKey{1},
+	}
+}
+
+func inPlace() device {
+	return device{
+		backend: UserSpace, hosted: true, innerMTU: 1380,
+		place: inMain, index: 5, mtu: 1380, up: true, quiet: true,
+		addresses: prefixes("fdc5::1/128"), routes: prefixes("fdc5::2/128"),
+		config: settings{
+			public: desired.PublicKey{1}, port: 51820, mark: 0x43530001,
+			peers: []peer{{
+				key: desired.PublicKey{2}, endpoint: netip.MustParseAddrPort("192.0.2.2:51820"),
+				allowed: prefixes("10.1.0.0/16", "fdc5::2/128"), keepalive: keepalive,
+			}},
+		},
+	}
+}
+
+func TestDiff(t *testing.T) {
+	const (
+		key2 = "AgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+		key9 = "CQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	)
+	whole := []string{
+		"move device cs-t-1 to the main namespace",
+		"configure device cs-t-1: private key, port 51820, mark 0x43530001, peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128]",
+		"set device cs-t-1 to make no address by itself", "set MTU of device cs-t-1 to 1380",
+		"add address fdc5::1/128 to device cs-t-1", "set device cs-t-1 up", "add route to fdc5::2/128 by device cs-t-1",
+	}
+	for _, tt := range []struct {
+		name string
+		have func(*device)
+		want []string
+	}{
+		{"in place", func(*device) {}, nil},
+		{"kernel device in place", func(d *device) { d.backend, d.hosted, d.innerMTU = Kernel, false, 0 }, nil},
+		{"nothing there", func(d *device) { *d = device{} }, append([]string{"make device cs-t-1"}, whole...)},
+		{"made and not moved", func(d *device) {
+			*d = device{backend: UserSpace, hosted: true, innerMTU: 1380, place: inCircuit, mtu: 1500}
+		}, whole},
+		{"its process is gone", func(d *device) { d.hosted = false }, append([]string{"remove device cs-t-1", "make device cs-t-1"}, whole...)},
+		{"its interface is gone", func(d *device) { d.place = nowhere }, append([]string{"remove device cs-t-1", "make device cs-t-1"}, whole...)},
+		{"down", func(d *device) { d.up = false }, []string{"set device cs-t-1 up"}},
+		{"MTU", func(d *device) { d.mtu = 1400 }, []string{"set MTU of device cs-t-1 to 1380"}},
+		{"MTU inside", func(d *device) { d.innerMTU = 1400 }, []string{"set MTU of device cs-t-1 to 1380"}},
+		{"link-local address", func(d *device) { d.quiet, d.addresses = false, append(d.addresses, prefixes("fe80::1/64")...) }, []string{
+			"set device cs-t-1 to make no address by itself", "remove address fe80::1/64 from device cs-t-1",
+		}},
+		{"route", func(d *device) { d.routes = prefixes("fdc5::9/128") }, []string{
+			"add route to fdc5::2/128 by device cs-t-1", "remove route to fdc5::9/128 by device cs-t-1",
+		}},
+		{"key", func(d *device) { d.config.public[0] = 9 }, []string{"configure device cs-t-1: private key"}},
+		{"mark", func(d *device) { d.config.mark = 0 }, []string{"configure device cs-t-1: mark 0x43530001"}},
+		{"port", func(d *device) { d.config.port = 1 }, []string{"configure device cs-t-1: port 51820"}},
+		{"endpoint", func(d *device) { d.config.peers[0].endpoint = netip.MustParseAddrPort("198.51.100.1:1") }, []string{
+			"configure device cs-t-1: peer " + key2 + " at 192.0.2.2:51820",
+		}},
+		{"prefix to add", func(d *device) { d.config.peers[0].allowed = prefixes("fdc5::2/128") }, []string{
+			"configure device cs-t-1: peer " + key2 + " with [10.1.0.0/16] in addition",
+		}},
+		{"prefix to remove", func(d *device) { d.config.peers[0].allowed = prefixes("10.0.0.0/8", "10.1.0.0/16", "fdc5::2/128") }, []string{
+			"configure device cs-t-1: peer " + key2 + " with [10.1.0.0/16 fdc5::2/128]",
+		}},
+		{"keepalive", func(d *device) { d.config.peers[0].keepalive = time.Second }, []string{"configure device cs-t-1: peer " + key2}},
+		{"another peer", func(d *device) { d.config.peers[0].key = desired.PublicKey{9} }, []string{
+			"configure device cs-t-1: no peer " + key9 + ", peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128]",
+		}},
+		{"one peer too many", func(d *device) { d.config.peers = append(d.config.peers, peer{key: desired.PublicKey{9}}) }, []string{
+			"configure device cs-t-1: no peer " + key9,
+		}},
+		{"a secret that nobody planned", func(d *device) { d.config.peers[0].preshared = true }, []string{
+			"configure device cs-t-1: no peer " + key2 + ", peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128]",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			have := inPlace()
+			tt.have(&have)
+			var got []string
+			for _, s := range diff([]want{wanted()}, map[string]device{"cs-t-1": have}) {
+				got = append(got, s.String())
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("steps (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestDiffRemovesLast(t *testing.T) {
+	clash, idle := inPlace(), inPlace()
+	idle.config.port = 7
+	steps := diff([]want{wanted()}, map[string]device{"cs-t-8": idle, "cs-t-9": clash})
+	first, last := steps[0].String(), steps[len(steps)-1].String()
+	if first != "remove device cs-t-9" || last != "remove device cs-t-8" {
+		t.Errorf("first %q, last %q; want the one that holds the port first, the other last", first, last)
+	}
+	if steps := diff(nil, nil); len(steps) != 0 {
+		t.Errorf("steps from nothing to nothing: %v", steps)
+	}
+	if !slices.ContainsFunc(steps, func(s step) bool { return s.verb == create }) {
+		t.Error("nothing is made")
+	}
+}

@@ -1,0 +1,211 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/conn"
+	wgdevice "golang.zx2c4.com/wireguard/device"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+)
+
+// uapiDir is where wg(8) and wgctrl look for user-space devices.
+const uapiDir = "/var/run/wireguard"
+
+// deviceMemory is what one device adds to Go's own account: three batches of
+// 128 buffers of 64 KiB, for two sockets and the TUN. Little of it is ever
+// touched, but a limit that leaves it out makes the collector run for nothing.
+const deviceMemory = 24 << 20
+
+// host holds the devices of one instance. Its process is in the circuit
+// namespace.
+type host struct {
+	instance  instance.Instance
+	baseLimit int64
+	log       *slog.Logger
+
+	mu      sync.Mutex
+	devices map[string]*hosted
+	closed  bool
+}
+
+type hosted struct {
+	tun    *tunDevice
+	device *wgdevice.Device
+	uapi   *net.UnixListener
+}
+
+func newHost(inst instance.Instance, limit int64, log *slog.Logger) *host {
+	h := &host{instance: inst, baseLimit: limit, log: log, devices: map[string]*hosted{}}
+	h.setLimit()
+	return h
+}
+
+// setLimit is called with mu held, or before others know h.
+func (h *host) setLimit() { debug.SetMemoryLimit(h.limit()) }
+
+func (h *host) limit() int64 { return h.baseLimit + int64(len(h.devices))*deviceMemory }
+
+// sweep removes the sockets that an earlier process left.
+func (h *host) sweep() error {
+	if err := os.MkdirAll(uapiDir, 0o755); err != nil {
+		return fmt.Errorf("make the directory of UAPI sockets: %w", err)
+	}
+	entries, err := os.ReadDir(uapiDir)
+	if err != nil {
+		return fmt.Errorf("list UAPI sockets: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".sock")
+		if ok && deviceOf(h.instance, name) {
+			errs = append(errs, os.Remove(filepath.Join(uapiDir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// add makes a device that receives on port at once; its peer comes over UAPI.
+// Of a device that is there it changes the MTU only.
+func (h *host) add(q request) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return errors.New("the process is about to end")
+	}
+	if d, ok := h.devices[q.Device]; ok {
+		d.tun.setMTU(q.MTU)
+		return nil
+	}
+	if len(h.devices) >= maxDevices {
+		return fmt.Errorf("there are %d devices already", maxDevices)
+	}
+	t, err := newTUN(q.Device, q.MTU)
+	if err != nil {
+		return err
+	}
+	log := h.log.With("device", q.Device)
+	d := wgdevice.NewDevice(t, bind{conn.NewStdNetBind()}, &wgdevice.Logger{
+		Verbosef: wgdevice.DiscardLogf,
+		// What goes wrong for good shows in the tunnel's state; this repeats with
+		// every packet.
+		Errorf: func(format string, args ...any) { log.Debug("wireguard-go", "message", fmt.Sprintf(format, args...)) },
+	})
+	d.DisableSomeRoamingForBrokenMobileSemantics()
+	// The port and mark come before the socket, so that there is never one
+	// without a mark or on a port that nobody chose.
+	if err := d.IpcSet(fmt.Sprintf("listen_port=%d\nfwmark=%d\n", q.Port, q.Mark)); err != nil {
+		d.Close()
+		return fmt.Errorf("configure device %s: %w", q.Device, err)
+	}
+	if err := d.Up(); err != nil {
+		d.Close()
+		return fmt.Errorf("open UDP port %d of device %s: %w", q.Port, q.Device, err)
+	}
+	l, err := listenPrivate(filepath.Join(uapiDir, q.Device+".sock"))
+	if err != nil {
+		d.Close()
+		return fmt.Errorf("listen for the configuration of device %s: %w", q.Device, err)
+	}
+	x := &hosted{tun: t, device: d, uapi: l}
+	h.devices[q.Device] = x
+	h.setLimit()
+	go x.serve(log)
+	go h.follow(q.Device, x)
+	return nil
+}
+
+// follow forgets a device that ended by itself: its interface was deleted.
+func (h *host) follow(name string, x *hosted) {
+	<-x.device.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.devices[name] == x {
+		h.log.Warn("the interface of a device is gone", "device", name)
+		if err := h.drop(name); err != nil {
+			h.log.Warn("forget device", "device", name, "error", err)
+		}
+	}
+}
+
+// drop is called with mu held.
+func (h *host) drop(name string) error {
+	x, ok := h.devices[name]
+	if !ok {
+		return nil
+	}
+	delete(h.devices, name)
+	err := x.uapi.Close()
+	x.device.Close()
+	h.setLimit()
+	return err
+}
+
+func (h *host) remove(name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.drop(name)
+}
+
+func (h *host) list() []hostedDevice {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]hostedDevice, 0, len(h.devices))
+	for name, x := range h.devices {
+		all = append(all, hostedDevice{Name: name, MTU: int(x.tun.mtu.Load())})
+	}
+	slices.SortFunc(all, func(a, b hostedDevice) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// close ends every device; later adds are refused.
+func (h *host) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	var errs []error
+	for name := range h.devices {
+		errs = append(errs, h.drop(name))
+	}
+	return errors.Join(errs...)
+}
+
+// serve answers UAPI clients until the listener closes. wireguard-go's own
+// listener takes an inotify instance for each device, of which a user has 128.
+func (x *hosted) serve(log *slog.Logger) {
+	for {
+		c, err := x.uapi.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			log.Warn("accept UAPI client", "error", err)
+			continue
+		}
+		if err := fromRoot(c); err != nil {
+			log.Warn("refuse UAPI client", "error", err)
+			_ = c.Close()
+			continue
+		}
+		go x.device.IpcHandle(c)
+	}
+}
+
+// listenPrivate replaces a stale socket. The umask of the process keeps the new
+// one to root from its first moment.
+func listenPrivate(path string) (*net.UnixListener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+}

@@ -1,0 +1,201 @@
+package wireguard
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/circuitseal/circuitseal/agent/durable"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+const (
+	keySuffix  = ".key"
+	keyVersion = 1
+	keyLimit   = 64 << 10
+)
+
+// Keys keeps one private key for each tunnel ID in a directory of its own, each
+// in a file of mode 0600 that is written atomically and checks itself. A key is
+// made once and stays until Forget. Methods may be called by several
+// goroutines; two processes must not share a directory.
+type Keys struct {
+	dir string
+	mu  sync.Mutex
+	// known saves reading files again on every pass.
+	known map[string]keyPair
+}
+
+type keyPair struct {
+	private PrivateKey
+	public  desired.PublicKey
+}
+
+// keyFile is the content of a file. Sum is over the other fields; Tunnel tells
+// a person whose key it is, and finds a file that was copied over another.
+type keyFile struct {
+	Version int    `json:"version"`
+	Tunnel  string `json:"tunnel"`
+	Key     []byte `json:"key"`
+	Sum     []byte `json:"sum"`
+}
+
+func (f keyFile) sum() []byte {
+	h := sha256.New()
+	_, _ = fmt.Fprintf(h, "%d\x00%s\x00", f.Version, f.Tunnel)
+	_, _ = h.Write(f.Key)
+	return h.Sum(nil)
+}
+
+// OpenKeys makes the directory, of mode 0700, when it is not there.
+func OpenKeys(dir string) (*Keys, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open WireGuard keys: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open WireGuard keys: %w", err)
+	}
+	return &Keys{dir: dir, known: map[string]keyPair{}}, nil
+}
+
+// Ensure makes the keys that are missing and returns the public halves of all.
+// Errors are joined; the map holds what succeeded. A file that cannot be
+// trusted is an error and is not replaced: the peer was told its public half.
+func (k *Keys) Ensure(tunnels []string) (map[string]desired.PublicKey, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := make(map[string]desired.PublicKey, len(tunnels))
+	var errs []error
+	for _, id := range tunnels {
+		pair, err := k.load(id)
+		if errors.Is(err, os.ErrNotExist) {
+			pair, err = k.create(id)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("key of tunnel %.253q: %w", id, err))
+			continue
+		}
+		all[id] = pair.public
+	}
+	return all, errors.Join(errs...)
+}
+
+// Forget removes the keys of all tunnels except those named. Files that are not
+// keys stay.
+func (k *Keys) Forget(except []string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	keep := map[string]bool{}
+	for _, id := range except {
+		keep[keyName(id)] = true
+	}
+	maps.DeleteFunc(k.known, func(id string, _ keyPair) bool { return !keep[keyName(id)] })
+	entries, err := os.ReadDir(k.dir)
+	if err != nil {
+		return fmt.Errorf("forget WireGuard keys: %w", err)
+	}
+	var errs []error
+	removed := false
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), keySuffix) && !strings.HasPrefix(e.Name(), ".") && !keep[e.Name()] {
+			if err := os.Remove(filepath.Join(k.dir, e.Name())); err != nil {
+				errs = append(errs, fmt.Errorf("forget WireGuard key: %w", err))
+				continue
+			}
+			removed = true
+		}
+	}
+	if removed {
+		errs = append(errs, durable.SyncDir(k.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// pair is the key of a tunnel that Ensure has been called for; the error wraps
+// os.ErrNotExist otherwise.
+func (k *Keys) pair(id string) (keyPair, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.load(id)
+}
+
+func (k *Keys) load(id string) (keyPair, error) {
+	if p, ok := k.known[id]; ok {
+		return p, nil
+	}
+	path := filepath.Join(k.dir, keyName(id))
+	b, err := durable.ReadFile(path, keyLimit, true)
+	if err != nil {
+		return keyPair{}, err
+	}
+	p, err := decodeKey(b, id)
+	if err != nil {
+		return keyPair{}, fmt.Errorf("%s: %w; restore the file from a backup, or remove it to have a new key made", path, err)
+	}
+	k.known[id] = p
+	return p, nil
+}
+
+func (k *Keys) create(id string) (keyPair, error) {
+	private, err := newPrivateKey()
+	if err != nil {
+		return keyPair{}, err
+	}
+	public, err := private.Public()
+	if err != nil {
+		return keyPair{}, err
+	}
+	f := keyFile{Version: keyVersion, Tunnel: id, Key: private.bytes[:]}
+	f.Sum = f.sum()
+	b, err := json.Marshal(f)
+	if err != nil {
+		return keyPair{}, err
+	}
+	if err := durable.WriteFile(filepath.Join(k.dir, keyName(id)), append(b, '\n'), 0o600); err != nil {
+		return keyPair{}, err
+	}
+	p := keyPair{private: private, public: public}
+	k.known[id] = p
+	return p, nil
+}
+
+// decodeKey never repeats the content in an error.
+func decodeKey(b []byte, id string) (keyPair, error) {
+	var f keyFile
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil || d.More() {
+		return keyPair{}, errors.New("the file is not a WireGuard key")
+	}
+	var k PrivateKey
+	switch {
+	case f.Version != keyVersion:
+		return keyPair{}, fmt.Errorf("the file has version %d, this agent reads version %d", f.Version, keyVersion)
+	case !slices.Equal(f.Sum, f.sum()):
+		return keyPair{}, errors.New("the file is damaged: its checksum is wrong")
+	case f.Tunnel != id:
+		return keyPair{}, fmt.Errorf("the file holds the key of tunnel %.253q", f.Tunnel)
+	case copy(k.bytes[:], f.Key) != len(k.bytes) || len(f.Key) != len(k.bytes):
+		return keyPair{}, errors.New("the file holds a key of the wrong length")
+	}
+	public, err := k.Public()
+	if err != nil {
+		return keyPair{}, err
+	}
+	return keyPair{private: k, public: public}, nil
+}
+
+// keyName is a file name for any tunnel ID, which has slashes at least.
+func keyName(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:20])) + keySuffix
+}

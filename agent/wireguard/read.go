@@ -1,0 +1,285 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+)
+
+// watchdog bounds a call of wgctrl, which has no deadlines: a device answers
+// within microseconds unless its process hangs.
+const watchdog = 3 * time.Second
+
+// session is what one pass needs open.
+type session struct {
+	main, circuit *netlink.Handle
+	wg            *wgctrl.Client
+	process       *client // nil when no WireGuard process runs
+}
+
+func (d *Driver) open(ctx context.Context) (s *session, err error) {
+	s = &session{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.main, err = d.config.Main.Netlink(); err != nil {
+		return nil, fmt.Errorf("main namespace: %w", err)
+	}
+	if s.circuit, err = d.config.Circuit.Netlink(); err != nil {
+		return nil, fmt.Errorf("circuit namespace: %w", err)
+	}
+	if s.wg, err = d.newClient(); err != nil {
+		return nil, err
+	}
+	s.process, err = dial(ctx, d.config.Instance)
+	if errors.Is(err, errNotRunning) {
+		s.process, err = nil, nil
+	}
+	if err == nil && s.process != nil && s.process.hello.Protocol != protocolVersion {
+		err = fmt.Errorf("the WireGuard process (pid %d) speaks protocol %d, this agent %d: end it to have another started; its tunnels stop meanwhile",
+			s.process.hello.PID, s.process.hello.Protocol, protocolVersion)
+	}
+	return s, err
+}
+
+func (s *session) close() {
+	if s.main != nil {
+		s.main.Close()
+	}
+	if s.circuit != nil {
+		s.circuit.Close()
+	}
+	if s.wg != nil {
+		_ = s.wg.Close()
+	}
+	if s.process != nil {
+		_ = s.process.Close()
+	}
+}
+
+// inventory is all that there is under the instance's names.
+type inventory struct {
+	devices    map[string]device
+	peers      map[string]wgtypes.Peer
+	handshakes map[string]time.Time
+	// problems are devices that exist and cannot be read.
+	problems map[string]error
+}
+
+func (d *Driver) read(s *session) (inventory, error) {
+	have := inventory{
+		devices: map[string]device{}, peers: map[string]wgtypes.Peer{},
+		handshakes: map[string]time.Time{}, problems: map[string]error{},
+	}
+	if s.process != nil {
+		r, err := s.process.ask(request{Operation: opList})
+		if err != nil {
+			return inventory{}, err
+		}
+		for _, h := range r.Devices {
+			have.devices[h.Name] = device{backend: UserSpace, hosted: true, innerMTU: h.MTU}
+		}
+	}
+	if err := d.readLinks(s.circuit, inCircuit, have.devices); err != nil {
+		return inventory{}, err
+	}
+	if err := d.readLinks(s.main, inMain, have.devices); err != nil {
+		return inventory{}, err
+	}
+	if err := readNetwork(s.main, have.devices); err != nil {
+		return inventory{}, err
+	}
+	err := d.config.Main.Do(func() error {
+		for name, x := range have.devices {
+			if x.place == inMain {
+				x.quiet = isQuiet(name)
+				have.devices[name] = x
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return inventory{}, err
+	}
+	for name := range have.devices {
+		d.readSettings(s, name, &have)
+	}
+	return have, nil
+}
+
+func (d *Driver) readLinks(h *netlink.Handle, where place, devices map[string]device) error {
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return fmt.Errorf("list network interfaces: %w", err)
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		if !deviceOf(d.config.Instance, a.Name) {
+			continue
+		}
+		x := devices[a.Name]
+		x.place, x.index, x.mtu, x.up = where, a.Index, a.MTU, a.RawFlags&unix.IFF_UP != 0
+		x.backend = UserSpace
+		if l.Type() == "wireguard" {
+			x.backend = Kernel
+		}
+		devices[a.Name] = x
+	}
+	return nil
+}
+
+// readNetwork reads the addresses of our devices, and the routes that carry our
+// protocol number.
+func readNetwork(h *netlink.Handle, devices map[string]device) error {
+	names := map[int]string{}
+	for name, x := range devices {
+		if x.place == inMain {
+			names[x.index] = name
+		}
+	}
+	addresses, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if name, ok := names[a.LinkIndex]; ok {
+			x := devices[name]
+			x.addresses = append(x.addresses, prefixOf(a.IPNet))
+			devices[name] = x
+		}
+	}
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: instance.RouteProtocol, Table: unix.RT_TABLE_MAIN},
+			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		name, ok := names[r.LinkIndex]
+		if ok && r.Protocol == instance.RouteProtocol && r.Table == unix.RT_TABLE_MAIN && r.Dst != nil {
+			x := devices[name]
+			x.routes = append(x.routes, prefixOf(r.Dst))
+			devices[name] = x
+		}
+	}
+	return nil
+}
+
+// readSettings leaves those of a device unset that is about to be made anew.
+func (d *Driver) readSettings(s *session, name string, have *inventory) {
+	x := have.devices[name]
+	if x.place == nowhere || x.backend == Kernel && x.place != inMain || x.backend == UserSpace && !x.hosted {
+		return
+	}
+	var w *wgtypes.Device
+	err := d.guard(name, func() (err error) {
+		w, err = s.wg.Device(name)
+		return err
+	})
+	if err != nil {
+		have.problems[name] = fmt.Errorf("read device %s: %w", name, err)
+		return
+	}
+	x.config = settingsFrom(w)
+	have.devices[name] = x
+	if t, ok := d.tunnels[name]; ok || len(w.Peers) == 1 {
+		for _, p := range w.Peers {
+			if len(w.Peers) == 1 || p.PublicKey == wgtypes.Key(t.PeerKey) {
+				have.peers[name] = p
+				have.handshakes[name] = p.LastHandshakeTime
+			}
+		}
+	}
+}
+
+// guard calls f, which must only set what its caller reads after success, and
+// gives up after watchdog. Until that call comes back, others of the device
+// fail at once, so that a process that hangs does not pile up goroutines.
+func (d *Driver) guard(name string, f func() error) error {
+	if done, ok := d.stuck[name]; ok {
+		select {
+		case <-done:
+			delete(d.stuck, name)
+		default:
+			return errors.New("it still does not answer")
+		}
+	}
+	done := make(chan struct{})
+	var err error
+	go func() {
+		defer close(done)
+		err = f()
+	}()
+	select {
+	case <-done:
+		return err
+	case <-time.After(watchdog):
+		d.stuck[name] = done
+		return fmt.Errorf("it does not answer within %s", watchdog)
+	}
+}
+
+// dump repeats a listing that a change interrupted.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 10 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return nil, err
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	ones, _ := n.Mask.Size()
+	a, _ := netip.AddrFromSlice(n.IP)
+	return netip.PrefixFrom(a.Unmap(), ones)
+}
+
+// quiet are the sysctls of a device in the main namespace: its one address is
+// the probe's, so it needs IPv6 (which a host may have off by default), and no
+// link-local address (1 is IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h).
+var quiet = map[string]string{"addr_gen_mode": "1", "disable_ipv6": "0", "accept_ra": "0"}
+
+func sysctlPath(name, key string) string {
+	return filepath.Join("/proc/sys/net/ipv6/conf", name, key)
+}
+
+// isQuiet and makeQuiet work on the calling thread's namespace.
+func isQuiet(name string) bool {
+	for key, value := range quiet {
+		b, err := os.ReadFile(sysctlPath(name, key))
+		if err != nil || strings.TrimSpace(string(b)) != value {
+			return false
+		}
+	}
+	return true
+}
+
+func makeQuiet(name string) error {
+	// The address mode first: enabling IPv6 would make a link-local address.
+	for _, key := range []string{"addr_gen_mode", "accept_ra", "disable_ipv6"} {
+		if err := os.WriteFile(sysctlPath(name, key), []byte(quiet[key]), 0); err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				return errors.New("the kernel has no IPv6, which the tunnels' probes need: boot without ipv6.disable=1")
+			}
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+const tunPath = "/dev/net/tun"
+
+// errNoTUN is what an operator has to act on.
+var errNoTUN = errors.New("no " + tunPath + " and no WireGuard in the kernel: load the module wireguard, or tun for WireGuard in user space " +
+	"(modprobe wireguard, modprobe tun); in a container, pass the device " + tunPath + " through")
+
+// tunDevice is a TUN whose network interface is about to move to another
+// namespace. The one of wireguard-go follows the interface with a netlink
+// socket and a poll once a second, each on a thread of its own; here the agent
+// says what changes, so that a device is up at once and costs no thread.
+type tunDevice struct {
+	tun.Device
+	name   string
+	mtu    atomic.Int32
+	events chan tun.Event
+	once   sync.Once
+}
+
+// newTUN makes a TUN in the namespace of the process. Closing it removes its
+// interface, wherever that is. The error is errNoTUN without /dev/net/tun.
+func newTUN(name string, mtu int) (*tunDevice, error) {
+	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return nil, errNoTUN
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", tunPath, err)
+	}
+	if err := attachTUN(fd, name); err != nil {
+		return nil, errors.Join(fmt.Errorf("make TUN %s: %w", name, err), unix.Close(fd))
+	}
+	// From here on fd belongs to inner, also when there is an error.
+	inner, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
+	if err != nil {
+		return nil, fmt.Errorf("make TUN %s: %w", name, err)
+	}
+	t := &tunDevice{Device: inner, name: name, events: make(chan tun.Event, 1)}
+	t.mtu.Store(int32(mtu))
+	return t, nil
+}
+
+func attachTUN(fd int, name string) error {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	// IFF_VNET_HDR brings segmentation offload, IFF_TUN_EXCL refuses a TUN that
+	// is there already (Documentation/networking/tuntap.rst).
+	r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+}
+
+// Name is the name that the interface was made with.
+func (t *tunDevice) Name() (string, error) { return t.name, nil }
+
+// MTU is what the agent said last: asking by name works only in the namespace
+// where the interface is.
+func (t *tunDevice) MTU() (int, error) { return int(t.mtu.Load()), nil }
+
+// setMTU tells the device, which pads packets up to the MTU.
+func (t *tunDevice) setMTU(mtu int) {
+	t.mtu.Store(int32(mtu))
+	select {
+	case t.events <- tun.EventMTUUpdate:
+	default: // one is on its way and will read the new value
+	}
+}
+
+// Events reports changes of the MTU only.
+func (t *tunDevice) Events() <-chan tun.Event { return t.events }
+
+// Close removes the interface.
+func (t *tunDevice) Close() (err error) {
+	t.once.Do(func() {
+		err = t.Device.Close()
+		close(t.events)
+	})
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// bind is wireguard-go's own, wrapped: for the bare one the device starts a
+// netlink listener and a thread that follow changes of the route to a peer.
+// Here routes hang on the mark, and no source address is remembered because
+// roaming is off.
+type bind struct{ conn.Bind }
