@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The fast path: LAN -> tunnel, tunnel -> LAN, and a last check of what enters
+// a tunnel. A packet goes where the maps say or is dropped and counted; what
+// is for the node itself goes to the stack.
+#include <linux/errno.h>
+
+#include "layout.h"
+#include "packet.h"
+#include "flow.h"
+#include "edit.h"
+
+// Values of both tcx and direct-action clsact; TC_NEXT leaves the packet to
+// whatever comes after this program, in the end the stack.
+#define TC_NEXT (-1)
+#define TC_DROP 2
+
+// The mark of a packet between a LAN's ingress and a tunnel's egress. Nothing
+// but a program or a privileged socket of this host can set it, and both
+// ingresses clear what a packet brings.
+#define CLASSIFIED 0x53454143
+
+#define PACKET_HOST 0
+
+#define ICMPV6_ECHO_REQUEST_ 128
+#define ICMPV6_ECHO_REPLY_ 129
+#define ICMPV6_MLD_QUERY 130
+#define ICMPV6_RS 133
+#define ICMPV6_NS 135
+#define ICMPV6_NA 136
+
+// bpf_check_mtu is for programs that the kernel takes for compatible with its
+// own licence.
+char __license[] SEC("license") = "Dual BSD/GPL";
+
+// The /48 that holds every probe address; set by the driver at load.
+const volatile __u8 probe_prefix[6] __attribute__((aligned(4)));
+
+static __always_inline void count(__u32 slot, enum direction direction, enum reason reason)
+{
+	struct counts *c = bpf_map_lookup_elem(&counters, &slot);
+	__u32 i = direction * MAX_REASONS + reason;
+
+	if (c && i < 2 * MAX_REASONS)
+		c->packets[i]++;
+}
+
+// Every verdict but a redirect leaves through here. The control buffer shows it, and the
+// target of a redirect, to whoever runs the program by hand.
+static __noinline int verdict(struct __sk_buff *skb, __u32 slot, enum direction direction, enum reason reason)
+{
+	count(slot, direction, reason);
+	skb->cb[0] = reason;
+	return reason == REASON_PASSED ? TC_NEXT : TC_DROP;
+}
+
+static __always_inline int is_probe(const union address *a)
+{
+	return a->words[0] == *(const volatile __u32 *)probe_prefix &&
+	       *(const __u16 *)(a->bytes + 4) == *(const volatile __u16 *)(probe_prefix + 4);
+}
+
+static __always_inline struct remote *find_remote(__u32 tenant, __u32 family, const union address *a)
+{
+	struct prefix_key k = { .prefixlen = family == 4 ? 96 : 192, .tenant = tenant, .family = family };
+
+	__builtin_memcpy(k.addr, a->bytes, sizeof(k.addr));
+	return bpf_map_lookup_elem(&remotes, &k);
+}
+
+static __always_inline struct local *find_local(__u32 tenant, __u32 family, const union address *a)
+{
+	struct prefix_key k = { .prefixlen = family == 4 ? 96 : 192, .tenant = tenant, .family = family };
+
+	__builtin_memcpy(k.addr, a->bytes, sizeof(k.addr));
+	return bpf_map_lookup_elem(&locals, &k);
+}
+
+// too_big checks a packet against a device's MTU and, if mtu is not 0, against
+// that too. Segments of a GSO packet count one by one. A negative number means
+// that there is no such device.
+static __always_inline int too_big(struct __sk_buff *skb, const struct packet *p, __u32 ifindex, __u32 mtu)
+{
+	__u32 length = p->length, flags = 0, got = 0;
+	long r;
+
+	if (skb->gso_size) {
+		__u8 offset = 0;
+		__u32 headers = p->l4;
+
+		if (p->protocol == IPPROTO_TCP && !load_net(skb, p->l4 + 12, &offset, sizeof(offset)))
+			headers += (offset >> 4) * 4;
+		else if (p->protocol == IPPROTO_UDP)
+			headers += 8;
+		length = headers + skb->gso_size;
+		// The kernel takes no length together with this flag.
+		flags = BPF_MTU_CHK_SEGS;
+	} else {
+		got = length;
+	}
+	if (mtu && length > mtu)
+		return 1;
+	r = bpf_check_mtu(skb, ifindex, &got, 0, flags);
+	// Any other error means that the kernel cannot tell: -EINVAL if nobody
+	// has told it where the transport header of a GSO packet is.
+	return r == -ENODEV ? -1 : r != 0;
+}
+
+// for_stack is true of the link-scope multicasts that the node's own IPv6
+// needs on a LAN: neighbour and router solicitations, neighbour
+// advertisements (RFC 4861) and multicast listener queries (RFC 3810).
+// Router advertisements and redirects are not among them: a LAN host does not
+// route the node.
+static __always_inline int for_stack(struct __sk_buff *skb, struct packet *p)
+{
+	const union address *d = &p->dst;
+	int all_nodes, all_routers, solicited;
+	__u8 type;
+
+	if (d->words[0] != bpf_htonl(0xff020000) || d->words[1] != 0)
+		return 0;
+	all_nodes = d->words[2] == 0 && d->words[3] == bpf_htonl(1);
+	all_routers = d->words[2] == 0 && d->words[3] == bpf_htonl(2);
+	solicited = d->words[2] == bpf_htonl(1) && d->bytes[12] == 0xff;
+
+	parse_transport(skb, p);
+	if (p->protocol != IPPROTO_ICMPV6 || p->fragment || !p->l4 ||
+	    load_net(skb, p->l4, &type, sizeof(type)))
+		return 0;
+	switch (type) {
+	case ICMPV6_NS:
+	case ICMPV6_NA:
+		return p->ttl == 255 && (all_nodes || solicited);
+	case ICMPV6_RS:
+		return p->ttl == 255 && all_routers;
+	case ICMPV6_MLD_QUERY:
+		return p->ttl == 1 && (all_nodes || solicited);
+	}
+	return 0;
+}
+
+// probe_pair is true of an echo between exactly these two addresses.
+static __always_inline int probe_pair(struct __sk_buff *skb, const struct packet *p, const __u8 *src, const __u8 *dst)
+{
+	__u8 type;
+
+	if (p->protocol != IPPROTO_ICMPV6 || !same_address(p->src.bytes, src) || !same_address(p->dst.bytes, dst))
+		return 0;
+	if (load_net(skb, sizeof(struct ipv6), &type, sizeof(type)))
+		return 0;
+	return type == ICMPV6_ECHO_REQUEST_ || type == ICMPV6_ECHO_REPLY_;
+}
+
+SEC("tc")
+int cs_lan_in(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, target, mtu;
+	struct packet p = {};
+	struct port *port;
+	struct local *local;
+	struct remote *remote;
+	struct group *group;
+	struct host_key host = { .ifindex = ifindex };
+	int r, i;
+
+	skb->mark = 0;
+	skb->cb[0] = skb->cb[1] = 0;
+	port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port || port->kind != PORT_LAN)
+		return verdict(skb, 0, DIRECTION_IN, REASON_UNKNOWN_INTERFACE);
+	// The tag of another network; the kernel would hand it to a VLAN device.
+	if (skb->vlan_present)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_VLAN_TAGGED);
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_PASSED);
+
+	make_linear(skb);
+	r = parse_addresses(skb, ETH_HLEN, &p);
+	if (r)
+		return verdict(skb, port->slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+	if (p.family == 6) {
+		if (is_probe(&p.src) || is_probe(&p.dst))
+			return verdict(skb, port->slot, DIRECTION_IN, REASON_PROBE_ADDRESS);
+		if (is_multicast6(&p.dst))
+			return verdict(skb, port->slot, DIRECTION_IN,
+				       for_stack(skb, &p) ? REASON_PASSED : REASON_UNROUTABLE_ADDRESS);
+	}
+	// A bridge or a tap may show frames that are for someone else.
+	if (skb->pkt_type != PACKET_HOST)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_OTHER_HOST);
+
+	host.family = p.family;
+	__builtin_memcpy(host.addr, p.dst.bytes, sizeof(host.addr));
+	if (bpf_map_lookup_elem(&hosts, &host))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_PASSED);
+	if (unroutable(p.family, &p.src) || unroutable(p.family, &p.dst))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
+
+	local = find_local(port->tenant, p.family, &p.src);
+	if (!local || local->ifindex != ifindex)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_SPOOFED_SOURCE);
+	remote = find_remote(port->tenant, p.family, &p.dst);
+	if (!remote)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_REMOTE);
+	if (p.ttl <= 1)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_EXPIRED);
+
+	group = bpf_map_lookup_elem(&groups, &remote->group);
+	if (!group || group->tenant != port->tenant)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_GROUP);
+	parse_transport(skb, &p);
+	i = choose_member(group, flow_hash(&p));
+	if (i < 0 || i >= MAX_MEMBERS)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_MEMBER);
+	target = group->members[i].ifindex;
+	mtu = group->members[i].mtu;
+
+	r = too_big(skb, &p, target, mtu);
+	if (r)
+		return verdict(skb, port->slot, DIRECTION_IN, r < 0 ? REASON_NO_MEMBER : REASON_TOO_BIG);
+	if (clamp_mss(skb, ETH_HLEN, &p, mtu) || decrement_ttl(skb, ETH_HLEN, &p))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	count(port->slot, DIRECTION_IN, REASON_FORWARDED);
+	skb->mark = CLASSIFIED;
+	skb->cb[1] = target;
+	return bpf_redirect(target, 0);
+}
+
+SEC("tc")
+int cs_tunnel_in(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, target, l2;
+	struct packet p = {};
+	struct port *port;
+	struct local *local;
+	struct remote *remote;
+	__u16 protocol = skb->protocol;
+	int r;
+
+	skb->mark = 0;
+	skb->cb[0] = skb->cb[1] = 0;
+	port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port || port->kind != PORT_TUNNEL)
+		return verdict(skb, 0, DIRECTION_IN, REASON_UNKNOWN_INTERFACE);
+	l2 = port->header ? ETH_HLEN : 0;
+
+	make_linear(skb);
+	r = parse_addresses(skb, l2, &p);
+	if (r)
+		return verdict(skb, port->slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+	if (p.family == 6 && (is_probe(&p.src) || is_probe(&p.dst))) {
+		r = probe_pair(skb, &p, port->remote_probe, port->local_probe);
+		return verdict(skb, port->slot, DIRECTION_IN, r ? REASON_PASSED : REASON_PROBE_ADDRESS);
+	}
+	if (unroutable(p.family, &p.src) || unroutable(p.family, &p.dst))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
+
+	// Redirects skip XFRM's inbound policy, so nothing else checks this.
+	remote = find_remote(port->tenant, p.family, &p.src);
+	if (!remote || remote->group != port->group)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_WRONG_SELECTOR);
+	local = find_local(port->tenant, p.family, &p.dst);
+	if (!local)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_LOCAL);
+	target = local->ifindex;
+	if (p.ttl <= 1)
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_EXPIRED);
+
+	parse_transport(skb, &p);
+	r = too_big(skb, &p, target, 0);
+	if (r)
+		return verdict(skb, port->slot, DIRECTION_IN, r < 0 ? REASON_NO_LOCAL : REASON_TOO_BIG);
+	if (clamp_mss(skb, l2, &p, port->mtu) || decrement_ttl(skb, l2, &p))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	// bpf_redirect_neigh drops what has no link-layer header. Where there is
+	// one, it is the outer packet's, and so may be its protocol.
+	if (!port->header && bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	if (bpf_skb_store_bytes(skb, 12, &protocol, sizeof(protocol), 0))
+		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	count(port->slot, DIRECTION_IN, REASON_FORWARDED);
+	skb->cb[1] = target;
+	return bpf_redirect_neigh(target, NULL, 0, 0);
+}
+
+SEC("tc")
+int cs_tunnel_out(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, mark = skb->mark;
+	struct packet p = {};
+	struct port *port;
+	struct remote *remote;
+	int r;
+
+	skb->mark = 0;
+	skb->cb[0] = skb->cb[1] = 0;
+	port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port || port->kind != PORT_TUNNEL)
+		return verdict(skb, 0, DIRECTION_OUT, REASON_UNKNOWN_INTERFACE);
+	make_linear(skb);
+	// Nothing is edited here, so only the network header's place matters.
+	r = parse_addresses(skb, 0, &p);
+	if (r)
+		return verdict(skb, port->slot, DIRECTION_OUT, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+	if (p.family == 6 && (is_probe(&p.src) || is_probe(&p.dst))) {
+		r = probe_pair(skb, &p, port->local_probe, port->remote_probe);
+		return verdict(skb, port->slot, DIRECTION_OUT, r ? REASON_PASSED : REASON_PROBE_ADDRESS);
+	}
+	// The node's own stack and what it forwards come without the mark; a
+	// member table that is being changed could name another group's device.
+	if (mark != CLASSIFIED)
+		return verdict(skb, port->slot, DIRECTION_OUT, REASON_NOT_CLASSIFIED);
+	remote = find_remote(port->tenant, p.family, &p.dst);
+	if (!remote || remote->group != port->group || !find_local(port->tenant, p.family, &p.src))
+		return verdict(skb, port->slot, DIRECTION_OUT, REASON_WRONG_SELECTOR);
+	count(port->slot, DIRECTION_OUT, REASON_FORWARDED);
+	return TC_NEXT;
+}

@@ -1,0 +1,164 @@
+// Package classifier is the fast path between LANs and tunnels: eBPF programs
+// on the interfaces of the main namespace and the maps that steer them. It
+// knows tenants, prefixes, groups and the interfaces named in a plan, checks
+// every source and destination against them, and drops and counts whatever
+// they do not name. It refuses to know circuits, keys and policy, and to
+// redirect to any interface that is neither a LAN of the plan nor a tunnel
+// device of its own instance. What it sets up is pinned and works on without
+// the process.
+package classifier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// layout names the directory of pins. It changes whenever a map's key, value
+// or meaning changes, so that an agent never adopts what it would misread.
+const layout = "classifier-v1"
+
+// Config is what New needs.
+type Config struct {
+	Instance instance.Instance
+	Log      *slog.Logger
+}
+
+// Classifier drives the programs and maps of one instance. Its methods may be
+// called at the same time; they exclude each other.
+type Classifier struct {
+	prefix    string
+	directory string
+	log       *slog.Logger
+
+	mu      sync.Mutex
+	home    netns.Namespace
+	netlink *netlink.Handle
+	objects bpfObjects
+	removed bool
+}
+
+// New loads the programs and adopts the maps that an earlier process of the
+// same instance pinned, or makes them. It mounts the instance's bpffs if that
+// is not mounted. Interfaces are those of the calling thread's namespace. New
+// attaches nothing: forwarding stays as it is until Sync.
+func New(c Config) (*Classifier, error) {
+	d := &Classifier{
+		prefix:    c.Instance.DevicePrefix(),
+		directory: filepath.Join(c.Instance.BPFDir(), layout),
+		log:       c.Log,
+	}
+	if err := d.open(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (c *Classifier) open() (err error) {
+	if err := c.makeDirectory(); err != nil {
+		return err
+	}
+	if c.home, err = netns.Current(); err != nil {
+		return err
+	}
+	if c.netlink, err = c.home.Netlink(); err != nil {
+		return err
+	}
+	return c.load()
+}
+
+func (c *Classifier) load() error {
+	spec, err := loadBpf()
+	if err != nil {
+		return fmt.Errorf("read the classifier's programs: %w", err)
+	}
+	address := desired.ProbePrefix.Addr().As16()
+	if err := spec.Variables[bpfVarProbePrefix].Set([6]byte(address[:6])); err != nil {
+		return fmt.Errorf("set the probe prefix: %w", err)
+	}
+	err = spec.LoadAndAssign(&c.objects, &ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: c.directory},
+	})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return fmt.Errorf("adopt maps in %s: another version of the agent made them with the same layout name: %w", c.directory, err)
+	}
+	if err != nil {
+		return fmt.Errorf("load the classifier's programs: %w", err)
+	}
+	return nil
+}
+
+// Sync makes the kernel have exactly what want says. It returns what could not
+// be done, each error naming its interface, prefix or group; all else is done
+// nevertheless. Members whose device is missing or not yet checked by its
+// programs are left out until the next Sync. Which members of a group are
+// alive is kept, by member number; new members begin as not alive unless the
+// group uses all.
+func (c *Classifier) Sync(ctx context.Context, want plan.Classifier) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(); err != nil {
+		return err
+	}
+	// tcx takes interfaces of the thread's namespace.
+	return c.home.Do(func() error { return c.sync(ctx, want) })
+}
+
+// Close gives the process's handles up. Programs, maps and links stay in the
+// kernel and go on forwarding.
+func (c *Classifier) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.close()
+}
+
+func (c *Classifier) close() error {
+	var errs []error
+	if c.netlink != nil {
+		c.netlink.Close()
+		c.netlink = nil
+	}
+	if c.objects.CsLanIn != nil {
+		errs = append(errs, c.objects.Close())
+		c.objects = bpfObjects{}
+	}
+	errs = append(errs, c.home.Close())
+	c.home = netns.Namespace{}
+	return errors.Join(errs...)
+}
+
+// Remove detaches every program and deletes every pin of the instance, then
+// closes c. Forwarding between LANs and tunnels ends.
+func (c *Classifier) Remove(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(); err != nil {
+		return err
+	}
+	err := c.home.Do(func() error { return c.removePins(ctx) })
+	if err == nil {
+		c.removed = true
+	}
+	return errors.Join(err, c.close())
+}
+
+func (c *Classifier) usable() error {
+	switch {
+	case c.removed:
+		return errors.New("use the classifier: it has been removed")
+	case c.objects.CsLanIn == nil:
+		return errors.New("use the classifier: it has been closed")
+	}
+	return nil
+}

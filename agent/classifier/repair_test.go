@@ -1,0 +1,159 @@
+package classifier
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// attached counts the programs on a hook of an interface.
+func (b *bed) attached(device string, hook ebpf.AttachType) (n int) {
+	b.t.Helper()
+	must(b.t, b.ns.Do(func() error {
+		q, err := link.QueryPrograms(link.QueryOptions{Target: int(b.index[device]), Attach: hook})
+		if err != nil {
+			return err
+		}
+		n = len(q.Programs)
+		return nil
+	}))
+	return n
+}
+
+func (b *bed) sync(c plan.Classifier, want ...string) {
+	b.t.Helper()
+	err := b.classifier.Sync(b.t.Context(), c)
+	for _, w := range want {
+		if err == nil || !strings.Contains(err.Error(), w) {
+			b.t.Errorf("sync: %v, want an error with %q", err, w)
+		}
+	}
+	if err != nil && strings.Count(err.Error(), "\n") >= len(want) {
+		b.t.Errorf("sync: %v, want %d errors", err, len(want))
+	}
+}
+
+const missing = "-8 is not there yet"
+
+// Sync repairs what somebody broke, and a repeat does not touch anything.
+func TestRepair(t *testing.T) {
+	b := newBed(t)
+	device := b.instance.Device(1)
+	intact := func(what string) {
+		t.Helper()
+		b.sync(b.plan, missing)
+		for d, hook := range map[string]ebpf.AttachType{"lan7a": ebpf.AttachTCXIngress, device: ebpf.AttachTCXEgress} {
+			if n := b.attached(d, hook); n != 1 {
+				t.Errorf("%s: %d programs on %s, want 1", what, n, d)
+			}
+		}
+		pins, err := os.ReadDir(b.classifier.directory)
+		must(t, err)
+		if want := 6 + 3 + 2*7; len(pins) != want {
+			t.Errorf("%s: %d pins, want %d", what, len(pins), want)
+		}
+	}
+	intact("nothing done")
+
+	must(t, os.Remove(filepath.Join(b.classifier.directory, "cs_lan_in_"+fmt.Sprint(b.index["lan7a"]))))
+	intact("pin removed")
+
+	must(t, unix.Unmount(b.instance.BPFDir(), 0))
+	intact("bpffs unmounted")
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		intact("some time after that")
+	}
+
+	var stale uint32 = 4_000_000
+	must(t, b.classifier.objects.Ports.Put(&stale, &bpfPort{Kind: bpfPortKindPORT_LAN, Tenant: 9, Slot: 700}))
+	must(t, b.classifier.objects.Groups.Delete(uint32(1)))
+	intact("maps changed")
+	if err := b.classifier.objects.Ports.Lookup(&stale, &bpfPort{}); err == nil {
+		t.Error("a foreign port is still there")
+	}
+
+	h, err := b.ns.Netlink()
+	must(t, err)
+	defer h.Close()
+	l, err := h.LinkByName(device)
+	must(t, err)
+	must(t, h.LinkDel(l))
+	b.sync(b.plan, missing, "-1 is not there yet", "-2 is not there yet")
+	b.pair(h, device, b.instance.Device(2), 9000)
+	intact("devices made again")
+}
+
+// An interface that leaves the plan loses its programs and its port; a LAN
+// that is not there stops nothing else.
+func TestLeftovers(t *testing.T) {
+	b := newBed(t)
+	c := b.plan
+	c.LANs = []plan.LAN{b.plan.LANs[0], {Interface: "lan99", Tenant: 8}}
+	c.Locals = c.Locals[:1]
+	c.Groups = c.Groups[:2]
+	c.Remotes = c.Remotes[:5]
+	b.sync(c, "LAN interface lan99: there is no such interface")
+	for d, want := range map[string]int{"lan7a": 1, "lan7b": 0, "lan8": 0, b.instance.Device(1): 1, b.instance.Device(6): 0} {
+		if n := b.attached(d, ebpf.AttachTCXIngress); n != want {
+			t.Errorf("%d programs on %s, want %d", n, d, want)
+		}
+	}
+	have, err := b.classifier.readState()
+	must(t, err)
+	if len(have.ports) != 1+5 || len(have.locals) != 1 || len(have.remotes) != 5 || len(have.groups) != 2 {
+		t.Errorf("maps hold %d ports, %d locals, %d remotes, %d groups; want 6, 1, 5, 2", len(have.ports), len(have.locals), len(have.remotes), len(have.groups))
+	}
+	b.sync(plan.Classifier{})
+	if n := b.attached("lan7a", ebpf.AttachTCXIngress); n != 0 {
+		t.Errorf("%d programs after an empty plan", n)
+	}
+}
+
+// Remove leaves neither pins nor programs; the methods of a removed or closed
+// Classifier fail with a sentence.
+func TestRemove(t *testing.T) {
+	b := newBed(t)
+	must(t, b.classifier.Remove(t.Context()))
+	if n := b.attached("lan7a", ebpf.AttachTCXIngress) + b.attached(b.instance.Device(1), ebpf.AttachTCXEgress); n != 0 {
+		t.Errorf("%d programs after removal", n)
+	}
+	if _, err := os.Stat(b.classifier.directory); !os.IsNotExist(err) {
+		t.Errorf("directory of pins after removal: %v", err)
+	}
+	b.sync(b.plan, "it has been removed")
+	b.classifier = open(t, b.instance, b.ns)
+	must(t, b.classifier.Close())
+	if _, err := b.classifier.Counters(); err == nil || !strings.Contains(err.Error(), "it has been closed") {
+		t.Errorf("counters of a closed classifier: %v", err)
+	}
+	b.classifier = open(t, b.instance, b.ns)
+}
+
+// A plan from elsewhere never makes the programs redirect to a foreign
+// interface, also not under an alternative name.
+func TestAlternativeName(t *testing.T) {
+	b := newBed(t)
+	h, err := b.ns.Netlink()
+	must(t, err)
+	defer h.Close()
+	l, err := h.LinkByName("other")
+	must(t, err)
+	if err := h.LinkAddAltName(l, b.instance.Device(8)); err != nil {
+		t.Skipf("this kernel gives no alternative names: %v", err)
+	}
+	b.sync(b.plan, missing)
+	var g bpfGroup
+	must(t, b.classifier.objects.Groups.Lookup(uint32(4), &g))
+	if g.Members[1].Ifindex != 0 {
+		t.Errorf("member on interface %d, which only has the name of a tunnel device", g.Members[1].Ifindex)
+	}
+}

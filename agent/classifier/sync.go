@@ -1,0 +1,169 @@
+package classifier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// sync adds in the order in which packets may rely on things, and deletes in
+// the reverse order. Dying at any step leaves packets dropped, never sent
+// elsewhere.
+func (c *Classifier) sync(ctx context.Context, p plan.Classifier) error {
+	if err := c.repin(); err != nil {
+		return err
+	}
+	f, err := c.readFacts(p)
+	if err != nil {
+		// Whatever works must not be taken down for want of an answer.
+		return err
+	}
+	want, renderErr := render(c.prefix, p, f)
+	have, err := c.readState()
+	if err != nil {
+		return errors.Join(renderErr, err)
+	}
+	pins, err := c.readPins()
+	if err != nil {
+		return errors.Join(renderErr, err)
+	}
+	defer pins.close()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("sync the classifier: %w", err)
+	}
+	errs := []error{renderErr}
+	note := func(err error) { errs = append(errs, err) }
+
+	fresh := want.adopt(have)
+	note(c.clearCounts(want, fresh))
+	todo := diff(want, have)
+	code, err := c.programIDs()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	hooksTodo := diffAttachments(wantAttachments(want.ports), pins.conditions(), code)
+	c.announce(todo, hooksTodo)
+
+	note(putAll(c.objects.Ports, "port", todo.ports))
+	unchecked, err := c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_TUNNEL)
+	note(err)
+	if len(unchecked) > 0 {
+		want.withhold(unchecked)
+		todo.groups = diffTable(want.groups, have.groups)
+	}
+	note(putAll(c.objects.Hosts, "host", todo.hosts))
+	note(putAll(c.objects.Locals, "local", todo.locals))
+	note(putAll(c.objects.Groups, "group", todo.groups))
+	note(putAll(c.objects.Remotes, "remote", todo.remotes))
+	_, err = c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_LAN)
+	note(err)
+
+	note(removeAll(c.objects.Remotes, "remote", todo.remotes))
+	note(removeAll(c.objects.Groups, "group", todo.groups))
+	note(removeAll(c.objects.Locals, "local", todo.locals))
+	note(c.detachAll(pins, hooksTodo.detach))
+	note(removeAll(c.objects.Ports, "port", todo.ports))
+	note(removeAll(c.objects.Hosts, "host", todo.hosts))
+	return errors.Join(errs...)
+}
+
+func (c *Classifier) announce(todo changes, h attachments) {
+	puts, removes := todo.size()
+	if puts+removes+len(h.attach)+len(h.replace)+len(h.detach) == 0 {
+		return
+	}
+	c.log.Info("change the classifier", "puts", puts, "removes", removes,
+		"attach", len(h.attach), "replace", len(h.replace), "detach", len(h.detach))
+	c.log.Debug("change the classifier", "changes", todo.String())
+}
+
+func (c *Classifier) readState() (state, error) {
+	s := newState()
+	return s, errors.Join(
+		readAll(c.objects.Ports, s.ports),
+		readAll(c.objects.Hosts, s.hosts),
+		readAll(c.objects.Locals, s.locals),
+		readAll(c.objects.Remotes, s.remotes),
+		readAll(c.objects.Groups, s.groups),
+	)
+}
+
+func readAll[K, V comparable](m *ebpf.Map, into map[K]V) error {
+	var k K
+	var v V
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		into[k] = v
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", m, err)
+	}
+	return nil
+}
+
+func putAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
+	var errs []error
+	for _, e := range t.put {
+		if err := m.Put(&e.key, &e.value); err != nil {
+			errs = append(errs, fmt.Errorf("put %s %s: %w", name, keyText(e.key), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
+	var errs []error
+	for _, k := range t.remove {
+		if err := m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove %s %s: %w", name, keyText(k), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// repin mounts the bpffs and pins the maps again if somebody took them away;
+// links that went with them are then attached anew.
+func (c *Classifier) repin() error {
+	if err := c.makeDirectory(); err != nil {
+		return err
+	}
+	for name, m := range c.mapsByName() {
+		if err := pinIfMissing(m, c.pin(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Classifier) mapsByName() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		bpfMapPorts: c.objects.Ports, bpfMapHosts: c.objects.Hosts, bpfMapLocals: c.objects.Locals,
+		bpfMapRemotes: c.objects.Remotes, bpfMapGroups: c.objects.Groups, bpfMapCounters: c.objects.Counters,
+	}
+}
+
+func (c *Classifier) programs() map[string]*ebpf.Program {
+	return map[string]*ebpf.Program{
+		bpfProgCsLanIn: c.objects.CsLanIn, bpfProgCsTunnelIn: c.objects.CsTunnelIn, bpfProgCsTunnelOut: c.objects.CsTunnelOut,
+	}
+}
+
+func (c *Classifier) programIDs() (map[string]ebpf.ProgramID, error) {
+	ids := map[string]ebpf.ProgramID{}
+	for name, p := range c.programs() {
+		info, err := p.Info()
+		if err != nil {
+			return nil, fmt.Errorf("examine program %s: %w", name, err)
+		}
+		id, ok := info.ID()
+		if !ok {
+			return nil, fmt.Errorf("examine program %s: the kernel tells no id", name)
+		}
+		ids[name] = id
+	}
+	return ids, nil
+}
