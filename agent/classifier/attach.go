@@ -13,6 +13,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/circuitseal/circuitseal/agent/bpffs"
 )
 
 // hook is where a program belongs.
@@ -53,7 +55,7 @@ func (p pins) conditions() map[attachment]condition {
 }
 
 func (c *Classifier) makeDirectory() error {
-	if err := mountBPF(filepath.Dir(c.directory)); err != nil {
+	if err := bpffs.Ensure(filepath.Dir(c.directory)); err != nil {
 		return err
 	}
 	if err := os.Mkdir(c.directory, 0o700); err != nil && !errors.Is(err, os.ErrExist) {

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What may pass a circuit interface: the outer packets of configured tunnels,
+// and ARP with the link's own neighbour. Judge in ../judge.go says the same in
+// Go, check by check and in the same order; a test holds one against the other.
+#include "layout.h"
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/udp.h>
+
+// TCX_PASS and TCX_DROP. Passing ends the chain: no program or filter after
+// the guard gets to change or redirect what it has judged.
+#define PASS 0
+#define DROP 2
+
+#define UDP 17
+#define IP_DF 0x4000
+#define MIN_FRAME 60
+#define ETHERNET 1
+#define ARP_REQUEST 1
+#define ARP_REPLY 2
+
+char __license[] SEC("license") = "Apache-2.0";
+
+// RFC 826 for Ethernet and IPv4.
+struct arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_len;
+	__u8 protocol_len;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__u8 sender[4];
+	__u8 target_mac[ETH_ALEN];
+	__u8 target[4];
+} __attribute__((packed));
+
+// Both kinds of frame that can pass have at least these bytes; both headers
+// are equally long.
+struct frame {
+	struct ethhdr eth;
+	union {
+		struct {
+			struct iphdr ip;
+			struct udphdr udp;
+		} __attribute__((packed));
+		struct arp arp;
+	};
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct frame) == 42, "Ethernet, IPv4 and UDP, or Ethernet and ARP");
+
+static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
+{
+	__u8 diff = 0;
+
+	for (int i = 0; i < ETH_ALEN; i++)
+		diff |= a[i] ^ b[i];
+	return !diff;
+}
+
+static __always_inline int mac_all(const __u8 *a, __u8 value)
+{
+	__u8 diff = 0;
+
+	for (int i = 0; i < ETH_ALEN; i++)
+		diff |= a[i] ^ value;
+	return !diff;
+}
+
+// A frame carries nothing behind its packet, but for the padding that a short
+// one gets on the wire (IEEE 802.3, 4.2.3.3) and that is not there yet when it
+// goes out.
+static __always_inline int length_fits(__u32 frame, __u32 packet, enum direction direction)
+{
+	__u32 want = sizeof(struct ethhdr) + packet;
+
+	return frame == want || (direction == DIRECTION_IN && frame > want && frame <= MIN_FRAME);
+}
+
+static __always_inline enum reason judge_udp(struct __sk_buff *skb, const struct frame *f, enum direction direction)
+{
+	struct flow_key key = {.ifindex = skb->ifindex};
+	__u32 total = bpf_ntohs(f->ip.tot_len);
+	__u32 *mark;
+
+	// Options are on no packet of ours, and would move the ports.
+	if (f->ip.version != 4 || f->ip.ihl != 5)
+		return REASON_IP_HEADER;
+	if (f->ip.frag_off & bpf_htons((__u16)~IP_DF))
+		return REASON_FRAGMENT;
+	if (f->ip.protocol != UDP)
+		return REASON_PROTOCOL;
+	// A super-packet (UDP_SEGMENT, GRO) has the lengths of the whole in its
+	// headers here (net/ipv4/udp.c, udp_send_skb; udp_offload.c,
+	// udp_gro_complete_segment), so the same equations hold for it.
+	if (total < sizeof(struct iphdr) + sizeof(struct udphdr) ||
+	    bpf_ntohs(f->udp.len) != total - sizeof(struct iphdr) ||
+	    !length_fits(skb->len, total, direction))
+		return REASON_LENGTH;
+
+	if (direction == DIRECTION_OUT) {
+		key.local = f->ip.saddr;
+		key.remote = f->ip.daddr;
+		key.local_port = f->udp.source;
+		key.remote_port = f->udp.dest;
+	} else {
+		key.local = f->ip.daddr;
+		key.remote = f->ip.saddr;
+		key.local_port = f->udp.dest;
+		key.remote_port = f->udp.source;
+	}
+	mark = bpf_map_lookup_elem(&flows, &key);
+	if (!mark)
+		return REASON_NO_FLOW;
+	// The tuple alone is no proof that an encryptor made the packet.
+	if (direction == DIRECTION_OUT && skb->mark != *mark)
+		return REASON_MARK;
+	return REASON_FLOW;
+}
+
+static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct frame *f, enum direction direction)
+{
+	struct neighbor key = {.ifindex = skb->ifindex};
+	__u16 operation = bpf_ntohs(f->arp.operation);
+
+	if (f->arp.hardware != bpf_htons(ETHERNET) || f->arp.protocol != bpf_htons(ETH_P_IP) ||
+	    f->arp.hardware_len != ETH_ALEN || f->arp.protocol_len != 4 ||
+	    (operation != ARP_REQUEST && operation != ARP_REPLY))
+		return REASON_ARP_FORMAT;
+	if (!length_fits(skb->len, sizeof(struct arp), direction))
+		return REASON_LENGTH;
+	if ((f->eth.h_dest[0] & 1) && !mac_all(f->eth.h_dest, 0xff))
+		return REASON_ARP_HARDWARE;
+	// Going out, every byte that is not an address of the link is a constant,
+	// so that ARP carries nothing else.
+	if (direction == DIRECTION_OUT &&
+	    (!mac_equal(f->arp.sender_mac, f->eth.h_source) ||
+	     (operation == ARP_REQUEST && !mac_all(f->arp.target_mac, 0)) ||
+	     (operation == ARP_REPLY && !mac_equal(f->arp.target_mac, f->eth.h_dest))))
+		return REASON_ARP_HARDWARE;
+
+	if (direction == DIRECTION_OUT) {
+		__builtin_memcpy(&key.local, f->arp.sender, 4);
+		__builtin_memcpy(&key.remote, f->arp.target, 4);
+	} else {
+		__builtin_memcpy(&key.local, f->arp.target, 4);
+		__builtin_memcpy(&key.remote, f->arp.sender, 4);
+	}
+	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
+}
+
+static __always_inline enum reason judge(struct __sk_buff *skb, enum direction direction)
+{
+	struct frame f;
+
+	if (skb->vlan_present)
+		return REASON_VLAN;
+	// Copies, so that it does not matter how much of the frame is linear.
+	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)))
+		return REASON_SHORT;
+	switch (bpf_ntohs(f.eth.h_proto)) {
+	case ETH_P_IP:
+		return judge_udp(skb, &f, direction);
+	case ETH_P_ARP:
+		return judge_arp(skb, &f, direction);
+	case ETH_P_IPV6:
+		return REASON_IPV6;
+	case ETH_P_8021Q:
+	case ETH_P_8021AD:
+		return REASON_VLAN;
+	}
+	return REASON_ETHERTYPE;
+}
+
+// A function of its own, so that its parameters' types are in BTF for bpf2go.
+static __noinline int verdict(struct __sk_buff *skb, enum direction direction, enum reason reason)
+{
+	__u32 ifindex = skb->ifindex, none = 0, i = direction * MAX_REASONS + reason;
+	struct counts *c = bpf_map_lookup_elem(&counters, &ifindex);
+
+	if (!c)
+		c = bpf_map_lookup_elem(&counters, &none);
+	if (c && i < 2 * MAX_REASONS)
+		c->packets[i]++;
+	// Shows the reason to whoever runs the program by hand.
+	skb->cb[0] = reason;
+	return reason == REASON_FLOW || reason == REASON_NEIGHBOR ? PASS : DROP;
+}
+
+SEC("tcx/egress")
+int guard_egress(struct __sk_buff *skb)
+{
+	return verdict(skb, DIRECTION_OUT, judge(skb, DIRECTION_OUT));
+}
+
+SEC("tcx/ingress")
+int guard_ingress(struct __sk_buff *skb)
+{
+	return verdict(skb, DIRECTION_IN, judge(skb, DIRECTION_IN));
+}

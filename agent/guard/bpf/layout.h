@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the programs and the driver share. A change of a map's key or value, or
+// of the numbers below, needs a new layout version in ../programs.go.
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#define MAX_FLOWS 16384
+#define MAX_NEIGHBORS 1024
+#define MAX_INTERFACES 256
+#define MAX_REASONS 16
+
+// Why a frame passes or not. The driver names counters after these.
+enum reason {
+	REASON_FLOW = 0,
+	REASON_NEIGHBOR = 1,
+	REASON_SHORT = 2,
+	REASON_VLAN = 3,
+	REASON_ETHERTYPE = 4,
+	REASON_IPV6 = 5,
+	REASON_IP_HEADER = 6,
+	REASON_FRAGMENT = 7,
+	REASON_PROTOCOL = 8,
+	REASON_LENGTH = 9,
+	REASON_NO_FLOW = 10,
+	REASON_MARK = 11,
+	REASON_ARP_FORMAT = 12,
+	REASON_ARP_HARDWARE = 13,
+	REASON_NO_NEIGHBOR = 14,
+};
+
+enum direction {
+	DIRECTION_OUT = 0,
+	DIRECTION_IN = 1,
+};
+
+// The outer packets of a tunnel, as this node sees them: addresses and ports
+// are in network byte order.
+struct flow_key {
+	__u32 ifindex;
+	__be32 local;
+	__be32 remote;
+	__be16 local_port;
+	__be16 remote_port;
+};
+
+struct neighbor {
+	__u32 ifindex;
+	__be32 local;
+	__be32 remote;
+};
+
+struct counts {
+	__u64 packets[2 * MAX_REASONS];
+};
+
+// All maps are preallocated: an insertion must not fail for want of memory.
+// The value of a flow is its mark.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FLOWS);
+	__type(key, struct flow_key);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_NEIGHBORS);
+	__type(key, struct neighbor);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} neighbors SEC(".maps");
+
+// By ifindex, so that a count can be laid to one circuit and so to one
+// customer. Key 0 takes what comes from an interface without an entry.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_INTERFACES);
+	__type(key, __u32);
+	__type(value, struct counts);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} counters SEC(".maps");

@@ -1,0 +1,174 @@
+package guard
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// mapState is what the maps hold, or should hold.
+type mapState struct {
+	flows     map[programFlowKey]uint32
+	neighbors map[programNeighbor]bool
+}
+
+// mapPlan brings one mapState to another: additions come first. A flow with
+// another mark is set in place, in one step.
+type mapPlan struct {
+	setFlows      map[programFlowKey]uint32
+	addNeighbors  []programNeighbor
+	dropFlows     []programFlowKey
+	dropNeighbors []programNeighbor
+}
+
+// renderMaps is what the maps should hold for p, where index has the interface
+// index of every name in p.
+func renderMaps(p policy, index map[string]int) mapState {
+	out := mapState{make(map[programFlowKey]uint32, len(p.flows)), make(map[programNeighbor]bool, len(p.neighbors))}
+	for k, mark := range p.flows {
+		out.flows[programFlowKey{
+			Ifindex:    uint32(index[k.name]),
+			Local:      wireAddr(k.local.Addr()),
+			Remote:     wireAddr(k.remote.Addr()),
+			LocalPort:  wirePort(k.local.Port()),
+			RemotePort: wirePort(k.remote.Port()),
+		}] = mark
+	}
+	for k := range p.neighbors {
+		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Local: wireAddr(k.local), Remote: wireAddr(k.remote)}] = true
+	}
+	return out
+}
+
+func diffMaps(want, have mapState) mapPlan {
+	out := mapPlan{setFlows: make(map[programFlowKey]uint32)}
+	for k, mark := range want.flows {
+		if had, ok := have.flows[k]; !ok || had != mark {
+			out.setFlows[k] = mark
+		}
+	}
+	for k := range want.neighbors {
+		if !have.neighbors[k] {
+			out.addNeighbors = append(out.addNeighbors, k)
+		}
+	}
+	for k := range have.flows {
+		if _, ok := want.flows[k]; !ok {
+			out.dropFlows = append(out.dropFlows, k)
+		}
+	}
+	for k := range have.neighbors {
+		if !want.neighbors[k] {
+			out.dropNeighbors = append(out.dropNeighbors, k)
+		}
+	}
+	return out
+}
+
+// closing is p without what opens anything.
+func (p mapPlan) closing() mapPlan {
+	return mapPlan{dropFlows: p.dropFlows, dropNeighbors: p.dropNeighbors}
+}
+
+func (p mapPlan) empty() bool {
+	return len(p.setFlows)+len(p.addNeighbors)+len(p.dropFlows)+len(p.dropNeighbors) == 0
+}
+
+func readMaps(o *programObjects) (mapState, error) {
+	out := mapState{make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
+	var flow programFlowKey
+	var mark uint32
+	it := o.Flows.Iterate()
+	for it.Next(&flow, &mark) {
+		out.flows[flow] = mark
+	}
+	if err := it.Err(); err != nil {
+		return out, fmt.Errorf("read flows: %w", err)
+	}
+	var neighbor programNeighbor
+	var present uint8
+	it = o.Neighbors.Iterate()
+	for it.Next(&neighbor, &present) {
+		out.neighbors[neighbor] = true
+	}
+	if err := it.Err(); err != nil {
+		return out, fmt.Errorf("read neighbours: %w", err)
+	}
+	return out, nil
+}
+
+func (p mapPlan) apply(o *programObjects) error {
+	var errs []error
+	for k, mark := range p.setFlows {
+		if err := o.Flows.Update(k, mark, ebpf.UpdateAny); err != nil {
+			errs = append(errs, fmt.Errorf("open flow %s: %w", k, err))
+		}
+	}
+	for _, k := range p.addNeighbors {
+		if err := o.Neighbors.Update(k, uint8(1), ebpf.UpdateAny); err != nil {
+			errs = append(errs, fmt.Errorf("open neighbour %s: %w", k, err))
+		}
+	}
+	for _, k := range p.dropFlows {
+		if err := o.Flows.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("close flow %s: %w", k, err))
+		}
+	}
+	for _, k := range p.dropNeighbors {
+		if err := o.Neighbors.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("close neighbour %s: %w", k, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forget closes all that the maps hold for an interface index.
+func (g *Guard) forget(ifindex uint32) error {
+	have, err := readMaps(g.objects)
+	if err != nil {
+		return err
+	}
+	want := mapState{make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
+	for k, mark := range have.flows {
+		if k.Ifindex != ifindex {
+			want.flows[k] = mark
+		}
+	}
+	for k := range have.neighbors {
+		if k.Ifindex != ifindex {
+			want.neighbors[k] = true
+		}
+	}
+	return diffMaps(want, have).apply(g.objects)
+}
+
+func (k programFlowKey) String() string {
+	return fmt.Sprintf("%s -> %s on interface %d",
+		netip.AddrPortFrom(hostAddr(k.Local), hostPort(k.LocalPort)), netip.AddrPortFrom(hostAddr(k.Remote), hostPort(k.RemotePort)), k.Ifindex)
+}
+
+func (k programNeighbor) String() string {
+	return fmt.Sprintf("%s of %s on interface %d", hostAddr(k.Remote), hostAddr(k.Local), k.Ifindex)
+}
+
+// The maps hold addresses and ports in network byte order.
+
+func wireAddr(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+func hostAddr(v uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, v)))
+}
+
+func wirePort(p uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))
+}
+
+func hostPort(v uint16) uint16 {
+	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
+}

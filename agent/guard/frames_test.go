@@ -1,0 +1,177 @@
+package guard
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+var (
+	localMAC  = []byte{0x02, 0, 0, 0, 0, 1}
+	remoteMAC = []byte{0x02, 0, 0, 0, 0, 2}
+	mark      = instance.Mark(7)
+
+	localAddr, peerAddr = netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2")
+	otherAddr           = netip.MustParseAddr("10.9.0.3")
+	tunnelLocal         = netip.AddrPortFrom(localAddr, 51820)
+	tunnelRemote        = netip.AddrPortFrom(peerAddr, 51821)
+)
+
+// onePlan has one interface with one tunnel and one neighbour.
+func onePlan(name string) plan.Guard {
+	return plan.Guard{
+		Interfaces: []string{name},
+		Flows:      []plan.Flow{{Interface: name, Mark: mark, Protocol: protocolUDP, Local: tunnelLocal, Remote: tunnelRemote}},
+		Neighbors:  []plan.Neighbor{{Interface: name, Local: localAddr, Remote: peerAddr}},
+	}
+}
+
+func ethernet(to, from []byte, etherType uint16, payload []byte) []byte {
+	out := append(append([]byte{}, to...), from...)
+	return append(binary.BigEndian.AppendUint16(out, etherType), payload...)
+}
+
+func ipv4(protocol byte, from, to netip.Addr, payload []byte) []byte {
+	out := make([]byte, ipHeader, ipHeader+len(payload))
+	out[0], out[8], out[9] = 0x45, 64, protocol
+	binary.BigEndian.PutUint16(out[2:], uint16(ipHeader+len(payload)))
+	copy(out[12:], from.AsSlice())
+	copy(out[16:], to.AsSlice())
+	return append(checksum(out), payload...)
+}
+
+func udp(from, to netip.AddrPort, payload []byte) []byte {
+	out := make([]byte, udpHeader, udpHeader+len(payload))
+	binary.BigEndian.PutUint16(out, from.Port())
+	binary.BigEndian.PutUint16(out[2:], to.Port())
+	binary.BigEndian.PutUint16(out[4:], uint16(udpHeader+len(payload)))
+	return ipv4(protocolUDP, from.Addr(), to.Addr(), append(out, payload...))
+}
+
+func arp(operation uint16, senderMAC []byte, sender netip.Addr, targetMAC []byte, target netip.Addr) []byte {
+	out := binary.BigEndian.AppendUint16([]byte{0, 1, 8, 0, 6, 4}, operation)
+	out = append(append(out, senderMAC...), sender.AsSlice()...)
+	return append(append(out, targetMAC...), target.AsSlice()...)
+}
+
+// frameCase is a frame on the one interface of onePlan.
+type frameCase struct {
+	name   string
+	dir    Direction
+	mark   uint32
+	tagged bool
+	data   []byte
+	want   Reason
+}
+
+func edit(frame []byte, f func([]byte)) []byte {
+	out := append([]byte{}, frame...)
+	f(out)
+	return out
+}
+
+func frameCases() []frameCase {
+	payload := make([]byte, 100)
+	out := ethernet(remoteMAC, localMAC, etherTypeIPv4, udp(tunnelLocal, tunnelRemote, payload))
+	in := ethernet(localMAC, remoteMAC, etherTypeIPv4, udp(tunnelRemote, tunnelLocal, payload))
+	ask := ethernet(broadcast, localMAC, etherTypeARP, arp(arpRequest, localMAC, localAddr, zeroMAC, peerAddr))
+	answer := ethernet(remoteMAC, localMAC, etherTypeARP, arp(arpReply, localMAC, localAddr, remoteMAC, peerAddr))
+	asked := ethernet(broadcast, remoteMAC, etherTypeARP, arp(arpRequest, remoteMAC, peerAddr, zeroMAC, localAddr))
+	pad := make([]byte, 18)
+	other := netip.AddrPortFrom(otherAddr, tunnelRemote.Port())
+	// An IP header with one option word (end of list).
+	options := func(frame []byte) []byte {
+		o := append(append(append([]byte{}, frame[:34]...), 0, 0, 0, 0), frame[34:]...)
+		o[14] = 0x46
+		binary.BigEndian.PutUint16(o[16:], binary.BigEndian.Uint16(o[16:])+4)
+		return o
+	}
+	v6 := func(next byte) []byte {
+		p := make([]byte, 40+24)
+		p[0], p[6] = 0x60, next
+		return ethernet([]byte{0x33, 0x33, 0, 0, 0, 0x16}, localMAC, etherTypeIPv6, p)
+	}
+	raw := func(protocol byte) []byte {
+		return ethernet(remoteMAC, localMAC, etherTypeIPv4, ipv4(protocol, localAddr, peerAddr, payload))
+	}
+	return []frameCase{
+		{"tunnel out", Out, mark, false, out, ReasonFlow},
+		{"tunnel out, mark of another link", Out, mark + 1, false, out, ReasonMark},
+		{"tunnel out, no mark", Out, 0, false, out, ReasonMark},
+		{"tunnel out, smallest", Out, mark, false, ethernet(remoteMAC, localMAC, etherTypeIPv4, udp(tunnelLocal, tunnelRemote, nil)), ReasonFlow},
+		{"tunnel out, do not fragment", Out, mark, false, edit(out, func(b []byte) { b[20] = 0x40 }), ReasonFlow},
+		{"tunnel in, going out", Out, mark, false, in, ReasonNoFlow},
+		{"tunnel in", In, 0, false, in, ReasonFlow},
+		{"tunnel in, padded", In, 0, false, append(ethernet(localMAC, remoteMAC, etherTypeIPv4, udp(tunnelRemote, tunnelLocal, nil)), pad...), ReasonFlow},
+		{"tunnel in, padded too far", In, 0, false, append(ethernet(localMAC, remoteMAC, etherTypeIPv4, udp(tunnelRemote, tunnelLocal, nil)), make([]byte, 19)...), ReasonLength},
+		{"tunnel out, padded", Out, mark, false, append(ethernet(remoteMAC, localMAC, etherTypeIPv4, udp(tunnelLocal, tunnelRemote, nil)), 0), ReasonLength},
+		{"tunnel out, coming in", In, mark, false, out, ReasonNoFlow},
+		{"tagged out", Out, mark, true, out, ReasonVLAN},
+		{"tagged in", In, 0, true, in, ReasonVLAN},
+		{"tag in the frame", Out, mark, false, append(append(append([]byte{}, out[:12]...), 0x81, 0, 0, 5), out[12:]...), ReasonVLAN},
+		{"QinQ in the frame", In, 0, false, append(append(append([]byte{}, in[:12]...), 0x88, 0xa8, 0, 5), in[12:]...), ReasonVLAN},
+		{"mark without tuple: port", Out, mark, false, edit(out, func(b []byte) { b[37]++ }), ReasonNoFlow},
+		{"mark without tuple: source port", Out, mark, false, edit(out, func(b []byte) { b[35]++ }), ReasonNoFlow},
+		{"mark without tuple: address", Out, mark, false, ethernet(remoteMAC, localMAC, etherTypeIPv4, udp(tunnelLocal, other, payload)), ReasonNoFlow},
+		{"from another peer", In, 0, false, ethernet(localMAC, remoteMAC, etherTypeIPv4, udp(other, tunnelLocal, payload)), ReasonNoFlow},
+		{"first fragment", Out, mark, false, edit(out, func(b []byte) { b[20] = 0x20 }), ReasonFragment},
+		{"later fragment", Out, mark, false, edit(out, func(b []byte) { b[21] = 1 }), ReasonFragment},
+		{"reserved bit", Out, mark, false, edit(out, func(b []byte) { b[20] = 0x80 }), ReasonFragment},
+		{"fragment in", In, 0, false, edit(in, func(b []byte) { b[20] = 0x20 }), ReasonFragment},
+		{"IP options", Out, mark, false, options(out), ReasonIPHeader},
+		{"IP options in", In, 0, false, options(in), ReasonIPHeader},
+		{"IP version 6 in an IPv4 frame", Out, mark, false, edit(out, func(b []byte) { b[14] = 0x65 }), ReasonIPHeader},
+		{"UDP length short of IP's", Out, mark, false, edit(out, func(b []byte) { b[39]-- }), ReasonLength},
+		{"IP length short of the frame's", Out, mark, false, edit(out, func(b []byte) { b[17]--; b[39]-- }), ReasonLength},
+		{"IP length beyond the frame", In, 0, false, edit(in, func(b []byte) { b[17]++; b[39]++ }), ReasonLength},
+		{"IP length below its headers", In, 0, false, edit(in, func(b []byte) { b[16], b[17] = 0, 27 }), ReasonLength},
+		{"TCP", Out, mark, false, raw(6), ReasonProtocol},
+		{"ICMP", Out, mark, false, raw(1), ReasonProtocol},
+		{"GRE", Out, mark, false, raw(47), ReasonProtocol},
+		{"IPIP", Out, mark, false, raw(4), ReasonProtocol},
+		{"SIT", Out, mark, false, raw(41), ReasonProtocol},
+		{"ESP", Out, mark, false, raw(50), ReasonProtocol},
+		{"SCTP", Out, mark, false, raw(132), ReasonProtocol},
+		{"MLD", Out, mark, false, v6(0), ReasonIPv6},
+		{"neighbour solicitation", Out, mark, false, v6(58), ReasonIPv6},
+		{"IPv6 in", In, 0, false, v6(17), ReasonIPv6},
+		{"LLDP", Out, 0, false, ethernet([]byte{1, 0x80, 0xc2, 0, 0, 0xe}, localMAC, 0x88cc, payload), ReasonEtherType},
+		{"MACsec", Out, mark, false, ethernet(remoteMAC, localMAC, 0x88e5, payload), ReasonEtherType},
+		{"length instead of a type", In, 0, false, ethernet(localMAC, remoteMAC, 100, payload), ReasonEtherType},
+		{"short", Out, mark, false, out[:41], ReasonShort},
+		{"ARP request out", Out, 0, false, ask, ReasonNeighbor},
+		{"ARP reply out", Out, 0, false, answer, ReasonNeighbor},
+		{"ARP unicast request out", Out, 0, false, edit(ask, func(b []byte) { copy(b, remoteMAC) }), ReasonNeighbor},
+		{"ARP request in", In, 0, false, asked, ReasonNeighbor},
+		{"ARP request in, padded", In, 0, false, append(append([]byte{}, asked...), pad...), ReasonNeighbor},
+		{"ARP out with padding", Out, 0, false, append(append([]byte{}, ask...), pad...), ReasonLength},
+		{"ARP in with a payload", In, 0, false, append(append([]byte{}, asked...), make([]byte, 19)...), ReasonLength},
+		{"ARP announcement", Out, 0, false, edit(ask, func(b []byte) { copy(b[38:], localAddr.AsSlice()) }), ReasonNoNeighbor},
+		{"ARP probe", Out, 0, false, edit(ask, func(b []byte) { copy(b[28:], []byte{0, 0, 0, 0}) }), ReasonNoNeighbor},
+		{"ARP for another", Out, 0, false, edit(ask, func(b []byte) { b[41]++ }), ReasonNoNeighbor},
+		{"ARP from another", In, 0, false, edit(asked, func(b []byte) { b[31]++ }), ReasonNoNeighbor},
+		{"ARP with another's sender", Out, 0, false, edit(ask, func(b []byte) { b[27]++ }), ReasonARPHardware},
+		{"ARP request with data for a target", Out, 0, false, edit(ask, func(b []byte) { b[33] = 1 }), ReasonARPHardware},
+		{"ARP reply with data for a target", Out, 0, false, edit(answer, func(b []byte) { b[33]++ }), ReasonARPHardware},
+		{"ARP to a multicast address", Out, 0, false, edit(ask, func(b []byte) { b[5] = 0xfe }), ReasonARPHardware},
+		{"RARP operation", Out, 0, false, edit(ask, func(b []byte) { b[21] = 3 }), ReasonARPFormat},
+		{"ARP operation 0", In, 0, false, edit(asked, func(b []byte) { b[21] = 0 }), ReasonARPFormat},
+		{"ARP of other hardware", Out, 0, false, edit(ask, func(b []byte) { b[15] = 6 }), ReasonARPFormat},
+	}
+}
+
+// checksum is an edited IPv4 packet with its header checksum set right.
+func checksum(packet []byte) []byte {
+	packet[10], packet[11] = 0, 0
+	var sum uint32
+	for i := 0; i < ipHeader; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(packet[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(packet[10:], ^uint16(sum))
+	return packet
+}

@@ -1,0 +1,278 @@
+// Package guard keeps circuit interfaces closed to all but the outer packets
+// of configured tunnels and ARP with the link's neighbour. It renders one
+// plan.Guard into two layers that fail apart from each other: eBPF programs at
+// the head of tcx in both directions, pinned so that they outlive the agent,
+// and nftables in the circuit namespace, bound to interface names so that they
+// outlive interfaces. Out, a packet needs the mark of an encryptor and the
+// exact tuple; in, the tuple. Nothing is ever redirected.
+//
+// It knows the circuit namespace, and refuses to know what a tunnel is: it
+// makes no interfaces, addresses or routes and never opens anything by itself.
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// Config is what New needs.
+type Config struct {
+	// Instance names the bpffs and the nftables tables.
+	Instance instance.Instance
+	// Namespace is the circuit namespace. It stays the caller's, who closes it
+	// after the Guard.
+	Namespace netns.Namespace
+	Log       *slog.Logger
+}
+
+// Guard drives both layers of one instance. Its methods may be called from
+// several goroutines; each holds the others up while it talks to the kernel.
+type Guard struct {
+	namespace netns.Namespace
+	log       *slog.Logger
+	bpffs     string
+	pins      string
+	table     string
+
+	mu sync.Mutex
+	// objects is nil until Arm or Sync.
+	objects *programObjects
+	// interfaces are those of the last Arm or Sync.
+	interfaces []string
+}
+
+// New makes a Guard and touches nothing.
+func New(cfg Config) (*Guard, error) {
+	switch {
+	case cfg.Instance == "":
+		return nil, errors.New("make guard: no instance")
+	case cfg.Namespace.FD() < 0:
+		return nil, errors.New("make guard: no circuit namespace")
+	case cfg.Log == nil:
+		return nil, errors.New("make guard: no logger")
+	}
+	return &Guard{
+		namespace: cfg.Namespace,
+		log:       cfg.Log,
+		bpffs:     cfg.Instance.BPFDir(),
+		pins:      filepath.Join(cfg.Instance.BPFDir(), layout),
+		table:     cfg.Instance.NFTable(),
+	}, nil
+}
+
+// Close releases this process's handles. What is in the kernel stays and goes
+// on guarding.
+func (g *Guard) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.unload()
+}
+
+func (g *Guard) unload() error {
+	if g.objects == nil {
+		return nil
+	}
+	err := g.objects.Close()
+	g.objects = nil
+	if err != nil {
+		return fmt.Errorf("close guard programs: %w", err)
+	}
+	return nil
+}
+
+// Arm makes sure that both layers are there and closed on the interfaces, which
+// are in the circuit namespace, up or down. What a former Sync opened on them
+// stays open; nothing else is opened. It mounts the bpffs when there is none.
+// An interface that cannot be guarded does not stop the others.
+func (g *Guard) Arm(ctx context.Context, interfaces []string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p, err := compile(plan.Guard{Interfaces: interfaces})
+	g.interfaces = p.interfaces
+	_, errArm := g.arm(ctx, p.interfaces)
+	errs := []error{err, errArm}
+	if err := ctx.Err(); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	return errors.Join(append(errs, g.syncNFT(p, true))...)
+}
+
+// Sync brings both layers to want, whole: it arms want's interfaces, opens what
+// want has and closes everything else. A repeat changes nothing. Additions come
+// before removals, so that a tunnel that stays is never blocked, and no moment
+// is open wider than what was there and want together. A frame passes only
+// when both layers let it, so what is refused by one, or belongs to an
+// interface that cannot be armed, stays closed. Interfaces that left want stay
+// guarded, without flows, as long as they are in the circuit namespace.
+func (g *Guard) Sync(ctx context.Context, want plan.Guard) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p, err := compile(want)
+	errs := []error{err}
+	g.interfaces = p.interfaces
+	index, err := g.arm(ctx, p.interfaces)
+	errs = append(errs, err)
+	complete := err == nil
+	armed := make(map[string]bool, len(index))
+	for name := range index {
+		armed[name] = true
+	}
+	p = p.only(armed)
+	if err := ctx.Err(); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	errNFT := g.syncNFT(p, false)
+	errs = append(errs, errNFT)
+	if g.objects == nil {
+		return errors.Join(errs...)
+	}
+	errs = append(errs, g.syncMaps(renderMaps(p, index), errNFT == nil))
+	if complete {
+		errs = append(errs, g.cleanUp())
+	}
+	return errors.Join(errs...)
+}
+
+// syncMaps only closes unless open is set.
+func (g *Guard) syncMaps(want mapState, open bool) error {
+	have, err := readMaps(g.objects)
+	if err != nil {
+		return err
+	}
+	d := diffMaps(want, have)
+	if !open {
+		d = d.closing()
+	}
+	if d.empty() {
+		return nil
+	}
+	g.log.Info("change guard maps", "set_flows", len(d.setFlows), "add_neighbors", len(d.addNeighbors),
+		"drop_flows", len(d.dropFlows), "drop_neighbors", len(d.dropNeighbors))
+	return d.apply(g.objects)
+}
+
+// arm brings the programs to the interfaces and returns the index of each one
+// that has them.
+func (g *Guard) arm(ctx context.Context, interfaces []string) (map[string]int, error) {
+	if err := bpffs.Ensure(g.bpffs); err != nil {
+		return nil, err
+	}
+	if !g.loaded() {
+		if err := g.load(); err != nil {
+			return nil, err
+		}
+	}
+	handle, err := g.namespace.Netlink()
+	if err != nil {
+		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
+	}
+	defer handle.Close()
+	before := g.objects
+	index, err := g.armEach(ctx, handle, interfaces)
+	if g.objects != before {
+		// One interface needed new copies; the others get them too.
+		index, err = g.armEach(ctx, handle, interfaces)
+	}
+	return index, err
+}
+
+func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces []string) (map[string]int, error) {
+	index := make(map[string]int, len(interfaces))
+	var errs []error
+	for _, name := range interfaces {
+		if err := ctx.Err(); err != nil {
+			return index, errors.Join(append(errs, err)...)
+		}
+		i, err := ethernetIndex(handle, name)
+		if err == nil {
+			err = g.namespace.Do(func() error { return g.secure(i) })
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("guard interface %s: %w", name, err))
+			continue
+		}
+		index[name] = i
+	}
+	return index, errors.Join(errs...)
+}
+
+// ethernetIndex finds an interface by its name, not by an alternative one,
+// which nftables would not know.
+func ethernetIndex(handle *netlink.Handle, name string) (int, error) {
+	l, err := handle.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("find it in the circuit namespace: %w", err)
+	}
+	a := l.Attrs()
+	if a.Name != name {
+		return 0, fmt.Errorf("it is another name of %s, want the interface's own", a.Name)
+	}
+	if a.EncapType != "ether" {
+		return 0, fmt.Errorf("it is of type %s, want Ethernet", a.EncapType)
+	}
+	return a.Index, nil
+}
+
+// cleanUp takes away what guards nothing any more.
+func (g *Guard) cleanUp() error {
+	indexes, err := g.indexes()
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		g.namespace.Do(func() error { return g.sweep(indexes) }),
+		g.dropCounters(indexes),
+	)
+}
+
+// indexes are those of every interface in the namespace.
+func (g *Guard) indexes() ([]int, error) {
+	handle, err := g.namespace.Netlink()
+	if err != nil {
+		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
+	}
+	defer handle.Close()
+	links, err := handle.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
+	}
+	var out []int
+	for _, l := range links {
+		out = append(out, l.Attrs().Index)
+	}
+	return out, nil
+}
+
+// Remove takes both layers away, of every layout, and with them the protection
+// of the interfaces: for uninstalling, and for a lab that goes. The bpffs stays
+// mounted.
+func (g *Guard) Remove(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	errs := []error{g.unload(), g.removeNFT()}
+	g.interfaces = nil
+	mounted, err := bpffs.Mounted(g.bpffs)
+	errs = append(errs, err)
+	if mounted {
+		dirs, err := layouts(g.bpffs)
+		errs = append(errs, err)
+		for _, dir := range dirs {
+			errs = append(errs, removeLayout(dir))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,149 @@
+package guard
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// Frame is what the guard sees of a frame on a circuit interface.
+type Frame struct {
+	Direction Direction
+	// Interface is the name of the circuit interface.
+	Interface string
+	// Mark is the packet's mark; it counts going out only.
+	Mark uint32
+	// Tagged tells that a VLAN tag was taken off, or is to be put on by the
+	// interface.
+	Tagged bool
+	// Data begins with the Ethernet header and is the whole frame; a
+	// super-packet (UDP_SEGMENT, GRO) is one frame here.
+	Data []byte
+}
+
+const (
+	etherHeader = 14
+	ipHeader    = 20
+	udpHeader   = 8
+	arpPacket   = 28
+	// minFrame is the shortest frame on a wire, without its checksum (IEEE
+	// 802.3, 4.2.3.3).
+	minFrame = 60
+
+	etherTypeIPv4 = 0x0800
+	etherTypeARP  = 0x0806
+	etherTypeVLAN = 0x8100
+	etherTypeIPv6 = 0x86dd
+	etherTypeQinQ = 0x88a8
+	protocolUDP   = 17
+	dontFragment  = 0x4000
+	arpRequest    = 1
+	arpReply      = 2
+	maxFlows      = 16384
+	maxNeighbors  = 1024
+	maxInterfaces = 255
+)
+
+var (
+	broadcast = bytes.Repeat([]byte{0xff}, 6)
+	zeroMAC   = make([]byte, 6)
+)
+
+// Judge tells whether a frame may pass under g, and why. It is what the eBPF
+// programs and the nftables rules mean, and it touches nothing. What Sync
+// would refuse in g counts as not there.
+func Judge(g plan.Guard, f Frame) (pass bool, why Reason) {
+	p, _ := compile(g)
+	why = p.judge(f)
+	return why.Pass(), why
+}
+
+func (p policy) judge(f Frame) Reason {
+	if f.Tagged {
+		return ReasonVLAN
+	}
+	if len(f.Data) < etherHeader+arpPacket {
+		return ReasonShort
+	}
+	switch binary.BigEndian.Uint16(f.Data[12:]) {
+	case etherTypeIPv4:
+		return p.judgeUDP(f)
+	case etherTypeARP:
+		return p.judgeARP(f)
+	case etherTypeIPv6:
+		return ReasonIPv6
+	case etherTypeVLAN, etherTypeQinQ:
+		return ReasonVLAN
+	}
+	return ReasonEtherType
+}
+
+func (p policy) judgeUDP(f Frame) Reason {
+	ip := f.Data[etherHeader:]
+	udp := ip[ipHeader:]
+	if ip[0] != 0x45 {
+		return ReasonIPHeader
+	}
+	if binary.BigEndian.Uint16(ip[6:])&^dontFragment != 0 {
+		return ReasonFragment
+	}
+	if ip[9] != protocolUDP {
+		return ReasonProtocol
+	}
+	total := int(binary.BigEndian.Uint16(ip[2:]))
+	if total < ipHeader+udpHeader || int(binary.BigEndian.Uint16(udp[4:])) != total-ipHeader || !f.lengthFits(total) {
+		return ReasonLength
+	}
+	source := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[12:])), binary.BigEndian.Uint16(udp))
+	destination := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[16:])), binary.BigEndian.Uint16(udp[2:]))
+	key := flowKey{f.Interface, source, destination}
+	if f.Direction == In {
+		key = flowKey{f.Interface, destination, source}
+	}
+	mark, ok := p.flows[key]
+	switch {
+	case !ok:
+		return ReasonNoFlow
+	case f.Direction == Out && mark != f.Mark:
+		return ReasonMark
+	}
+	return ReasonFlow
+}
+
+func (p policy) judgeARP(f Frame) Reason {
+	to, from, arp := f.Data[:6], f.Data[6:12], f.Data[etherHeader:]
+	operation := binary.BigEndian.Uint16(arp[6:])
+	if !bytes.Equal(arp[:6], []byte{0, 1, 8, 0, 6, 4}) || operation != arpRequest && operation != arpReply {
+		return ReasonARPFormat
+	}
+	if !f.lengthFits(arpPacket) {
+		return ReasonLength
+	}
+	if to[0]&1 != 0 && !bytes.Equal(to, broadcast) {
+		return ReasonARPHardware
+	}
+	senderMAC, targetMAC := arp[8:14], arp[18:24]
+	if f.Direction == Out && (!bytes.Equal(senderMAC, from) ||
+		operation == arpRequest && !bytes.Equal(targetMAC, zeroMAC) ||
+		operation == arpReply && !bytes.Equal(targetMAC, to)) {
+		return ReasonARPHardware
+	}
+	sender, target := netip.AddrFrom4([4]byte(arp[14:])), netip.AddrFrom4([4]byte(arp[24:]))
+	key := neighborKey{f.Interface, sender, target}
+	if f.Direction == In {
+		key = neighborKey{f.Interface, target, sender}
+	}
+	if !p.neighbors[key] {
+		return ReasonNoNeighbor
+	}
+	return ReasonNeighbor
+}
+
+// lengthFits reports whether the frame carries nothing behind its packet but
+// the padding of a short frame, which is there only when it comes in.
+func (f Frame) lengthFits(packet int) bool {
+	want := etherHeader + packet
+	return len(f.Data) == want || f.Direction == In && len(f.Data) > want && len(f.Data) <= minFrame
+}

@@ -1,0 +1,123 @@
+package guard
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+func TestJudge(t *testing.T) {
+	seen := make(map[Reason]bool)
+	for _, tt := range frameCases() {
+		t.Run(tt.name, func(t *testing.T) {
+			pass, got := Judge(onePlan("circ0"), Frame{tt.dir, "circ0", tt.mark, tt.tagged, tt.data})
+			if diff := cmp.Diff(tt.want.String(), got.String()); diff != "" {
+				t.Errorf("reason (-want +got):\n%s", diff)
+			}
+			if want := tt.want == ReasonFlow || tt.want == ReasonNeighbor; pass != want {
+				t.Errorf("pass = %t, want %t", pass, want)
+			}
+			seen[got] = true
+		})
+	}
+	for r := range Reason(reasons) {
+		if !seen[r] {
+			t.Errorf("no case is judged %s", r)
+		}
+	}
+}
+
+func TestJudgeOfAnotherInterfaceOrPlan(t *testing.T) {
+	good := frameCases()[0]
+	frame := Frame{good.dir, "circ0", good.mark, false, good.data}
+	if _, why := Judge(onePlan("circ1"), frame); why != ReasonNoFlow {
+		t.Errorf("the same tuple on another interface: %s, want %s", why, ReasonNoFlow)
+	}
+	if pass, _ := Judge(plan.Guard{}, frame); pass {
+		t.Error("the empty plan lets a frame pass")
+	}
+}
+
+func TestReasonsAreNamedOnceAndFit(t *testing.T) {
+	names := make(map[string]bool)
+	for r := range Reason(reasons) {
+		name := r.String()
+		if names[name] || strings.Contains(name, " ") {
+			t.Errorf("reason %d has the name %q, want one of its own", r, name)
+		}
+		names[name] = true
+	}
+	if room := len(programCounts{}.Packets) / 2; reasons > room {
+		t.Errorf("%d reasons, and room for %d", reasons, room)
+	}
+	if !strings.HasPrefix(Reason(reasons).String(), "reason ") {
+		t.Errorf("%s is a reason beyond the last", Reason(reasons))
+	}
+}
+
+func TestCompileKeepsWhatIsSound(t *testing.T) {
+	good := onePlan("circ0").Flows[0]
+	flow := func(f func(*plan.Flow)) plan.Guard {
+		g := onePlan("circ0")
+		g.Interfaces = append(g.Interfaces, "circ1")
+		bad := good
+		bad.Local = netip.AddrPortFrom(localAddr, 1)
+		f(&bad)
+		g.Flows = append(g.Flows, bad)
+		return g
+	}
+	neighbor := func(local, remote string) plan.Guard {
+		g := onePlan("circ0")
+		g.Neighbors = append(g.Neighbors, plan.Neighbor{Interface: "circ0", Local: netip.MustParseAddr(local), Remote: netip.MustParseAddr(remote)})
+		return g
+	}
+	tests := []struct {
+		name string
+		plan plan.Guard
+		want string
+	}{
+		{"sound", onePlan("circ0"), ""},
+		{"IPv6 neighbour", neighbor("fd00::1", "fd00::2"), ""},
+		{"interface not of the guard", flow(func(f *plan.Flow) { f.Interface = "eth0" }), "not one of the guard's"},
+		{"TCP", flow(func(f *plan.Flow) { f.Protocol = 6 }), "want UDP"},
+		{"IPv6", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("[fd00::1]:1") }), "want IPv4"},
+		{"multicast", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("224.0.0.1:1") }), "want IPv4"},
+		{"no address", flow(func(f *plan.Flow) { f.Remote = netip.AddrPort{} }), "want IPv4"},
+		{"port 0", flow(func(f *plan.Flow) { f.Remote = netip.AddrPortFrom(peerAddr, 0) }), "ports other than 0"},
+		{"no mark", flow(func(f *plan.Flow) { f.Mark = 0 }), "mark 0"},
+		{"two marks", flow(func(f *plan.Flow) { *f = good; f.Mark++ }), "want one"},
+		{"mark on two interfaces", flow(func(f *plan.Flow) { f.Interface = "circ1" }), "want one interface for a mark"},
+		{"own neighbour", neighbor("10.9.0.1", "10.9.0.1"), "want two IPv4"},
+		{"broadcast neighbour", neighbor("10.9.0.1", "255.255.255.255"), "want two IPv4"},
+		{"loopback", plan.Guard{Interfaces: []string{"lo"}}, "want a circuit interface's name"},
+		{"path", plan.Guard{Interfaces: []string{"../x"}}, "want a circuit interface's name"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := compile(tt.plan)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+			if len(tt.plan.Flows) > 0 && (len(p.flows) != 1 || len(p.neighbors) != 1) {
+				t.Errorf("%d flows and %d neighbours, want the sound one of each", len(p.flows), len(p.neighbors))
+			}
+		})
+	}
+}
+
+func TestCompileBounds(t *testing.T) {
+	g := plan.Guard{Interfaces: []string{"circ0"}}
+	for i := range maxFlows + 1 {
+		f := onePlan("circ0").Flows[0]
+		f.Local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 51820)
+		g.Flows = append(g.Flows, f)
+	}
+	p, err := compile(g)
+	if err == nil || len(p.flows) != maxFlows {
+		t.Errorf("%d flows with error %v, want %d and an error", len(p.flows), err, maxFlows)
+	}
+}

@@ -1,0 +1,106 @@
+package guard
+
+import "fmt"
+
+// Direction is seen from the node.
+type Direction uint8
+
+// The directions; the numbers are those of the eBPF programs.
+const (
+	// Out is from the node to the circuit.
+	Out = Direction(programDirectionDIRECTION_OUT)
+	// In is from the circuit to the node.
+	In = Direction(programDirectionDIRECTION_IN)
+)
+
+// String is the word that counters carry.
+func (d Direction) String() string {
+	switch d {
+	case Out:
+		return "out"
+	case In:
+		return "in"
+	}
+	return fmt.Sprintf("direction %d", uint8(d))
+}
+
+// Reason is why a frame passes a circuit interface or not. The numbers are
+// those of the eBPF programs, generated from bpf/layout.h.
+type Reason uint8
+
+// The reasons. The first two pass; every other one drops.
+const (
+	// ReasonFlow: an outer packet of a configured tunnel.
+	ReasonFlow = Reason(programReasonREASON_FLOW)
+	// ReasonNeighbor: ARP between this node and the link's neighbour.
+	ReasonNeighbor = Reason(programReasonREASON_NEIGHBOR)
+	// ReasonShort: too short for anything that passes.
+	ReasonShort = Reason(programReasonREASON_SHORT)
+	// ReasonVLAN: a VLAN tag.
+	ReasonVLAN = Reason(programReasonREASON_VLAN)
+	// ReasonEtherType: neither IPv4, IPv6 nor ARP.
+	ReasonEtherType = Reason(programReasonREASON_ETHERTYPE)
+	// ReasonIPv6: IPv6, no tunnel of which is outside yet.
+	ReasonIPv6 = Reason(programReasonREASON_IPV6)
+	// ReasonIPHeader: not version 4, or with options.
+	ReasonIPHeader = Reason(programReasonREASON_IP_HEADER)
+	// ReasonFragment: an IP fragment, or the reserved bit set.
+	ReasonFragment = Reason(programReasonREASON_FRAGMENT)
+	// ReasonProtocol: not UDP.
+	ReasonProtocol = Reason(programReasonREASON_PROTOCOL)
+	// ReasonLength: lengths disagree, or something follows the packet.
+	ReasonLength = Reason(programReasonREASON_LENGTH)
+	// ReasonNoFlow: UDP of no configured tunnel.
+	ReasonNoFlow = Reason(programReasonREASON_NO_FLOW)
+	// ReasonMark: a tunnel's addresses and ports, but no encryptor made it.
+	ReasonMark = Reason(programReasonREASON_MARK)
+	// ReasonARPFormat: neither request nor reply for IPv4 over Ethernet.
+	ReasonARPFormat = Reason(programReasonREASON_ARP_FORMAT)
+	// ReasonARPHardware: hardware addresses that do not belong there.
+	ReasonARPHardware = Reason(programReasonREASON_ARP_HARDWARE)
+	// ReasonNoNeighbor: ARP for or from another than the neighbour.
+	ReasonNoNeighbor = Reason(programReasonREASON_NO_NEIGHBOR)
+)
+
+// reasons is how many there are.
+const reasons = int(ReasonNoNeighbor) + 1
+
+// Pass reports whether frames judged so pass.
+func (r Reason) Pass() bool { return r == ReasonFlow || r == ReasonNeighbor }
+
+// String is the word that counters carry.
+func (r Reason) String() string {
+	switch r {
+	case ReasonFlow:
+		return "flow"
+	case ReasonNeighbor:
+		return "neighbor"
+	case ReasonShort:
+		return "short"
+	case ReasonVLAN:
+		return "vlan"
+	case ReasonEtherType:
+		return "ethertype"
+	case ReasonIPv6:
+		return "ipv6"
+	case ReasonIPHeader:
+		return "ip_header"
+	case ReasonFragment:
+		return "fragment"
+	case ReasonProtocol:
+		return "protocol"
+	case ReasonLength:
+		return "length"
+	case ReasonNoFlow:
+		return "no_flow"
+	case ReasonMark:
+		return "mark"
+	case ReasonARPFormat:
+		return "arp_format"
+	case ReasonARPHardware:
+		return "arp_hardware"
+	case ReasonNoNeighbor:
+		return "no_neighbor"
+	}
+	return fmt.Sprintf("reason %d", uint8(r))
+}

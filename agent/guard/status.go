@@ -1,0 +1,279 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// The layers, as desired.GuardStatus names them.
+const (
+	LayerNamespace = "namespace"
+	LayerEBPF      = "ebpf"
+	LayerNFTables  = "nftables"
+)
+
+// Status reads from the kernel, for each interface of the last Arm or Sync and
+// each layer, whether it stands; for a process that called neither, for each
+// interface that has pinned programs. A layer that cannot be examined counts as
+// not alive, and the error says why.
+//
+//   - namespace: the interface is there, nothing forwards, and nothing is up
+//     but circuit interfaces and loopback;
+//   - ebpf: both programs are first in their chains, held by pinned links, and
+//     no XDP program runs before them;
+//   - nftables: every chain has its hook, policy and rules.
+//
+// Counters are guard_DIRECTION_REASON for each interface, from the eBPF layer,
+// and guard_nftables_FAMILY_CHAIN_dropped. They survive the agent.
+func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Counter, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	note := func(err error) bool {
+		errs = append(errs, err)
+		return err == nil
+	}
+	links, err := g.links()
+	if !note(err) {
+		return nil, nil, err
+	}
+	ps, err := readPins(g.pins)
+	defer ps.close()
+	note(err)
+
+	names := slices.Clone(g.interfaces)
+	standing := make(map[string]bool)
+	note(g.namespace.Do(func() error {
+		var errs []error
+		for name, a := range links {
+			ok, pinned, err := g.programsStand(a, ps)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("examine programs of %s: %w", name, err))
+			}
+			standing[name] = ok
+			if g.interfaces == nil && pinned {
+				names = append(names, name)
+			}
+		}
+		return errors.Join(errs...)
+	}))
+	slices.Sort(names)
+
+	var enclosed bool
+	note(g.namespace.Do(func() (err error) {
+		enclosed, err = namespaceStands(links, names)
+		return err
+	}))
+	intact, counters, err := g.nftStatus()
+	note(err)
+
+	var out []desired.GuardStatus
+	for _, name := range names {
+		_, there := links[name]
+		out = append(out,
+			desired.GuardStatus{Interface: name, Layer: LayerNamespace, Alive: there && enclosed},
+			desired.GuardStatus{Interface: name, Layer: LayerEBPF, Alive: standing[name]},
+			desired.GuardStatus{Interface: name, Layer: LayerNFTables, Alive: intact},
+		)
+	}
+	counts, err := g.counters(names, links)
+	note(err)
+	return out, append(counts, counters...), errors.Join(errs...)
+}
+
+// links are the interfaces of the namespace by name.
+func (g *Guard) links() (map[string]*netlink.LinkAttrs, error) {
+	handle, err := g.namespace.Netlink()
+	if err != nil {
+		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
+	}
+	defer handle.Close()
+	list, err := handle.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
+	}
+	out := make(map[string]*netlink.LinkAttrs, len(list))
+	for _, l := range list {
+		out[l.Attrs().Name] = l.Attrs()
+	}
+	return out, nil
+}
+
+// programsStand reports whether the eBPF layer is alive on an interface of the
+// calling thread's namespace, and whether any pinned link is on it.
+func (g *Guard) programsStand(a *netlink.LinkAttrs, ps pins) (alive, pinned bool, err error) {
+	alive = a.Xdp == nil || !a.Xdp.Attached
+	for _, h := range hooks {
+		have, err := h.query(a.Index)
+		if err != nil {
+			return false, pinned, err
+		}
+		mine := ps.on(h, have)
+		pinned = pinned || len(mine) > 0
+		if len(mine) == 0 || linkOf(have[0]) != mine[0].id {
+			alive = false
+			continue
+		}
+		if g.objects == nil {
+			continue
+		}
+		want, err := programID(h.program(g.objects))
+		if err != nil {
+			return false, pinned, err
+		}
+		alive = alive && have[0].ID == want
+	}
+	return alive, pinned, nil
+}
+
+// namespaceStands reports whether the calling thread's namespace encloses the
+// circuit interfaces. Tunnel devices that some kernels make in every namespace
+// (sit0, tunl0) are down and reach nothing.
+func namespaceStands(links map[string]*netlink.LinkAttrs, circuit []string) (bool, error) {
+	files := []string{"ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"}
+	for name, a := range links {
+		if name == "lo" {
+			continue
+		}
+		if !slices.Contains(circuit, name) {
+			if a.RawFlags&unix.IFF_UP != 0 {
+				return false, nil
+			}
+			continue
+		}
+		for _, family := range []string{"ipv4", "ipv6"} {
+			files = append(files, family+"/conf/"+name+"/forwarding", family+"/conf/"+name+"/force_forwarding")
+		}
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join("/proc/sys/net", f))
+		if errors.Is(err, os.ErrNotExist) {
+			// Built or booted without IPv6, or older than force_forwarding.
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("read sysctl: %w", err)
+		}
+		if strings.TrimSpace(string(b)) != "0" {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// nftStatus reports whether both tables are whole, and what they dropped.
+func (g *Guard) nftStatus() (bool, []desired.Counter, error) {
+	conn, err := g.nftConn()
+	if err != nil {
+		return false, nil, err
+	}
+	intact := true
+	var counters []desired.Counter
+	for _, want := range renderNFT(policy{}) {
+		have, err := g.readNFT(conn, want.family, false)
+		if err != nil {
+			return false, counters, err
+		}
+		intact = intact && diffNFT(want, have, true).empty()
+		for _, c := range want.chains {
+			rules := have.rules[c.name]
+			if len(rules) == 0 || len(rules[len(rules)-1].Exprs) == 0 {
+				continue
+			}
+			if n, ok := rules[len(rules)-1].Exprs[0].(*expr.Counter); ok {
+				counters = append(counters, desired.Counter{
+					Name:    fmt.Sprintf("guard_nftables_%s_%s_dropped", familyName(want.family), c.name),
+					Packets: n.Packets,
+				})
+			}
+		}
+	}
+	return intact, counters, nil
+}
+
+// counters reads the eBPF layer's counts from the pinned map, so that they are
+// there for a process that has loaded nothing.
+func (g *Guard) counters(names []string, links map[string]*netlink.LinkAttrs) ([]desired.Counter, error) {
+	path := filepath.Join(g.pins, programMapCounters)
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return nil, fmt.Errorf("open guard counters: %w", err)
+	}
+	defer func() { _ = m.Close() }()
+	var out []desired.Counter
+	for _, name := range append([]string{""}, names...) {
+		var ifindex uint32
+		if name != "" {
+			if links[name] == nil {
+				continue
+			}
+			ifindex = uint32(links[name].Index)
+		}
+		var values []programCounts
+		if err := m.Lookup(ifindex, &values); errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		} else if err != nil {
+			return out, fmt.Errorf("read guard counters of interface %d: %w", ifindex, err)
+		}
+		out = append(out, sum(name, values)...)
+	}
+	return out, nil
+}
+
+// sum adds up the CPUs. What came from interfaces without an entry has no name
+// and is left out while it is 0.
+func sum(name string, values []programCounts) []desired.Counter {
+	var out []desired.Counter
+	for _, d := range []Direction{Out, In} {
+		for r := range Reason(reasons) {
+			var n uint64
+			for _, v := range values {
+				n += v.Packets[int(d)*len(v.Packets)/2+int(r)]
+			}
+			if name != "" || n > 0 {
+				out = append(out, desired.Counter{Name: "guard_" + d.String() + "_" + r.String(), Interface: name, Packets: n})
+			}
+		}
+	}
+	return out
+}
+
+// dropCounters forgets the counts of interfaces that are gone.
+func (g *Guard) dropCounters(indexes []int) error {
+	var gone []uint32
+	var ifindex uint32
+	var values []programCounts
+	it := g.objects.Counters.Iterate()
+	for it.Next(&ifindex, &values) {
+		if ifindex != 0 && (ifindex > math.MaxInt32 || !slices.Contains(indexes, int(ifindex))) {
+			gone = append(gone, ifindex)
+		}
+	}
+	errs := []error{it.Err()}
+	for _, i := range gone {
+		if err := g.objects.Counters.Delete(i); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("drop counters of interface %s: %w", strconv.Itoa(int(i)), err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,315 @@
+package guard
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// nft changes the ruleset of the circuit namespace from outside.
+func (l *lab) nft(args ...string) {
+	l.t.Helper()
+	path, err := exec.LookPath("nft")
+	if err != nil {
+		l.t.Skip("needs nft")
+	}
+	for i, a := range args {
+		args[i] = strings.ReplaceAll(a, "TABLE", l.instance.NFTable())
+	}
+	l.must(l.circuit.Do(func() error {
+		out, err := exec.CommandContext(l.t.Context(), path, args...).CombinedOutput()
+		if err != nil {
+			err = errors.Join(err, errors.New(string(out)))
+		}
+		return err
+	}))
+}
+
+func (l *lab) sysctl(name, value string) {
+	l.t.Helper()
+	l.must(l.circuit.Do(func() error { return os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0) }))
+}
+
+// foreign attaches a program that passes everything, ahead of ours.
+func (l *lab) foreign(h hook) {
+	l.t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	l.must(err)
+	index := l.index(l.circuit, "circ0")
+	l.must(l.circuit.Do(func() error {
+		k, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: p, Attach: h.attach, Anchor: link.Head()})
+		if err == nil {
+			l.t.Cleanup(func() { _ = k.Close() })
+		}
+		return err
+	}))
+}
+
+// Whatever happens to a layer, Status says so of that layer and no other, and
+// Sync heals what is the guard's to heal.
+func TestStatusNoticesAndSyncHeals(t *testing.T) {
+	tests := []struct {
+		name                 string
+		mishap               func(*lab)
+		namespace, ebpf, nft bool
+		// beyond tells that another driver's to heal.
+		beyond bool
+	}{
+		{"nothing", func(*lab) {}, true, true, true, false},
+		{"pins removed", (*lab).detach, true, false, true, false},
+		{"bpffs unmounted", func(l *lab) { l.must(unix.Unmount(l.instance.BPFDir(), unix.MNT_DETACH)) }, true, false, true, false},
+		{"program ahead of egress", func(l *lab) { l.foreign(hooks[0]) }, true, false, true, false},
+		{"program ahead of ingress", func(l *lab) { l.foreign(hooks[1]) }, true, false, true, false},
+		{"ruleset flushed", func(l *lab) { l.nft("flush", "ruleset") }, true, true, false, false},
+		{"arp table deleted", func(l *lab) { l.nft("delete", "table", "arp", "TABLE") }, true, true, false, false},
+		{"chain flushed", func(l *lab) { l.nft("flush", "chain", "inet", "TABLE", "input") }, true, true, false, false},
+		{"rule added", func(l *lab) { l.nft("insert", "rule", "inet", "TABLE", "output", "accept") }, true, true, false, false},
+		{"policy changed", func(l *lab) { l.nft("chain inet TABLE forward { policy accept; }") }, true, true, false, false},
+		{"table dormant", func(l *lab) { l.nft("add table inet TABLE { flags dormant; }") }, true, true, false, false},
+		{"forwarding", func(l *lab) { l.sysctl("ipv4/conf/circ0/forwarding", "1") }, false, true, true, true},
+		{"forwarding IPv6", func(l *lab) { l.sysctl("ipv6/conf/all/forwarding", "1") }, false, true, true, true},
+		{"another interface up", func(l *lab) {
+			l.link("lan0", "lan1")
+			h := l.handle(l.circuit)
+			i, err := h.LinkByName("lan0")
+			l.must(err)
+			l.must(h.LinkSetUp(i))
+		}, false, true, true, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLab(t)
+			g := l.guard()
+			l.must(g.Sync(t.Context(), onePlan("circ0")))
+			requireAlive(t, g, true, true, true)
+			tt.mishap(l)
+			requireAlive(t, g, tt.namespace, tt.ebpf, tt.nft)
+			if err := g.Sync(t.Context(), onePlan("circ0")); err != nil {
+				t.Fatal(err)
+			}
+			if !tt.beyond {
+				requireAlive(t, g, true, true, true)
+			}
+			// A process that has synced nothing sees the same.
+			requireAlive(t, l.guard(), tt.namespace, true, true)
+		})
+	}
+}
+
+func TestStatusOfAnInterfaceThatIsGone(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	h := l.handle(l.circuit)
+	c, err := h.LinkByName("circ0")
+	l.must(err)
+	l.must(h.LinkDel(c))
+	requireAlive(t, g, false, false, true)
+}
+
+func TestRepeatedSyncChangesNothing(t *testing.T) {
+	l := newLab(t)
+	var log bytes.Buffer
+	g, err := New(Config{l.instance, l.circuit, slog.New(slog.NewTextHandler(&log, nil))})
+	l.must(err)
+	defer func() { l.must(g.Close()) }()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	if log.Len() == 0 {
+		t.Error("the first Sync logs nothing")
+	}
+	log.Reset()
+	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	if log.Len() > 0 {
+		t.Errorf("the second Sync changes something:\n%s", &log)
+	}
+}
+
+// Arm opens nothing, and closes nothing that is in use.
+func TestArm(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	open := func() int {
+		t.Helper()
+		have, err := readMaps(g.objects)
+		l.must(err)
+		conn, err := g.nftConn()
+		l.must(err)
+		n := len(have.flows) + len(have.neighbors)
+		for _, table := range renderNFT(policy{}) {
+			have, err := g.readNFT(conn, table.family, true)
+			l.must(err)
+			for _, s := range have.elements {
+				n += len(s)
+			}
+		}
+		return n
+	}
+	if n := open(); n != 0 {
+		t.Errorf("%d things open after Arm", n)
+	}
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	want := open()
+	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	if got := open(); got != want || want != 6 {
+		t.Errorf("%d things open after a second Arm, want %d", got, want)
+	}
+}
+
+func TestSyncWithAnInterfaceMissing(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	want := onePlan("circ0")
+	want.Interfaces = append(want.Interfaces, "circ1")
+	want.Flows = append(want.Flows, plan.Flow{Interface: "circ1", Mark: mark + 1, Protocol: protocolUDP, Local: tunnelLocal, Remote: tunnelRemote})
+	err := g.Sync(t.Context(), want)
+	if err == nil || !strings.Contains(err.Error(), "guard interface circ1: find it in the circuit namespace") {
+		t.Errorf("error %v, want one that names circ1", err)
+	}
+	have, err := readMaps(g.objects)
+	l.must(err)
+	if len(have.flows) != 1 {
+		t.Errorf("%d flows, want that of circ0", len(have.flows))
+	}
+}
+
+// What left the plan stays guarded, without flows, until it is gone.
+func TestInterfaceLeavesThePlan(t *testing.T) {
+	l := newLab(t)
+	l.link("circ1", "peer1")
+	g := l.guard()
+	l.must(g.Sync(t.Context(), twoLinks()))
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	count := func() int {
+		t.Helper()
+		ps, err := readPins(g.pins)
+		l.must(err)
+		defer ps.close()
+		return len(ps)
+	}
+	if n := count(); n != 4 {
+		t.Errorf("%d links pinned while circ1 is there, want 4", n)
+	}
+	_, home := netnstest.New(t)
+	h := l.handle(l.circuit)
+	c, err := h.LinkByName("circ1")
+	l.must(err)
+	l.must(h.LinkSetNsFd(c, home.FD()))
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	if n := count(); n != 2 {
+		t.Errorf("%d links pinned after circ1 was given back, want 2", n)
+	}
+	l.must(attached(home, l.index(home, "circ1"), 0))
+	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 1))
+}
+
+func attached(n netns.Namespace, ifindex, want int) error {
+	return n.Do(func() error {
+		for _, h := range hooks {
+			have, err := h.query(ifindex)
+			if err != nil {
+				return err
+			}
+			if len(have) != want {
+				return errors.New("wrong number of programs at " + h.name)
+			}
+		}
+		return nil
+	})
+}
+
+// An interface that takes a former one's index inherits nothing of it.
+func TestIndexIsReused(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	h := l.handle(l.circuit)
+	c, err := h.LinkByName("circ0")
+	l.must(err)
+	l.must(h.LinkDel(c))
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Index = "circ9", c.Attrs().Index
+	l.must(h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer9", PeerNamespace: netlink.NsFd(l.peer.FD())}))
+	l.must(g.Arm(t.Context(), []string{"circ9"}))
+	have, err := readMaps(g.objects)
+	l.must(err)
+	if n := len(have.flows) + len(have.neighbors); n != 0 {
+		t.Errorf("%d things open on an interface that has the index of another", n)
+	}
+	l.must(g.Sync(t.Context(), onePlan("circ9")))
+	requireAlive(t, g, true, true, true)
+}
+
+func TestRemove(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	for range 2 {
+		l.must(g.Remove(t.Context()))
+	}
+	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 0))
+	if dirs, err := layouts(g.bpffs); err != nil || len(dirs) > 0 {
+		t.Errorf("pins %v with error %v stay", dirs, err)
+	}
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	requireAlive(t, g, true, true, true)
+}
+
+// A guard of another layout goes once this one stands.
+func TestOtherLayoutIsReplaced(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	l.must(os.Rename(g.pins, filepath.Join(g.bpffs, "guard-v0")))
+	l.must(g.Close())
+	g = l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	requireAlive(t, g, true, true, true)
+	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 1))
+}
+
+func TestRefusals(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(l.circuit.Do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "tun0"
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		return h.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN})
+	}))
+	if err := g.Arm(t.Context(), []string{"tun0"}); err == nil || !strings.Contains(err.Error(), "want Ethernet") {
+		t.Errorf("a TUN device: error %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.Sync(ctx, onePlan("circ0")); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: error %v", err)
+	}
+	if err := noTCX(ebpf.ErrNotSupported); !strings.Contains(err.Error(), "needs Linux 6.6") {
+		t.Errorf("no tcx: error %v", err)
+	}
+	if _, err := New(Config{Instance: "x", Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("no namespace: no error")
+	}
+}
