@@ -1,0 +1,160 @@
+// Package agent is a node's agent put together: it starts from the last good
+// state, keeps a session with the controller, and hands what it accepts to the
+// loop that brings the host in line. It holds the wiring and no mechanism of
+// its own.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/classifier"
+	"github.com/circuitseal/circuitseal/agent/guard"
+	"github.com/circuitseal/circuitseal/agent/identity"
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/lastgood"
+	"github.com/circuitseal/circuitseal/agent/link"
+	"github.com/circuitseal/circuitseal/agent/liveness"
+	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/reconcile"
+	"github.com/circuitseal/circuitseal/agent/uplink"
+	"github.com/circuitseal/circuitseal/agent/wireguard"
+)
+
+// Config is what an agent needs to know before it starts.
+type Config struct {
+	Instance instance.Instance
+	Version  string
+	Log      *slog.Logger
+}
+
+// IdentityDir is where enrolment puts the node's identity.
+func IdentityDir(i instance.Instance) string { return filepath.Join(i.StateDir(), "identity") }
+
+// RequireRoot says what the agent needs root for.
+func RequireRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("must run as root: the agent makes network namespaces, tunnels and packet filters")
+	}
+	return nil
+}
+
+// Run is the agent until ctx ends. What it has set up in the kernel, and the
+// WireGuard process, stay when it returns: that is the point.
+func Run(ctx context.Context, c Config) (err error) {
+	if err := RequireRoot(); err != nil {
+		return err
+	}
+	id, err := identity.Load(IdentityDir(c.Instance))
+	if err != nil {
+		return err
+	}
+	log := c.Log.With("instance", string(c.Instance), "node", id.Node)
+	unlock, err := lock(c.Instance)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+
+	kept, header, state, err := lastgood.Open(c.Instance.StateDir(), id.Node, id.Root)
+	if err != nil {
+		// Going on closed: nothing that the guard holds is opened for it.
+		log.Error("last good state is not usable; waiting for the controller", "error", err)
+	}
+	keys, err := wireguard.OpenKeys(filepath.Join(c.Instance.StateDir(), "wireguard"))
+	if err != nil {
+		return err
+	}
+
+	main, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = main.Close() }()
+	circuit, made, err := netns.Ensure(c.Instance.Namespace())
+	if err != nil {
+		return fmt.Errorf("circuit namespace: %w", err)
+	}
+	defer func() { _ = circuit.Close() }()
+	if made {
+		log.Info("circuit namespace made", "namespace", c.Instance.Namespace())
+	}
+	if err := bpffs.Ensure(c.Instance.BPFDir()); err != nil {
+		return err
+	}
+	fence, err := guard.New(guard.Config{Instance: c.Instance, Namespace: circuit, Log: log})
+	if err != nil {
+		return fmt.Errorf("guard: %w", err)
+	}
+	defer func() { err = errors.Join(err, fence.Close()) }()
+	paths, err := classifier.New(classifier.Config{Instance: c.Instance, Log: log})
+	if err != nil {
+		return fmt.Errorf("classifier: %w", err)
+	}
+	defer func() { err = errors.Join(err, paths.Close()) }()
+	links := link.New(link.Config{Main: main, Circuit: circuit, Instance: c.Instance, Log: log})
+	tunnels := wireguard.New(wireguard.Config{Main: main, Circuit: circuit, Instance: c.Instance, Keys: keys, Log: log})
+	defer func() { err = errors.Join(err, tunnels.Close()) }()
+
+	n := &node{
+		config: c, log: log, kept: kept, keys: keys, guard: fence, classifier: paths, tunnels: tunnels,
+		loop: reconcile.New(fence, links, tunnels, paths, log),
+	}
+	n.probes = liveness.New(liveness.Config{Namespace: main, OnChange: n.probed, Log: log})
+	n.uplink = uplink.New(id, n, log)
+	socket, err := n.listen()
+	if err != nil {
+		return err
+	}
+	if header.Node != "" {
+		log.Info("starting from the last good state", "position", header.Position.String(), "issued", header.Issued)
+		n.take(header, state)
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	changes, err := links.Watch(ctx)
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch links: %w", err), socket.Close())
+	}
+	g.Go(func() error { return n.loop.Run(ctx, n.passed) })
+	g.Go(func() error { return tunnels.Run(ctx) })
+	g.Go(func() error { return n.probes.Run(ctx) })
+	g.Go(func() error { return n.uplink.Run(ctx) })
+	g.Go(func() error { return n.serve(ctx, socket) })
+	g.Go(func() error {
+		for range changes {
+			n.loop.Dirty()
+		}
+		return ctx.Err()
+	})
+	log.Info("agent runs", "version", c.Version)
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	log.Info("agent stops; tunnels and guard stay")
+	return nil
+}
+
+// lock keeps a second agent of the same instance out.
+func lock(i instance.Instance) (unlock func() error, err error) {
+	if err := os.MkdirAll(i.RunDir(), 0o700); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(i.RunDir(), "agent.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another agent of instance %q runs on this host (it holds %s)", i, path), f.Close())
+	}
+	return f.Close, nil
+}

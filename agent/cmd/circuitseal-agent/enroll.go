@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/circuitseal/circuitseal/agent"
+	"github.com/circuitseal/circuitseal/agent/identity"
+	"github.com/circuitseal/circuitseal/agent/uplink"
+)
+
+// maxToken bounds what is read as a token.
+const maxToken = 4 << 10
+
+func enrollCommand(o *options) *cobra.Command {
+	var controller, tokenFile, pin, node string
+	var force bool
+	c := &cobra.Command{
+		Use:   "enroll --controller URL --token-file FILE --root-pin sha256:…",
+		Short: "Enrol this host as a node, once",
+		Long: `Makes this node's key, checks that the controller's root is the pinned one, and
+exchanges a one-time token for a certificate. The token is read from a file or
+from standard input (-), never from the command line, where others could see it.
+Repeating the command after a lost answer is safe.`,
+		Example: `  sealctl token create prem-1 --out token
+  circuitseal-agent enroll --controller https://controller.example:8443 \
+    --token-file token --root-pin sha256:…`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			i, _, err := o.parse()
+			if err != nil {
+				return err
+			}
+			if err := agent.RequireRoot(); err != nil {
+				return err
+			}
+			u, err := uplink.ParseController(controller)
+			if err != nil {
+				return fmt.Errorf("--controller: %w", err)
+			}
+			sum, err := identity.ParsePin(pin)
+			if err != nil {
+				return fmt.Errorf("--root-pin: %w", err)
+			}
+			dir := agent.IdentityDir(i)
+			if old, err := identity.Load(dir); err == nil && !force {
+				return fmt.Errorf("instance %q is enrolled already, as node %s at %s; --force enrols it anew", i, old.Node, old.Controller)
+			}
+			token, err := readToken(tokenFile, c.InOrStdin())
+			if err != nil {
+				return fmt.Errorf("--token-file: %w", err)
+			}
+			id, err := uplink.Enrol(c.Context(), dir, u, sum, token, node)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "enrolled as node %s; now start `circuitseal-agent run --instance %s`\n", id.Node, i)
+			return err
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&controller, "controller", "", "the controller's address, such as https://controller.example:8443")
+	f.StringVar(&tokenFile, "token-file", "", "file with the enrolment token, or - for standard input")
+	f.StringVar(&pin, "root-pin", "", "SHA-256 of the controller's root, as `sealctl token create` prints it")
+	f.StringVar(&node, "node", "", "refuse a token that is for another node than this")
+	f.BoolVar(&force, "force", false, "enrol anew over an existing identity")
+	for _, name := range []string{"controller", "token-file", "root-pin"} {
+		if err := c.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
+	return c
+}
+
+func readToken(path string, stdin io.Reader) (string, error) {
+	in := stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = f.Close() }()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, maxToken+1))
+	if err != nil {
+		return "", err
+	}
+	if len(b) > maxToken {
+		return "", fmt.Errorf("more than %d bytes: this is no token", maxToken)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", errors.New("it is empty; make a token with `sealctl token create`")
+	}
+	return token, nil
+}

@@ -1,0 +1,114 @@
+// Command circuitseal-agent runs on an appliance: it enrols it as a node,
+// keeps its tunnels and guard as the controller says, and says what it has.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/circuitseal/circuitseal/agent"
+	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/wireguard"
+)
+
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "circuitseal-agent:", err)
+		os.Exit(1)
+	}
+}
+
+// options are what every subcommand takes.
+type options struct {
+	instance  string
+	logFormat string
+	logLevel  string
+}
+
+func (o *options) parse() (instance.Instance, *slog.Logger, error) {
+	i, err := instance.Parse(o.instance)
+	if err != nil {
+		return "", nil, fmt.Errorf("--instance: %w", err)
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return "", nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch o.logFormat {
+	case "text":
+		return i, slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	case "json":
+		return i, slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+	}
+	return "", nil, fmt.Errorf("--log-format %q: want text or json", o.logFormat)
+}
+
+func command() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use:   "circuitseal-agent",
+		Short: "Keeps one appliance's circuits encrypted",
+		Long: `circuitseal-agent keeps an appliance's private circuits encrypted: nothing but
+tunnels' outer packets crosses them, whether the agent runs or not.
+
+A new node is enrolled once, with a token from ` + "`sealctl token create`" + `, and then
+runs. Everything that belongs to one agent derives from --instance: state in
+/var/lib/circuitseal/NAME, sockets and pins in /run/circuitseal/NAME, the circuit
+namespace cs-NAME and tunnel devices cs-NAME-N.`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&o.instance, "instance", string(instance.Default), "name of this agent on this host: 1 to 6 characters a-z, 0-9")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o))
+	return root
+}
+
+func runCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run the agent",
+		Long: `Runs the agent in the foreground. It starts from the last good state, with or
+without its controller. When it stops, tunnels and guard stay as they are.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			i, log, err := o.parse()
+			if err != nil {
+				return err
+			}
+			return agent.Run(c.Context(), agent.Config{Instance: i, Version: version, Log: log})
+		},
+	}
+}
+
+func wireguardCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "wireguard",
+		Short: "Run the WireGuard process, for kernels without WireGuard",
+		Long: `Runs the process that encrypts on kernels without WireGuard. The agent starts it
+when it is needed; give it a unit of its own where a service manager ends all of
+a unit's processes, so that it outlives the agent.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			i, log, err := o.parse()
+			if err != nil {
+				return err
+			}
+			return wireguard.Serve(c.Context(), i, log)
+		},
+	}
+}

@@ -1,0 +1,191 @@
+// Package reconcile brings a node's host in line with its plan: a dirty flag, a
+// throttled loop, one visible order across the drivers, retries. It knows what
+// the drivers promise and nothing of netlink, eBPF or WireGuard.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// The drivers, as this loop uses them. Each takes the whole wanted state, so
+// that repeats are free and nothing has to be remembered.
+type (
+	// Guard is the fail-closed layers. Arm closes interfaces and opens nothing;
+	// Sync makes exactly its argument pass.
+	Guard interface {
+		Arm(ctx context.Context, interfaces []string) error
+		Sync(ctx context.Context, want plan.Guard) error
+	}
+	// Links are the circuit interfaces. Claim takes them, down, into the
+	// circuit namespace; Sync gives them addresses and routes and brings them up.
+	Links interface {
+		Claim(ctx context.Context, interfaces []string) error
+		Sync(ctx context.Context, interfaces []plan.Interface, tables []plan.Table) error
+	}
+	// Tunnels are the tunnels' devices and what they encrypt with.
+	Tunnels interface {
+		Sync(ctx context.Context, want []plan.Tunnel) error
+	}
+	// Classifier decides about inner packets.
+	Classifier interface {
+		Sync(ctx context.Context, want plan.Classifier) error
+	}
+)
+
+const (
+	// resync is how often the host is compared with the plan when nothing
+	// happens: what leaves no netlink message is found then.
+	resync = time.Second
+	// throttle is the least time between the ends of one pass and the start of
+	// the next.
+	throttle   = 20 * time.Millisecond
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 5 * time.Second
+)
+
+// Reconciler owns the order in which drivers act.
+type Reconciler struct {
+	guard      Guard
+	links      Links
+	tunnels    Tunnels
+	classifier Classifier
+	log        *slog.Logger
+	dirty      chan struct{}
+
+	mu      sync.Mutex
+	want    *plan.Plan
+	version uint64
+	done    uint64
+	err     error
+
+	// applied is what this process tried to bring about last; its loop's own.
+	applied *plan.Plan
+}
+
+// New makes a reconciler that does nothing until it has a plan.
+func New(g Guard, l Links, t Tunnels, c Classifier, log *slog.Logger) *Reconciler {
+	return &Reconciler{guard: g, links: l, tunnels: t, classifier: c, log: log, dirty: make(chan struct{}, 1)}
+}
+
+// Want replaces the plan. Nothing on the host is touched before the first call.
+// version is the caller's name for the plan; see Done.
+func (r *Reconciler) Want(p plan.Plan, version uint64) {
+	r.mu.Lock()
+	r.want, r.version = &p, version
+	r.mu.Unlock()
+	r.Dirty()
+}
+
+// Dirty asks for a pass soon. It never blocks.
+func (r *Reconciler) Dirty() {
+	select {
+	case r.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// Done is the version of the last plan that was brought about in full, and the
+// error of the last pass.
+func (r *Reconciler) Done() (version uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.done, r.err
+}
+
+// Run passes over the host until ctx ends; it leaves everything in place then.
+// passed is called after every pass that changed what Done says.
+func (r *Reconciler) Run(ctx context.Context, passed func()) error {
+	retry := firstRetry
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.dirty:
+		case <-timer.C:
+		}
+		r.mu.Lock()
+		want, version, before, doneBefore := r.want, r.version, r.err, r.done
+		r.mu.Unlock()
+		if want == nil {
+			timer.Reset(resync)
+			continue
+		}
+		err := r.pass(ctx, *want)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		next := resync
+		if err != nil {
+			next = retry
+			retry = min(2*retry, lastRetry)
+		} else {
+			retry = firstRetry
+		}
+		r.mu.Lock()
+		r.err = err
+		if err == nil {
+			r.done = version
+		}
+		changed := r.done != doneBefore || fmt.Sprint(err) != fmt.Sprint(before)
+		r.mu.Unlock()
+		if changed {
+			if err != nil {
+				r.log.Error("host differs from the plan", "retry_in", next, "error", err)
+			} else {
+				r.log.Info("host is as planned", "version", version)
+			}
+			passed()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(throttle):
+		}
+		timer.Reset(next)
+	}
+}
+
+// pass is the order. What goes is closed from the top down, then what comes is
+// built from the bottom up, and the guard opens last. Dying between any two
+// lines leaves less open than before or than wanted, never more.
+//
+// A step that fails does not stop unrelated ones, with one exception: no
+// circuit interface gets an address or comes up unless the guard is closed
+// around it.
+func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
+	var errs []error
+	step := func(what string, err error) bool {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+		return err == nil
+	}
+
+	if r.applied != nil && !r.applied.Equal(want) {
+		common := plan.Common(*r.applied, want)
+		step("close what goes", r.guard.Sync(ctx, common.Guard))
+		step("stop classifying into what goes", r.classifier.Sync(ctx, common.Classifier))
+	}
+	r.applied = &want
+
+	step("take circuit interfaces", r.links.Claim(ctx, want.Guard.Interfaces))
+	armed := step("arm the guard", r.guard.Arm(ctx, want.Guard.Interfaces))
+	if armed {
+		step("configure links", r.links.Sync(ctx, want.Interfaces, want.Tables))
+	}
+	step("configure tunnels", r.tunnels.Sync(ctx, want.Tunnels))
+	step("configure the classifier", r.classifier.Sync(ctx, want.Classifier))
+	if armed {
+		step("open the guard", r.guard.Sync(ctx, want.Guard))
+	}
+	return errors.Join(errs...)
+}

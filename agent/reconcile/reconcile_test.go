@@ -1,0 +1,173 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+// host stands for the drivers: it keeps what they would have made and notes the
+// order of the calls.
+type host struct {
+	calls []string
+	fail  map[string]error
+	flows []plan.Flow
+	armed []string
+	up    []string
+}
+
+func (h *host) call(name string) error {
+	h.calls = append(h.calls, name)
+	return h.fail[name]
+}
+
+type guard struct{ *host }
+
+func (g guard) Arm(_ context.Context, interfaces []string) error {
+	if err := g.call("arm"); err != nil {
+		return err
+	}
+	g.armed = interfaces
+	return nil
+}
+
+func (g guard) Sync(_ context.Context, want plan.Guard) error {
+	if err := g.call("guard"); err != nil {
+		return err
+	}
+	g.flows = want.Flows
+	return nil
+}
+
+type links struct{ *host }
+
+func (l links) Claim(context.Context, []string) error { return l.call("claim") }
+
+func (l links) Sync(_ context.Context, interfaces []plan.Interface, _ []plan.Table) error {
+	if err := l.call("links"); err != nil {
+		return err
+	}
+	l.up = nil
+	for _, i := range interfaces {
+		l.up = append(l.up, i.Name)
+	}
+	return nil
+}
+
+type tunnels struct{ *host }
+
+func (t tunnels) Sync(context.Context, []plan.Tunnel) error { return t.call("tunnels") }
+
+type classifier struct{ *host }
+
+func (c classifier) Sync(context.Context, plan.Classifier) error { return c.call("classifier") }
+
+func newReconciler(h *host) *Reconciler {
+	return New(guard{h}, links{h}, tunnels{h}, classifier{h}, slog.New(slog.DiscardHandler))
+}
+
+func onePlan(flows ...plan.Flow) plan.Plan {
+	return plan.Plan{
+		Interfaces: []plan.Interface{{Name: "circ0"}},
+		Guard:      plan.Guard{Interfaces: []string{"circ0"}, Flows: flows},
+	}
+}
+
+func TestPassOrder(t *testing.T) {
+	h := &host{}
+	r := newReconciler(h)
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1}, plan.Flow{Mark: 2})); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(h.calls, " "), "claim arm links tunnels classifier guard"; got != want {
+		t.Errorf("first pass: %s, want %s", got, want)
+	}
+	h.calls = nil
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1})); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(h.calls, " "), "guard classifier claim arm links tunnels classifier guard"; got != want {
+		t.Errorf("a pass that takes away: %s, want %s", got, want)
+	}
+	h.calls = nil
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1})); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(h.calls, " "), "claim arm links tunnels classifier guard"; got != want {
+		t.Errorf("a pass that changes nothing: %s, want %s", got, want)
+	}
+	h.calls = nil
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 3})); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(h.calls, " "), "guard classifier claim arm links tunnels classifier guard"; got != want {
+		t.Errorf("replacing pass: %s, want %s", got, want)
+	}
+}
+
+func TestNoLinkComesUpUnguarded(t *testing.T) {
+	h := &host{fail: map[string]error{"arm": errors.New("no")}}
+	r := newReconciler(h)
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1})); err == nil {
+		t.Fatal("no error")
+	}
+	if len(h.up) != 0 || len(h.flows) != 0 || slices.Contains(h.calls, "links") {
+		t.Errorf("guard not armed, and yet: calls %v, up %v, flows %v", h.calls, h.up, h.flows)
+	}
+}
+
+func TestOneFailureDoesNotStopTheRest(t *testing.T) {
+	for _, broken := range []string{"claim", "links", "tunnels", "classifier"} {
+		h := &host{fail: map[string]error{broken: errors.New("broken")}}
+		r := newReconciler(h)
+		err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1}))
+		if err == nil || !slices.Contains(h.calls, "guard") {
+			t.Errorf("%s broken: error %v, calls %v", broken, err, h.calls)
+		}
+	}
+}
+
+func TestRunRetriesAndReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{fail: map[string]error{"tunnels": errors.New("not yet")}}
+		r := newReconciler(h)
+		ctx, cancel := context.WithCancel(t.Context())
+		reports := 0
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx, func() { reports++ }) }()
+
+		time.Sleep(5 * time.Second)
+		if len(h.calls) != 0 {
+			t.Errorf("touched the host without a plan: %v", h.calls)
+		}
+		r.Want(onePlan(), 7)
+		time.Sleep(50 * time.Millisecond)
+		if done, err := r.Done(); done != 0 || err == nil {
+			t.Errorf("after a failure: done %d, error %v", done, err)
+		}
+		delete(h.fail, "tunnels")
+		time.Sleep(time.Second)
+		if done, err := r.Done(); done != 7 || err != nil || reports != 2 {
+			t.Errorf("after the retry: done %d, error %v, %d reports", done, err, reports)
+		}
+		before := len(h.calls)
+		time.Sleep(10 * resync)
+		if passes := (len(h.calls) - before) / 6; passes < 8 || passes > 11 {
+			t.Errorf("%d passes in ten resync periods", passes)
+		}
+		if reports != 2 {
+			t.Errorf("%d reports though nothing changed", reports)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run returned %v", err)
+		}
+	})
+}

@@ -1,0 +1,69 @@
+// Package report says what a node's data plane has: it joins what the drivers
+// read from the kernel into one status. It asks for nothing to be changed, and
+// reports nothing that it was merely told to want.
+package report
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// Tunnel is what is seen of one tunnel, by its ID.
+type Tunnel struct {
+	// Present is false when there is no device.
+	Present                  bool
+	Backend                  string
+	LastHandshake            time.Time
+	ReceivedBytes, SentBytes uint64
+	Endpoint                 netip.AddrPort
+	Up                       bool
+	ProbesSent, ProbesLost   uint64
+	RoundTrip                time.Duration
+	PublicKey                desired.PublicKey
+}
+
+// Tunnels is the status of every tunnel of a plan, pending ones included, in
+// the plan's order.
+func Tunnels(p plan.Plan, seen map[string]Tunnel, now time.Time) []desired.TunnelStatus {
+	out := make([]desired.TunnelStatus, 0, len(p.Tunnels)+len(p.Pending))
+	for _, t := range p.Tunnels {
+		s := seen[t.ID]
+		status := desired.TunnelStatus{
+			ID: t.ID, Phase: desired.PhaseDown, Backend: s.Backend, PublicKey: s.PublicKey,
+			LastHandshake: s.LastHandshake, ReceivedBytes: s.ReceivedBytes, SentBytes: s.SentBytes,
+			ProbesSent: s.ProbesSent, ProbesLost: s.ProbesLost, RoundTrip: s.RoundTrip,
+		}
+		if s.Up {
+			status.Phase = desired.PhaseUp
+		}
+		status.Problem = problem(t, s, now)
+		out = append(out, status)
+	}
+	for _, t := range p.Pending {
+		out = append(out, desired.TunnelStatus{
+			ID: t.ID, Phase: desired.PhasePending, PublicKey: seen[t.ID].PublicKey,
+			Problem: "tunnel " + t.Reason,
+		})
+	}
+	return out
+}
+
+// problem is the sentence that a person reads first, and what to look at.
+func problem(t plan.Tunnel, s Tunnel, now time.Time) string {
+	switch {
+	case !s.Present:
+		return fmt.Sprintf("device %s is not there", t.Device)
+	case s.Endpoint.IsValid() && s.Endpoint != t.Peer:
+		return fmt.Sprintf("peer answers from %s instead of %s", s.Endpoint, t.Peer)
+	case s.Up:
+		return ""
+	case s.LastHandshake.IsZero():
+		return fmt.Sprintf("no handshake with %s yet: is the peer's agent running, and does the link carry UDP port %d?", t.Peer.Addr(), t.Peer.Port())
+	default:
+		return fmt.Sprintf("probe is not answered; the last handshake with %s was %s ago", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second))
+	}
+}

@@ -1,0 +1,44 @@
+package report
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+func TestTunnels(t *testing.T) {
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	peer := netip.MustParseAddrPort("172.20.255.4:51820")
+	p := plan.Plan{
+		Tunnels: []plan.Tunnel{{ID: "t", Device: "cs-main-1", Peer: peer}},
+		Pending: []plan.Pending{{ID: "p", Reason: "waits for the peer's public key"}},
+	}
+	key := desired.PublicKey{1}
+	tests := []struct {
+		name  string
+		seen  Tunnel
+		phase desired.Phase
+		says  string
+	}{
+		{"no device", Tunnel{}, desired.PhaseDown, "cs-main-1 is not there"},
+		{"no handshake", Tunnel{Present: true}, desired.PhaseDown, "no handshake with 172.20.255.4 yet"},
+		{"handshake, no answer", Tunnel{Present: true, LastHandshake: now.Add(-3 * time.Minute)}, desired.PhaseDown, "was 3m0s ago"},
+		{"up", Tunnel{Present: true, Up: true, Endpoint: peer}, desired.PhaseUp, ""},
+		{"roamed", Tunnel{Present: true, Up: true, Endpoint: netip.MustParseAddrPort("10.0.0.1:9")}, desired.PhaseUp, "10.0.0.1:9 instead of"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := Tunnels(p, map[string]Tunnel{"t": tt.seen, "p": {PublicKey: key}}, now)
+			if len(got) != 2 || got[0].Phase != tt.phase || !strings.Contains(got[0].Problem, tt.says) || (tt.says == "") != (got[0].Problem == "") {
+				t.Errorf("got %+v", got)
+			}
+			if got[1].Phase != desired.PhasePending || got[1].PublicKey != key || !strings.Contains(got[1].Problem, "waits for") {
+				t.Errorf("pending: %+v", got[1])
+			}
+		})
+	}
+}
