@@ -15,7 +15,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -94,18 +96,22 @@ func (g *Guard) unload() error {
 // Arm makes sure that both layers are there and closed on the interfaces, which
 // are in the circuit namespace, up or down. What a former Sync opened on them
 // stays open; nothing else is opened. It mounts the bpffs when there is none.
-// An interface that cannot be guarded does not stop the others.
-func (g *Guard) Arm(ctx context.Context, interfaces []string) error {
+// An interface that cannot be guarded does not stop the others: armed are those
+// around which both layers are.
+func (g *Guard) Arm(ctx context.Context, interfaces []string) (armed []string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	p, err := compile(plan.Guard{Interfaces: interfaces})
 	g.interfaces = p.interfaces
-	_, errArm := g.arm(ctx, p.interfaces)
+	index, errArm := g.arm(ctx, p.interfaces)
 	errs := []error{err, errArm}
 	if err := ctx.Err(); err != nil {
-		return errors.Join(append(errs, err)...)
+		return nil, errors.Join(append(errs, err)...)
 	}
-	return errors.Join(append(errs, g.syncNFT(p, true))...)
+	if err := g.syncNFT(p, true); err != nil {
+		return nil, errors.Join(append(errs, err)...)
+	}
+	return slices.Sorted(maps.Keys(index)), errors.Join(errs...)
 }
 
 // Sync brings both layers to want, whole: it arms want's interfaces, opens what

@@ -78,6 +78,16 @@ func (l *lab) guard() *Guard {
 	return g
 }
 
+// arm wants exactly these interfaces to be armed.
+func (l *lab) arm(g *Guard, interfaces ...string) {
+	l.t.Helper()
+	armed, err := g.Arm(l.t.Context(), interfaces)
+	l.must(err)
+	if !slices.Equal(armed, interfaces) {
+		l.t.Fatalf("armed %q, want %q", armed, interfaces)
+	}
+}
+
 func (l *lab) must(err error) {
 	l.t.Helper()
 	if err != nil {

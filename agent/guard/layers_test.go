@@ -108,7 +108,7 @@ func TestInterfaceComesUpSilently(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
 			if guarded {
-				l.must(l.guard().Arm(t.Context(), []string{"circ0"}))
+				l.arm(l.guard(), "circ0")
 			}
 			tap := l.packets(l.peer, "peer0")
 			l.up(false)
@@ -416,7 +416,7 @@ func TestRestartLosesNothing(t *testing.T) {
 	}()
 	for i := range 10 {
 		g := l.guard()
-		l.must(g.Arm(t.Context(), []string{"circ0"}))
+		l.arm(g, "circ0")
 		l.must(g.Sync(t.Context(), []plan.Guard{want, more}[i%2]))
 		l.must(g.Close())
 	}

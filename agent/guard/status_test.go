@@ -115,7 +115,7 @@ func TestStatusNoticesAndSyncHeals(t *testing.T) {
 func TestStatusOfAnInterfaceThatIsGone(t *testing.T) {
 	l := newLab(t)
 	g := l.guard()
-	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	l.arm(g, "circ0")
 	h := l.handle(l.circuit)
 	c, err := h.LinkByName("circ0")
 	l.must(err)
@@ -134,7 +134,7 @@ func TestRepeatedSyncChangesNothing(t *testing.T) {
 		t.Error("the first Sync logs nothing")
 	}
 	log.Reset()
-	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	l.arm(g, "circ0")
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	if log.Len() > 0 {
 		t.Errorf("the second Sync changes something:\n%s", &log)
@@ -145,7 +145,7 @@ func TestRepeatedSyncChangesNothing(t *testing.T) {
 func TestArm(t *testing.T) {
 	l := newLab(t)
 	g := l.guard()
-	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	l.arm(g, "circ0")
 	open := func() int {
 		t.Helper()
 		have, err := readMaps(g.objects)
@@ -167,7 +167,7 @@ func TestArm(t *testing.T) {
 	}
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	want := open()
-	l.must(g.Arm(t.Context(), []string{"circ0"}))
+	l.arm(g, "circ0")
 	if got := open(); got != want || want != 6 {
 		t.Errorf("%d things open after a second Arm, want %d", got, want)
 	}
@@ -247,7 +247,7 @@ func TestIndexIsReused(t *testing.T) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Index = "circ9", c.Attrs().Index
 	l.must(h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer9", PeerNamespace: netlink.NsFd(l.peer.FD())}))
-	l.must(g.Arm(t.Context(), []string{"circ9"}))
+	l.arm(g, "circ9")
 	have, err := readMaps(g.objects)
 	l.must(err)
 	if n := len(have.flows) + len(have.neighbors); n != 0 {
@@ -298,7 +298,7 @@ func TestRefusals(t *testing.T) {
 		defer h.Close()
 		return h.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN})
 	}))
-	if err := g.Arm(t.Context(), []string{"tun0"}); err == nil || !strings.Contains(err.Error(), "want Ethernet") {
+	if armed, err := g.Arm(t.Context(), []string{"tun0"}); err == nil || len(armed) != 0 || !strings.Contains(err.Error(), "want Ethernet") {
 		t.Errorf("a TUN device: error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -56,26 +56,28 @@ func validName(name string) bool {
 // ever be up it is told to be silent: no IPv6, no router advertisements, no
 // forwarding, ARP for its own addresses only. An interface that is already
 // there keeps its state. Errors are joined, one for each interface, and one
-// interface does not stop the next.
-func (d *Driver) Claim(ctx context.Context, names []string) error {
+// interface does not stop the next: claimed are those that are silent there.
+func (d *Driver) Claim(ctx context.Context, names []string) (claimed []string, err error) {
 	if err := d.config.Circuit.Do(silenceNamespace); err != nil {
-		return fmt.Errorf("prepare circuit namespace: %w", err)
+		return nil, fmt.Errorf("prepare circuit namespace: %w", err)
 	}
 	h, err := d.open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer h.close()
 	var errs []error
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, err)...)
+			return claimed, errors.Join(append(errs, err)...)
 		}
 		if err := d.claim(h, name); err != nil {
 			errs = append(errs, err)
+			continue
 		}
+		claimed = append(claimed, name)
 	}
-	return errors.Join(errs...)
+	return claimed, errors.Join(errs...)
 }
 
 func (d *Driver) claim(h handles, name string) error {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,7 +81,7 @@ func TestClaimSyncRelease(t *testing.T) {
 	ifaces, tables := wanted()
 
 	for range 2 {
-		if err := l.driver.Claim(ctx, []string{"circ0"}); err != nil {
+		if claimed, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil || len(claimed) != 1 {
 			t.Fatal(err)
 		}
 	}
@@ -145,9 +146,9 @@ func TestClaimNamesWhatThereIs(t *testing.T) {
 	l := newLab(t)
 	l.wire(t, "circ1")
 	l.wire(t, "eth7")
-	err := l.driver.Claim(t.Context(), []string{"circ0", "../x", "circ1"})
-	if err == nil {
-		t.Fatal("Claim of an interface that does not exist succeeded")
+	claimed, err := l.driver.Claim(t.Context(), []string{"circ0", "../x", "circ1"})
+	if err == nil || !slices.Equal(claimed, []string{"circ1"}) {
+		t.Fatalf("claimed %q, error %v; want circ1 and an error", claimed, err)
 	}
 	for _, want := range []string{`circuit interface "circ0" does not exist on this host`, "circ1", "eth7", `circuit interface "../x": want`} {
 		if !strings.Contains(err.Error(), want) {
@@ -163,7 +164,7 @@ func TestSyncMovesAddresses(t *testing.T) {
 	l := newLab(t)
 	l.wire(t, "circ0")
 	ctx := t.Context()
-	if err := l.driver.Claim(ctx, []string{"circ0"}); err != nil {
+	if claimed, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil || len(claimed) != 1 {
 		t.Fatal(err)
 	}
 	for _, addresses := range [][]string{{"192.0.2.1/24", "192.0.2.5/24"}, {"192.0.2.5/24"}, {"192.0.2.5/30", "192.0.2.9/32"}, {}} {
@@ -187,7 +188,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := l.driver.Claim(ctx, []string{"circ0"}); err != nil {
+		if claimed, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil || len(claimed) != 1 {
 			t.Fatal(err)
 		}
 		wantEvent(t, events)

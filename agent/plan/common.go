@@ -30,6 +30,22 @@ func Common(old, next Plan) Plan {
 	return out
 }
 
+// Only is the plan as far as these circuit interfaces carry it. Tunnels stay:
+// one whose interface is missing has no way out, and fails over.
+func (p Plan) Only(interfaces []string) Plan {
+	has := func(name string) bool { return slices.Contains(interfaces, name) }
+	p.Interfaces = keep(p.Interfaces, func(i Interface) bool { return has(i.Name) })
+	tables := slices.Clone(p.Tables)
+	for i := range tables {
+		tables[i].Routes = keep(tables[i].Routes, func(r Route) bool { return has(r.Interface) })
+	}
+	p.Tables = tables
+	p.Guard.Interfaces = keep(p.Guard.Interfaces, has)
+	p.Guard.Flows = keep(p.Guard.Flows, func(f Flow) bool { return has(f.Interface) })
+	p.Guard.Neighbors = keep(p.Guard.Neighbors, func(n Neighbor) bool { return has(n.Interface) })
+	return p
+}
+
 // Equal reports whether two plans say the same.
 func (p Plan) Equal(q Plan) bool { return reflect.DeepEqual(p, q) }
 
@@ -38,9 +54,13 @@ func both[T comparable](old, next []T) []T {
 	for _, v := range old {
 		had[v] = true
 	}
+	return keep(next, func(v T) bool { return had[v] })
+}
+
+func keep[T any](in []T, f func(T) bool) []T {
 	var out []T
-	for _, v := range next {
-		if had[v] {
+	for _, v := range in {
+		if f(v) {
 			out = append(out, v)
 		}
 	}

@@ -17,16 +17,17 @@ import (
 // The drivers, as this loop uses them. Each takes the whole wanted state, so
 // that repeats are free and nothing has to be remembered.
 type (
-	// Guard is the fail-closed layers. Arm closes interfaces and opens nothing;
-	// Sync makes exactly its argument pass.
+	// Guard is the fail-closed layers. Arm closes interfaces, says which are, and
+	// opens nothing; Sync makes exactly its argument pass.
 	Guard interface {
-		Arm(ctx context.Context, interfaces []string) error
+		Arm(ctx context.Context, interfaces []string) (armed []string, err error)
 		Sync(ctx context.Context, want plan.Guard) error
 	}
 	// Links are the circuit interfaces. Claim takes them, down, into the
-	// circuit namespace; Sync gives them addresses and routes and brings them up.
+	// circuit namespace, and says which are there; Sync gives them addresses and
+	// routes and brings them up, and takes all others down.
 	Links interface {
-		Claim(ctx context.Context, interfaces []string) error
+		Claim(ctx context.Context, interfaces []string) (claimed []string, err error)
 		Sync(ctx context.Context, interfaces []plan.Interface, tables []plan.Table) error
 	}
 	// Tunnels are the tunnels' devices and what they encrypt with.
@@ -158,16 +159,15 @@ func (r *Reconciler) Run(ctx context.Context, passed func()) error {
 // built from the bottom up, and the guard opens last. Dying between any two
 // lines leaves less open than before or than wanted, never more.
 //
-// A step that fails does not stop unrelated ones, with one exception: no
-// circuit interface gets an address or comes up unless the guard is closed
-// around it.
+// A step that fails does not stop unrelated ones, but no circuit interface gets
+// an address or comes up unless the guard is closed around it, and one that is
+// missing leaves the others to carry what they can.
 func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	var errs []error
-	step := func(what string, err error) bool {
+	step := func(what string, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
-		return err == nil
 	}
 
 	if r.applied != nil && !r.applied.Equal(want) {
@@ -177,15 +177,14 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	}
 	r.applied = &want
 
-	step("take circuit interfaces", r.links.Claim(ctx, want.Guard.Interfaces))
-	armed := step("arm the guard", r.guard.Arm(ctx, want.Guard.Interfaces))
-	if armed {
-		step("configure links", r.links.Sync(ctx, want.Interfaces, want.Tables))
-	}
+	claimed, err := r.links.Claim(ctx, want.Guard.Interfaces)
+	step("take circuit interfaces", err)
+	armed, err := r.guard.Arm(ctx, claimed)
+	step("arm the guard", err)
+	carried := want.Only(armed)
+	step("configure links", r.links.Sync(ctx, carried.Interfaces, carried.Tables))
 	step("configure tunnels", r.tunnels.Sync(ctx, want.Tunnels))
 	step("configure the classifier", r.classifier.Sync(ctx, want.Classifier))
-	if armed {
-		step("open the guard", r.guard.Sync(ctx, want.Guard))
-	}
+	step("open the guard", r.guard.Sync(ctx, carried.Guard))
 	return errors.Join(errs...)
 }

@@ -19,8 +19,9 @@ type host struct {
 	calls []string
 	fail  map[string]error
 	flows []plan.Flow
-	armed []string
 	up    []string
+	// missing cannot be claimed, unguarded cannot be armed.
+	missing, unguarded string
 }
 
 func (h *host) call(name string) error {
@@ -30,12 +31,8 @@ func (h *host) call(name string) error {
 
 type guard struct{ *host }
 
-func (g guard) Arm(_ context.Context, interfaces []string) error {
-	if err := g.call("arm"); err != nil {
-		return err
-	}
-	g.armed = interfaces
-	return nil
+func (g guard) Arm(_ context.Context, interfaces []string) ([]string, error) {
+	return without(interfaces, g.unguarded), g.call("arm")
 }
 
 func (g guard) Sync(_ context.Context, want plan.Guard) error {
@@ -48,7 +45,13 @@ func (g guard) Sync(_ context.Context, want plan.Guard) error {
 
 type links struct{ *host }
 
-func (l links) Claim(context.Context, []string) error { return l.call("claim") }
+func (l links) Claim(_ context.Context, interfaces []string) ([]string, error) {
+	return without(interfaces, l.missing), l.call("claim")
+}
+
+func without(all []string, one string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return s == one })
+}
 
 func (l links) Sync(_ context.Context, interfaces []plan.Interface, _ []plan.Table) error {
 	if err := l.call("links"); err != nil {
@@ -75,36 +78,36 @@ func newReconciler(h *host) *Reconciler {
 
 func onePlan(flows ...plan.Flow) plan.Plan {
 	return plan.Plan{
-		Interfaces: []plan.Interface{{Name: "circ0"}},
-		Guard:      plan.Guard{Interfaces: []string{"circ0"}, Flows: flows},
+		Interfaces: []plan.Interface{{Name: "circ0"}, {Name: "circ1"}},
+		Guard:      plan.Guard{Interfaces: []string{"circ0", "circ1"}, Flows: flows},
 	}
 }
 
 func TestPassOrder(t *testing.T) {
 	h := &host{}
 	r := newReconciler(h)
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1}, plan.Flow{Mark: 2})); err != nil {
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1}, plan.Flow{Interface: "circ0", Mark: 2})); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(h.calls, " "), "claim arm links tunnels classifier guard"; got != want {
 		t.Errorf("first pass: %s, want %s", got, want)
 	}
 	h.calls = nil
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1})); err != nil {
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1})); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(h.calls, " "), "guard classifier claim arm links tunnels classifier guard"; got != want {
 		t.Errorf("a pass that takes away: %s, want %s", got, want)
 	}
 	h.calls = nil
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1})); err != nil {
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1})); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(h.calls, " "), "claim arm links tunnels classifier guard"; got != want {
 		t.Errorf("a pass that changes nothing: %s, want %s", got, want)
 	}
 	h.calls = nil
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 3})); err != nil {
+	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 3})); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(h.calls, " "), "guard classifier claim arm links tunnels classifier guard"; got != want {
@@ -113,13 +116,16 @@ func TestPassOrder(t *testing.T) {
 }
 
 func TestNoLinkComesUpUnguarded(t *testing.T) {
-	h := &host{fail: map[string]error{"arm": errors.New("no")}}
-	r := newReconciler(h)
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1})); err == nil {
-		t.Fatal("no error")
-	}
-	if len(h.up) != 0 || len(h.flows) != 0 || slices.Contains(h.calls, "links") {
-		t.Errorf("guard not armed, and yet: calls %v, up %v, flows %v", h.calls, h.up, h.flows)
+	both := onePlan(plan.Flow{Interface: "circ0", Mark: 1}, plan.Flow{Interface: "circ1", Mark: 2})
+	for _, h := range []*host{{missing: "circ1"}, {unguarded: "circ1"}} {
+		h.fail = map[string]error{"arm": errors.New("no"), "claim": errors.New("no")}
+		r := newReconciler(h)
+		if err := r.pass(t.Context(), both); err == nil {
+			t.Fatal("no error")
+		}
+		if !slices.Equal(h.up, []string{"circ0"}) || len(h.flows) != 1 || h.flows[0].Interface != "circ0" {
+			t.Errorf("missing %q, unguarded %q: up %v, flows %v; want circ0 alone", h.missing, h.unguarded, h.up, h.flows)
+		}
 	}
 }
 
@@ -127,7 +133,7 @@ func TestOneFailureDoesNotStopTheRest(t *testing.T) {
 	for _, broken := range []string{"claim", "links", "tunnels", "classifier"} {
 		h := &host{fail: map[string]error{broken: errors.New("broken")}}
 		r := newReconciler(h)
-		err := r.pass(t.Context(), onePlan(plan.Flow{Mark: 1}))
+		err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1}))
 		if err == nil || !slices.Contains(h.calls, "guard") {
 			t.Errorf("%s broken: error %v, calls %v", broken, err, h.calls)
 		}
