@@ -1,0 +1,96 @@
+// Bench measures the product.
+//
+//	bench tunnel [--pairs 15] [--duration 3s] [--flows 1]
+//
+// compares goodput through both agents with that through the same user-space
+// WireGuard configured by hand, and writes build/bench/tunnel.json. The command
+// `bench wireguard NAME` is that WireGuard; the benchmark starts it by itself.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/circuitseal/circuitseal/testlab/bench"
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/rig"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// wireGuardMTU is the product's default.
+const wireGuardMTU = 1340
+
+func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) == 2 && args[0] == "wireguard":
+		return bench.ServeWireGuard(ctx, args[1], wireGuardMTU, func() {})
+	case len(args) > 0 && args[0] == "tunnel":
+		return tunnel(ctx, args[1:])
+	}
+	return errors.New("want: bench tunnel [flags]")
+}
+
+func tunnel(ctx context.Context, args []string) error {
+	if why := netns.Missing(); why != "" {
+		return errors.New(why)
+	}
+	c := bench.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	f := flag.NewFlagSet("bench tunnel", flag.ContinueOnError)
+	f.IntVar(&c.Pairs, "pairs", 15, "pairs of measurements")
+	f.DurationVar(&c.Duration, "duration", 3*time.Second, "length of each measurement")
+	f.IntVar(&c.Flows, "flows", 1, "TCP streams")
+	bin := f.String("bin", "", "directory with the binaries; default $"+rig.BinEnv+", or where this program lies")
+	samples := f.String("samples", "deploy/samples", "directory with the sample documents")
+	out := f.String("out", "build/bench/tunnel.json", "where the result goes")
+	logs := f.String("logs", "build/bench/logs", "directory for the logs of all processes")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if c.Pairs < 1 || c.Flows < 1 {
+		return errors.New("--pairs and --flows: want at least 1")
+	}
+	var errs [4]error
+	c.Self, errs[0] = os.Executable()
+	c.Bin, errs[1] = rig.Bin(*bin)
+	c.Samples, errs[2] = filepath.Abs(*samples)
+	c.Logs, errs[3] = filepath.Abs(*logs)
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(c.Logs); err != nil {
+		return fmt.Errorf("remove old logs: %w", err)
+	}
+	result, err := bench.Tunnel(ctx, c, os.Stdout)
+	if err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent([]bench.Comparison{result}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode result: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(*out), 0o755); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	if err := os.WriteFile(*out, append(b, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return result.Print(os.Stdout)
+}

@@ -1,0 +1,94 @@
+// Traffic makes the lab's test traffic; see testlab/traffic. All of it carries
+// the canary in CIRCUITSEAL_CANARY. Reports are lines of JSON on standard output.
+//
+//	traffic serve --listen ADDR
+//	traffic probe --to ADDR [--udp] [--deadline 5s]
+//	traffic datagrams --to ADDR [--flows 8] [--interval 5ms] [--duration 0]
+//	traffic streams --to ADDR [--flows 1] [--duration 3s] [--reverse]
+//	traffic forge --from ADDR --to ADDR [--wireguard] [--count 10]
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/circuitseal/circuitseal/testlab/traffic"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "traffic:", err)
+		os.Exit(1)
+	}
+}
+
+var errNotReached = errors.New("not reached")
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("want serve, probe, datagrams, streams or forge")
+	}
+	canary, err := traffic.CanaryFromEnv()
+	if err != nil {
+		return err
+	}
+	f := flag.NewFlagSet("traffic "+args[0], flag.ContinueOnError)
+	to := f.String("to", "", "address and port to send to")
+	flows := f.Int("flows", 1, "number of source ports")
+	duration := f.Duration("duration", 0, "how long to send; 0 for until SIGTERM")
+	size := f.Int("size", 256, "bytes of a datagram")
+	interval := f.Duration("interval", 5*time.Millisecond, "between two datagrams of a flow")
+	listen := f.String("listen", fmt.Sprintf(":%d", traffic.Port), "where to serve")
+	udp := f.Bool("udp", false, "probe with datagrams")
+	deadline := f.Duration("deadline", 5*time.Second, "when a probe gives up")
+	attempt := f.Duration("attempt", time.Second, "when an attempt of a probe gives up")
+	reverse := f.Bool("reverse", false, "let the server send")
+	from := f.String("from", "", "forged source address and port")
+	wireGuard := f.Bool("wireguard", false, "forge WireGuard data messages")
+	count := f.Int("count", 10, "number of forged datagrams")
+	if err := f.Parse(args[1:]); err != nil {
+		return err
+	}
+	var report any
+	switch args[0] {
+	case "serve":
+		return traffic.Serve(ctx, *listen, canary, func() { fmt.Println("ready") })
+	case "probe":
+		r := traffic.Probe(ctx, traffic.ProbeOptions{To: *to, Canary: canary, UDP: *udp, Deadline: *deadline, Attempt: *attempt})
+		report = r
+		if !r.Reached {
+			err = fmt.Errorf("%w %s within %s: %s", errNotReached, *to, *deadline, r.Problem)
+		}
+	case "datagrams":
+		report, err = traffic.Datagrams(ctx, traffic.DatagramOptions{To: *to, Canary: canary, Flows: *flows, Interval: *interval,
+			Duration: *duration, Size: *size, Linger: 500 * time.Millisecond})
+	case "streams":
+		report, err = traffic.Streams(ctx, traffic.StreamOptions{To: *to, Canary: canary, Flows: *flows, Duration: *duration, Reverse: *reverse})
+	case "forge":
+		return forge(*from, *to, traffic.ForgeOptions{Canary: canary, Count: *count, Interval: *interval, WireGuard: *wireGuard, Size: *size})
+	default:
+		return fmt.Errorf("%q: want serve, probe, datagrams, streams or forge", args[0])
+	}
+	return errors.Join(json.NewEncoder(os.Stdout).Encode(report), err)
+}
+
+func forge(from, to string, o traffic.ForgeOptions) (err error) {
+	if o.From, err = netip.ParseAddrPort(from); err != nil {
+		return fmt.Errorf("--from: %w", err)
+	}
+	if o.To, err = netip.ParseAddrPort(to); err != nil {
+		return fmt.Errorf("--to: %w", err)
+	}
+	return traffic.Forge(o)
+}

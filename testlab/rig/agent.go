@@ -1,0 +1,203 @@
+package rig
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+)
+
+func (r *Rig) node(h netns.Host) (*node, error) {
+	n, ok := r.nodes[h]
+	if !ok {
+		return nil, fmt.Errorf("%q is no appliance: want %s or %s", string(h), netns.Prem, netns.NVA)
+	}
+	return n, nil
+}
+
+// AgentSpec is a call of circuitseal-agent on an appliance.
+func (r *Rig) AgentSpec(h netns.Host, command string, args ...string) netns.Spec {
+	all := append([]string{command, "--instance", r.Lab.Instance(h)}, args...)
+	return r.program("circuitseal-agent", "agent-"+string(h), all...)
+}
+
+// CreateToken makes an enrolment token for an appliance's node and returns the
+// file that holds it.
+func (r *Rig) CreateToken(ctx context.Context, h netns.Host, args ...string) (string, error) {
+	n, err := r.node(h)
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(r.private, "token-"+n.name)
+	// The file must be the newest token's alone.
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	_, err = r.Sealctl(ctx, append([]string{"token", "create", n.name, "--out", file}, args...)...)
+	return file, err
+}
+
+// Enrol makes a token and enrols an appliance's agent with it.
+func (r *Rig) Enrol(ctx context.Context, h netns.Host) error {
+	file, err := r.CreateToken(ctx, h)
+	if err != nil {
+		return err
+	}
+	pin, err := r.RootPin()
+	if err != nil {
+		return err
+	}
+	_, err = r.EnrolWith(ctx, h, file, pin)
+	return err
+}
+
+// EnrolWith enrols with a given token file and root pin.
+func (r *Rig) EnrolWith(ctx context.Context, h netns.Host, tokenFile, pin string, args ...string) (netns.Output, error) {
+	all := append([]string{"--controller", ControllerURL(), "--token-file", tokenFile, "--root-pin", pin}, args...)
+	return r.Lab.Run(ctx, h, r.AgentSpec(h, "enroll", all...))
+}
+
+// StartAgent starts an appliance's agent. It does not wait for anything.
+func (r *Rig) StartAgent(h netns.Host) error {
+	n, err := r.node(h)
+	if err != nil {
+		return err
+	}
+	if n.agent != nil && n.agent.Alive() {
+		return fmt.Errorf("start the agent on %s: it runs already", h)
+	}
+	n.agent, err = r.Lab.Start(h, r.AgentSpec(h, "run"))
+	return err
+}
+
+// Agent is the agent's process, running or ended; nil when it was never started.
+func (r *Rig) Agent(h netns.Host) *netns.Process {
+	if n, ok := r.nodes[h]; ok {
+		return n.agent
+	}
+	return nil
+}
+
+// StopAgent ends an agent with SIGTERM.
+func (r *Rig) StopAgent(h netns.Host) error {
+	p := r.Agent(h)
+	if p == nil {
+		return fmt.Errorf("stop the agent on %s: it does not run", h)
+	}
+	return p.Stop(patience)
+}
+
+// KillAgent ends an agent with SIGKILL; its WireGuard process lives on.
+func (r *Rig) KillAgent(h netns.Host) error {
+	p := r.Agent(h)
+	if p == nil || !p.Alive() {
+		return fmt.Errorf("kill the agent on %s: it does not run", h)
+	}
+	p.Kill()
+	return nil
+}
+
+// WireGuardPIDs are the WireGuard processes of an appliance: those that live
+// there beside the agent and were started as `circuitseal-agent wireguard`.
+func (r *Rig) WireGuardPIDs(h netns.Host) []int {
+	var found []int
+	for _, pid := range r.Lab.Residents(h) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil {
+			continue
+		}
+		// The first argument may be any name of the program.
+		if args := strings.Split(string(b), "\x00"); len(args) > 1 && args[1] == "wireguard" && slices.Contains(args, r.Lab.Instance(h)) {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+// KillWireGuard ends the WireGuard process with SIGKILL.
+func (r *Rig) KillWireGuard(h netns.Host) error {
+	pids := r.WireGuardPIDs(h)
+	if len(pids) == 0 {
+		return fmt.Errorf("kill the WireGuard process on %s: there is none", h)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
+	}
+	return until(context.Background(), 5*time.Second, "the WireGuard process is gone", func() error {
+		for _, pid := range r.WireGuardPIDs(h) {
+			if slices.Contains(pids, pid) {
+				return errors.New("it is still there")
+			}
+		}
+		return nil
+	})
+}
+
+// TunnelStatus is what an agent says of a tunnel.
+type TunnelStatus struct {
+	ID            string `json:"id"`
+	Phase         string `json:"phase"`
+	Backend       string `json:"backend"`
+	ReceivedBytes uint64 `json:"receivedBytes"`
+	SentBytes     uint64 `json:"sentBytes"`
+	Problem       string `json:"problem"`
+}
+
+// AgentStatus is what `circuitseal-agent status -o json` prints, as far as the
+// lab reads it.
+type AgentStatus struct {
+	Tunnels  []TunnelStatus `json:"tunnels"`
+	Problems []string       `json:"problems"`
+	Guards   []struct {
+		Interface string `json:"interface"`
+		Layer     string `json:"layer"`
+		Alive     bool   `json:"alive"`
+	} `json:"guards"`
+}
+
+// Status asks an agent.
+func (r *Rig) Status(ctx context.Context, h netns.Host) (AgentStatus, error) {
+	out, err := r.Lab.Run(ctx, h, r.AgentSpec(h, "status", "-o", "json"))
+	if err != nil {
+		return AgentStatus{}, err
+	}
+	var s AgentStatus
+	if err := json.Unmarshal([]byte(out.Stdout), &s); err != nil {
+		return AgentStatus{}, fmt.Errorf("decode the status of %s: %w", h, err)
+	}
+	return s, nil
+}
+
+// TunnelsUp waits until n tunnels are up at an appliance.
+func (r *Rig) TunnelsUp(ctx context.Context, h netns.Host, n int, limit time.Duration) error {
+	return until(ctx, limit, fmt.Sprintf("%d tunnels are up on %s", n, h), func() error {
+		if p := r.Agent(h); p == nil || !p.Alive() {
+			return stop(fmt.Errorf("no agent runs: %s", tail(r.file("agent-"+string(h)+".log"))))
+		}
+		s, err := r.Status(ctx, h)
+		if err != nil {
+			return err
+		}
+		up := 0
+		for _, t := range s.Tunnels {
+			if t.Phase == "up" {
+				up++
+			}
+		}
+		if up != n {
+			return fmt.Errorf("%d are up; tunnels %+v, problems %q", up, s.Tunnels, s.Problems)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,112 @@
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/traffic"
+)
+
+// BinEnv names the directory with the binaries.
+const BinEnv = "CIRCUITSEAL_BIN"
+
+// Config says what to build.
+type Config struct {
+	Log *slog.Logger
+	// Bin holds the binaries of product and lab.
+	Bin string
+	// Dir takes logs; empty for a temporary one.
+	Dir string
+	// Control builds a lab without agents; see netns.Config.
+	Control bool
+}
+
+// Rig is a lab with the product in it. Traffic may be made from several
+// goroutines at once; what starts and stops daemons is for one at a time.
+type Rig struct {
+	Lab    *netns.Lab
+	Canary traffic.Canary
+
+	bin string
+	// private holds keys and tokens; it goes with the lab, unlike logs.
+	private    string
+	log        *slog.Logger
+	controller *netns.Process
+	// nodes by the name of the appliance.
+	nodes map[netns.Host]*node
+	taps  []*Tap
+}
+
+// node is an appliance with an agent.
+type node struct {
+	name  string
+	agent *netns.Process
+}
+
+// NodeName is what deploy/samples call an appliance's node.
+func NodeName(h netns.Host) (string, error) {
+	switch h {
+	case netns.Prem:
+		return "prem-1", nil
+	case netns.NVA:
+		return "nva-1", nil
+	default:
+		return "", fmt.Errorf("%q is no appliance: want %s or %s", string(h), netns.Prem, netns.NVA)
+	}
+}
+
+// New builds the lab and starts the servers that answer test traffic on both
+// LAN hosts. The caller must Close it.
+func New(ctx context.Context, c Config) (*Rig, error) {
+	for _, tool := range []string{"tap", "traffic"} {
+		if _, err := os.Stat(filepath.Join(c.Bin, tool)); err != nil {
+			return nil, fmt.Errorf("find the lab's program %s (`make build` makes it): %w", tool, err)
+		}
+	}
+	lab, err := netns.New(ctx, netns.Config{Log: c.Log, Dir: c.Dir, Control: c.Control})
+	if err != nil {
+		return nil, err
+	}
+	private, err := os.MkdirTemp("", "circuitseal-lab-"+lab.ID()+"-")
+	if err == nil {
+		err = lab.Adopt(private)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make a place for keys: %w", err), lab.Close())
+	}
+	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, log: c.Log, nodes: make(map[netns.Host]*node)}
+	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
+		name, err := NodeName(h)
+		if err != nil {
+			return nil, errors.Join(err, lab.Close())
+		}
+		r.nodes[h] = &node{name: name}
+	}
+	for _, h := range []netns.Host{netns.HQ, netns.VNet} {
+		if _, err := lab.Start(h, r.program("traffic", "traffic-"+string(h), "serve")); err != nil {
+			return nil, errors.Join(err, lab.Close())
+		}
+	}
+	return r, nil
+}
+
+// Close ends everything and removes all traces except logs in Config.Dir.
+func (r *Rig) Close() error { return r.Lab.Close() }
+
+// program is a binary with the canary in its environment.
+func (r *Rig) program(binary, name string, args ...string) netns.Spec {
+	return netns.Spec{
+		Name: name, Path: filepath.Join(r.bin, binary), Args: args,
+		Env: []string{traffic.CanaryEnv + "=" + r.Canary.Hex()},
+	}
+}
+
+// file is a path in the lab's directory.
+func (r *Rig) file(elem ...string) string {
+	return filepath.Join(append([]string{r.Lab.Dir()}, elem...)...)
+}

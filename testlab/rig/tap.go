@@ -1,0 +1,144 @@
+package rig
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/tap"
+)
+
+// innerMTU is the tunnels' MTU at the default path MTU of 1400 bytes over
+// IPv4: 20 bytes of IP, 8 of UDP and 32 of WireGuard less.
+const innerMTU = 1400 - 20 - 8 - 32
+
+// wireGuardPorts are the ports of the two tunnels of deploy/samples.
+const (
+	PrimaryPort   = 51820
+	SecondaryPort = 51821
+)
+
+// TapConfig is what may be seen on the links according to deploy/samples: the
+// primary tunnel on the primary link only, the secondary on the secondary,
+// both between the gateway and the NVA.
+func (r *Rig) TapConfig() tap.Config {
+	first := tap.Tunnel{Protocol: tap.WireGuard, A: netns.PremPrimary, B: netns.NVAFirst, PortA: PrimaryPort, PortB: PrimaryPort}
+	second := tap.Tunnel{Protocol: tap.WireGuard, A: netns.PremSecondary, B: netns.NVASecond, PortA: SecondaryPort, PortB: SecondaryPort}
+	at := func(h netns.Host, name, label string, addresses []netip.Addr, tunnels ...tap.Tunnel) tap.Interface {
+		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Addresses: addresses, Tunnels: tunnels}
+	}
+	return tap.Config{
+		Canary: r.Canary.Hex(), InnerMTU: innerMTU,
+		Interfaces: []tap.Interface{
+			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{netns.PremPrimary, netns.EdgePrimary}, first),
+			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{netns.PremSecondary, netns.EdgeSecondary}, second),
+			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{netns.Gateway, netns.NVAFirst, netns.NVASecond}, first, second),
+		},
+	}
+}
+
+// Tap is a running tap.
+type Tap struct {
+	process *netns.Process
+	ask     io.WriteCloser
+	lines   *bufio.Reader
+	once    sync.Once
+	last    tap.Summary
+	err     error
+}
+
+// StartTap starts the tap on all links and waits until it looks.
+func (r *Rig) StartTap() (*Tap, error) {
+	config := r.file(fmt.Sprintf("tap-%d.json", len(r.taps)))
+	b, err := json.Marshal(r.TapConfig())
+	if err != nil {
+		return nil, fmt.Errorf("encode the tap's configuration: %w", err)
+	}
+	if err := os.WriteFile(config, b, 0o600); err != nil {
+		return nil, fmt.Errorf("write the tap's configuration: %w", err)
+	}
+	// Files, unlike io.Pipe, are handed to the process itself.
+	stdin, ask, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe to the tap: %w", err)
+	}
+	answers, stdout, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make a pipe from the tap: %w", err), stdin.Close(), ask.Close())
+	}
+	s := r.program("tap", "tap", "--config", config)
+	s.Stdin, s.Stdout = stdin, stdout
+	p, err := r.Lab.Start(netns.Ctl, s)
+	_, _ = stdin.Close(), stdout.Close()
+	if err != nil {
+		return nil, errors.Join(err, ask.Close(), answers.Close())
+	}
+	t := &Tap{process: p, ask: ask, lines: bufio.NewReader(answers)}
+	r.taps = append(r.taps, t)
+	if _, err := t.lines.ReadBytes('\n'); err != nil {
+		return nil, fmt.Errorf("start the tap: %w: %s", err, tail(p.LogPath()))
+	}
+	return t, nil
+}
+
+// Report says what was seen so far. An invalid result is an error.
+func (t *Tap) Report() (tap.Summary, error) {
+	if t.err != nil || t.ask == nil {
+		return t.last, t.err
+	}
+	if _, err := io.WriteString(t.ask, "\n"); err != nil {
+		return tap.Summary{}, fmt.Errorf("ask the tap: %w", err)
+	}
+	return t.read()
+}
+
+func (t *Tap) read() (tap.Summary, error) {
+	line, err := t.lines.ReadBytes('\n')
+	if err != nil {
+		return tap.Summary{}, fmt.Errorf("read the tap's answer: %w: %s", err, tail(t.process.LogPath()))
+	}
+	var s tap.Summary
+	if err := json.Unmarshal(line, &s); err != nil {
+		return tap.Summary{}, fmt.Errorf("decode the tap's answer: %w", err)
+	}
+	if !s.Valid {
+		return s, fmt.Errorf("the tap's result is invalid: %d frames dropped by the kernel: %+v", s.Drops, s.Interfaces)
+	}
+	return s, nil
+}
+
+// Stop ends the tap and returns its last word. Repeats return the same.
+func (t *Tap) Stop(ctx context.Context) (tap.Summary, error) {
+	t.once.Do(func() {
+		_ = t.ask.Close()
+		t.last, t.err = t.read()
+		t.ask = nil
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		// Its exit status repeats the summary.
+		_ = t.process.Wait(ctx)
+	})
+	return t.last, t.err
+}
+
+// Describe names the first frames in clear, for error messages.
+func Describe(s tap.Summary) string {
+	var text strings.Builder
+	// A strings.Builder does not fail.
+	_, _ = fmt.Fprintf(&text, "%d of %d frames in clear, %d with the canary", s.InClear, s.Frames, s.Canaries)
+	for _, i := range s.Interfaces {
+		for _, e := range i.Examples {
+			_, _ = fmt.Fprintf(&text, "\n  %s, outgoing %t: %s: %.128s", i.Label, e.Outgoing, e.Reason, e.Header)
+		}
+	}
+	return text.String()
+}

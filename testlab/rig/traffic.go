@@ -1,0 +1,141 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/traffic"
+)
+
+// target is a LAN host's traffic server.
+func target(h netns.Host, v6 bool) (string, error) {
+	addresses := map[netns.Host][2]netip.Addr{
+		netns.HQ:   {netns.HQAddress, netns.HQAddress6},
+		netns.VNet: {netns.VNetAddress, netns.VNetAddress6},
+	}
+	a, ok := addresses[h]
+	if !ok {
+		return "", fmt.Errorf("%q serves no traffic: want %s or %s", string(h), netns.HQ, netns.VNet)
+	}
+	which := a[0]
+	if v6 {
+		which = a[1]
+	}
+	return net.JoinHostPort(which.String(), strconv.Itoa(traffic.Port)), nil
+}
+
+// Probe is a question whether a host can be reached.
+type Probe struct {
+	From, To netns.Host
+	V6, UDP  bool
+	// Deadline bounds all attempts, Attempt each of them.
+	Deadline, Attempt time.Duration
+}
+
+// Reach probes. That the host was not reached is an error.
+func (r *Rig) Reach(ctx context.Context, p Probe) (traffic.ProbeReport, error) {
+	to, err := target(p.To, p.V6)
+	if err != nil {
+		return traffic.ProbeReport{}, err
+	}
+	args := []string{"probe", "--to", to, "--deadline", p.Deadline.String(), "--udp=" + strconv.FormatBool(p.UDP)}
+	if p.Attempt > 0 {
+		args = append(args, "--attempt", p.Attempt.String())
+	}
+	out, err := r.Lab.Run(ctx, p.From, r.program("traffic", "probe", args...))
+	var report traffic.ProbeReport
+	if decode := json.Unmarshal([]byte(out.Stdout), &report); err == nil && decode != nil {
+		return report, fmt.Errorf("decode the probe's report: %w", decode)
+	}
+	return report, err
+}
+
+// Unreachable probes and wants failure, for the whole of the time.
+func (r *Rig) Unreachable(ctx context.Context, p Probe) error {
+	report, err := r.Reach(ctx, p)
+	if err == nil {
+		return fmt.Errorf("%s reaches %s after %.3f s, and must not", p.From, p.To, report.ElapsedSeconds)
+	}
+	if report.Attempts == 0 {
+		return err
+	}
+	return nil
+}
+
+// Streams runs TCP at full speed.
+func (r *Rig) Streams(ctx context.Context, from, to netns.Host, flows int, d time.Duration, reverse bool) (traffic.StreamReport, error) {
+	address, err := target(to, false)
+	if err != nil {
+		return traffic.StreamReport{}, err
+	}
+	out, err := r.Lab.Run(ctx, from, r.program("traffic", "streams", "streams", "--to", address,
+		"--flows", strconv.Itoa(flows), "--duration", d.String(), "--reverse="+strconv.FormatBool(reverse)))
+	if err != nil {
+		return traffic.StreamReport{}, err
+	}
+	var report traffic.StreamReport
+	if err := json.Unmarshal([]byte(out.Stdout), &report); err != nil {
+		return report, fmt.Errorf("decode the streams' report: %w", err)
+	}
+	return report, nil
+}
+
+// Datagrams are numbered datagrams that flow in the background.
+type Datagrams struct {
+	process *netns.Process
+	out     *lockedBuffer
+}
+
+// lockedBuffer is written by the process's copier while nobody reads.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// StartDatagrams sends numbered datagrams that come back, until Stop.
+func (r *Rig) StartDatagrams(from, to netns.Host, v6 bool, flows int, interval time.Duration) (*Datagrams, error) {
+	address, err := target(to, v6)
+	if err != nil {
+		return nil, err
+	}
+	d := &Datagrams{out: new(lockedBuffer)}
+	s := r.program("traffic", "datagrams", "datagrams", "--to", address, "--flows", strconv.Itoa(flows), "--interval", interval.String())
+	s.Stdout = d.out
+	d.process, err = r.Lab.Start(from, s)
+	return d, err
+}
+
+// Stop ends the sending and returns what was counted.
+func (d *Datagrams) Stop() (traffic.DatagramReport, error) {
+	if err := d.process.Stop(10 * time.Second); err != nil {
+		return traffic.DatagramReport{}, err
+	}
+	d.out.mu.Lock()
+	defer d.out.mu.Unlock()
+	var report traffic.DatagramReport
+	if err := json.Unmarshal(d.out.b.Bytes(), &report); err != nil {
+		return report, fmt.Errorf("decode the datagrams' report: %w: %s", err, tail(d.process.LogPath()))
+	}
+	return report, nil
+}
+
+// Forge sends datagrams with a forged source from a host.
+func (r *Rig) Forge(ctx context.Context, from netns.Host, source, to netip.AddrPort, wireGuard bool, count int) error {
+	_, err := r.Lab.Run(ctx, from, r.program("traffic", "forge", "forge", "--from", source.String(), "--to", to.String(),
+		"--wireguard="+strconv.FormatBool(wireGuard), "--count", strconv.Itoa(count)))
+	return err
+}

@@ -1,0 +1,143 @@
+package scenario
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"rsc.io/script"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/rig"
+)
+
+// output is what a command leaves for `stdout` and `stderr`.
+type output = netns.Output
+
+// command wraps a function that runs to its end.
+func command(args, summary string, run func(*script.State, []string) (output, error)) script.Cmd {
+	return script.Command(script.CmdUsage{Args: args, Summary: summary}, func(s *script.State, args ...string) (script.WaitFunc, error) {
+		out, err := run(s, args)
+		return func(*script.State) (string, string, error) { return out.Stdout, out.Stderr, err }, nil
+	})
+}
+
+// quiet is a command without output.
+func quiet(args, summary string, run func(*script.State, []string) error) script.Cmd {
+	return command(args, summary, func(s *script.State, args []string) (output, error) { return output{}, run(s, args) })
+}
+
+// commands are a session's own and those of the script language that a
+// scenario may need.
+func (x *session) commands() map[string]script.Cmd {
+	all := map[string]script.Cmd{
+		"lab":         quiet("[control]", "build the lab", x.lab),
+		"controller":  quiet("start|stop|restart", "run the controller", x.controller),
+		"enrol":       quiet("appliance...", "make tokens and enrol agents", x.enrol),
+		"apply":       command("file...", "apply documents", x.apply),
+		"agent":       quiet("start|stop|kill|alive|ended appliance...", "run agents", x.agent),
+		"wireguard":   quiet("kill|running appliance", "handle the WireGuard process", x.wireGuard),
+		"tunnels":     quiet("appliance count [within=20s]", "wait until so many tunnels are up", x.tunnels),
+		"reach":       command("from to [-6] [-udp] [within=10s]", "test that a host is reached", x.reach),
+		"unreachable": quiet("from to [-6] [-udp] [for=1s] [within=0s]", "test that a host is not reached for a time, which begins within another", x.unreachable),
+		"traffic":     quiet("start from to [-6] [flows=16] | stop [lost<=n] [outage<=t] [received>=n]", "send numbered datagrams", x.datagrams),
+		"streams":     command("from to [flows=4] [for=1s]", "send TCP at full speed", x.streams),
+		"link":        quiet("cut|restore primary|secondary [silent|carrier]", "break a link", x.link),
+		"forge":       quiet("from source:port to:port [-wireguard]", "send with a forged source", x.forge),
+		"tap":         quiet("start | = 0 | > 0 | saw label kind", "watch the links", x.watch),
+		"sealctl":     command("args...", "run sealctl as the administrator", x.sealctl),
+		"status":      quiet("says text", "wait until sealctl status says something", x.status),
+		"token":       command("appliance [args...]", "make a token; $TOKEN is its file", x.token),
+		"enroll":      command("appliance token-file pin [args...]", "run circuitseal-agent enroll", x.enroll),
+		"agentctl":    command("appliance command [args...]", "run circuitseal-agent to its end", x.agentctl),
+		"serve":       command("args...", "run circuitseal-controller to its end, at most 10 s", x.serve),
+		"on":          command("host program args...", "run a program on a host", x.on),
+		"says":        quiet("log text", "wait until a process's log holds text", x.says),
+	}
+	standard := script.DefaultCmds()
+	for _, name := range []string{"cat", "cp", "echo", "env", "exec", "exists", "grep", "mkdir", "replace", "rm", "sleep", "stderr", "stdout", "stop"} {
+		all[name] = standard[name]
+	}
+	return all
+}
+
+// errNoLab means that the script asks for something that only a lab has.
+var errNoLab = errors.New("there is no lab yet: begin with `lab`")
+
+// options are the words of a command that are no names: flags such as -6, and
+// settings such as within=10s.
+type options struct {
+	words    []string
+	flags    []string
+	settings map[string]string
+}
+
+// split sorts a command's words, and refuses flags and settings that the
+// command does not know.
+func split(args []string, words int, known ...string) (options, error) {
+	o := options{settings: make(map[string]string)}
+	for _, a := range args {
+		key, value, isSetting := strings.Cut(a, "=")
+		switch {
+		case isSetting && slices.Contains(known, key+"="):
+			o.settings[key] = value
+		case strings.HasPrefix(a, "-") && slices.Contains(known, a):
+			o.flags = append(o.flags, a)
+		case strings.HasPrefix(a, "-") || isSetting:
+			return o, fmt.Errorf("%s: want one of %q", a, known)
+		default:
+			o.words = append(o.words, a)
+		}
+	}
+	if len(o.words) != words {
+		return o, fmt.Errorf("%w: want %d names, got %q", script.ErrUsage, words, o.words)
+	}
+	return o, nil
+}
+
+func (o options) has(flag string) bool { return slices.Contains(o.flags, flag) }
+
+func (o options) duration(key string, otherwise time.Duration) (time.Duration, error) {
+	if o.settings[key] == "" {
+		return otherwise, nil
+	}
+	return time.ParseDuration(o.settings[key])
+}
+
+func (o options) number(key string, otherwise int) (int, error) {
+	if o.settings[key] == "" {
+		return otherwise, nil
+	}
+	return strconv.Atoi(o.settings[key])
+}
+
+func (x *session) lab(s *script.State, args []string) error {
+	if x.rig != nil {
+		return errors.New("there is a lab already")
+	}
+	x.control = len(args) == 1 && args[0] == "control"
+	if len(args) > 0 && !x.control {
+		return script.ErrUsage
+	}
+	c := rig.Config{Log: x.config.Log, Bin: x.config.Bin, Control: x.control}
+	if x.config.Dir != "" {
+		c.Dir = s.Path("logs")
+	}
+	r, err := rig.New(s.Context(), c)
+	if err != nil {
+		return err
+	}
+	x.rig = r
+	for key, value := range map[string]string{
+		"LOGS": r.Lab.Dir(), "DATA": r.DataDir(), "CONTROLLER": rig.ControllerURL(),
+		"PREM": r.Lab.Instance(netns.Prem), "NVA": r.Lab.Instance(netns.NVA),
+	} {
+		if err := s.Setenv(key, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}

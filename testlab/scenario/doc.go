@@ -1,0 +1,68 @@
+// Package scenario runs txtar scripts over the product's real binaries in a
+// lab: each script builds what it needs, breaks something, and says what must
+// hold. It knows the script language and the rig; what the product promises
+// stands in the scripts, in testdata.
+//
+// The first lines of a script are comments that may hold, each on a line:
+//
+//	# fast                  runs in `make test` too
+//	# needs: kernel-esp     skipped where the kernel lacks it
+//
+// A script that starts a tap outside a control lab fails when the tap has
+// counted anything at its end, whether the script asks or not.
+package scenario
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"golang.org/x/tools/txtar"
+)
+
+// Scenario is one script.
+type Scenario struct {
+	Name string
+	// Fast scenarios run in `make test`.
+	Fast bool
+	// Needs are facilities of the kernel; see Facilities.
+	Needs   []string
+	archive *txtar.Archive
+}
+
+// Load reads all *.txtar of a directory, by name.
+func Load(dir fs.FS) ([]Scenario, error) {
+	files, err := fs.Glob(dir, "*.txtar")
+	if err != nil {
+		return nil, fmt.Errorf("list scenarios: %w", err)
+	}
+	var all []Scenario
+	for _, f := range files {
+		b, err := fs.ReadFile(dir, f)
+		if err != nil {
+			return nil, fmt.Errorf("read scenario: %w", err)
+		}
+		all = append(all, parse(strings.TrimSuffix(path.Base(f), ".txtar"), b))
+	}
+	return all, nil
+}
+
+func parse(name string, text []byte) Scenario {
+	s := Scenario{Name: name, archive: txtar.Parse(text)}
+	for line := range bytes.Lines(s.archive.Comment) {
+		comment, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "#")
+		if !ok {
+			break
+		}
+		comment = strings.TrimSpace(comment)
+		if comment == "fast" {
+			s.Fast = true
+		}
+		if needs, ok := strings.CutPrefix(comment, "needs:"); ok {
+			s.Needs = append(s.Needs, strings.Fields(needs)...)
+		}
+	}
+	return s
+}

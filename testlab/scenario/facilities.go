@@ -1,0 +1,43 @@
+package scenario
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// probes try a facility of the kernel in a namespace of their own.
+var probes = []struct {
+	name string
+	args []string
+}{
+	{"kernel-wireguard", []string{"link", "add", "probe0", "type", "wireguard"}},
+	{"kernel-esp", []string{"xfrm", "state", "add", "src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "0x100", "mode", "tunnel",
+		"aead", "rfc4106(gcm(aes))", "0x" + strings.Repeat("00", 36), "128"}},
+	{"xfrm-interface", []string{"link", "add", "probe1", "type", "xfrm", "dev", "lo", "if_id", "1"}},
+	{"vrf", []string{"link", "add", "probe2", "type", "vrf", "table", "10"}},
+}
+
+// Facilities are the names that this kernel has of what scenarios may need.
+func Facilities(ctx context.Context) ([]string, error) {
+	ns := "labprobe-" + strings.ToLower(rand.Text()[:6])
+	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", ns).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("make a namespace to probe the kernel in: %w: %s", err, out)
+	}
+	defer func() { _ = exec.Command("ip", "netns", "del", ns).Run() }()
+	var have []string
+	for _, p := range probes {
+		if exec.CommandContext(ctx, "ip", append([]string{"-n", ns}, p.args...)...).Run() == nil {
+			have = append(have, p.name)
+		}
+	}
+	return have, nil
+}
+
+// missing are the needs that are not had.
+func missing(needs, have []string) []string {
+	return slices.DeleteFunc(slices.Clone(needs), func(n string) bool { return slices.Contains(have, n) })
+}

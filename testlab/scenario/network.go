@@ -1,0 +1,222 @@
+package scenario
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"rsc.io/script"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/rig"
+	"github.com/circuitseal/circuitseal/testlab/tap"
+	"github.com/circuitseal/circuitseal/testlab/traffic"
+)
+
+func (x *session) reach(s *script.State, args []string) (output, error) {
+	o, err := split(args, 2, "-6", "-udp", "within=")
+	if err != nil {
+		return output{}, err
+	}
+	within, err := o.duration("within", 10*time.Second)
+	if err != nil {
+		return output{}, err
+	}
+	if x.rig == nil {
+		return output{}, errNoLab
+	}
+	r, err := x.rig.Reach(s.Context(), rig.Probe{From: netns.Host(o.words[0]), To: netns.Host(o.words[1]),
+		V6: o.has("-6"), UDP: o.has("-udp"), Deadline: within})
+	return output{Stdout: r.String() + "\n"}, err
+}
+
+func (x *session) unreachable(s *script.State, args []string) error {
+	o, err := split(args, 2, "-6", "-udp", "for=", "within=")
+	if err != nil {
+		return err
+	}
+	during, err := o.duration("for", time.Second)
+	if err != nil {
+		return err
+	}
+	within, err := o.duration("within", 0)
+	if err != nil {
+		return err
+	}
+	if x.rig == nil {
+		return errNoLab
+	}
+	p := rig.Probe{From: netns.Host(o.words[0]), To: netns.Host(o.words[1]),
+		V6: o.has("-6"), UDP: o.has("-udp"), Deadline: during, Attempt: min(during, 300*time.Millisecond)}
+	return eventually(s.Context(), within, func() error { return x.rig.Unreachable(s.Context(), p) })
+}
+
+func (x *session) datagrams(_ *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	if len(args) == 0 {
+		return script.ErrUsage
+	}
+	switch args[0] {
+	case "start":
+		o, err := split(args[1:], 2, "-6", "flows=")
+		if err != nil {
+			return err
+		}
+		flows, err := o.number("flows", 16)
+		if err != nil {
+			return err
+		}
+		if x.traffic != nil {
+			return errors.New("traffic flows already")
+		}
+		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, 10*time.Millisecond)
+		return err
+	case "stop":
+		if x.traffic == nil {
+			return errors.New("no traffic flows")
+		}
+		r, err := x.traffic.Stop()
+		x.traffic = nil
+		if err != nil {
+			return err
+		}
+		return check(r, args[1:])
+	}
+	return script.ErrUsage
+}
+
+// check holds a report against conditions such as lost<=0 and outage<=4s.
+func check(r traffic.DatagramReport, conditions []string) error {
+	var errs []error
+	for _, c := range conditions {
+		key, value, below := strings.Cut(c, "<=")
+		if !below {
+			var above bool
+			if key, value, above = strings.Cut(c, ">="); !above {
+				return fmt.Errorf("%s: want such as lost<=0, outage<=4s, received>=100", c)
+			}
+		}
+		have, ok := map[string]float64{
+			"lost": float64(r.Lost), "outage": r.OutageSeconds, "received": float64(r.Received), "reordered": float64(r.Reordered),
+			"duplicates": float64(r.Duplicates), "foreign": float64(r.Foreign), "flows": float64(r.FlowsAnswered),
+		}[key]
+		if !ok {
+			return fmt.Errorf("%s: no such figure", key)
+		}
+		want, err := strconv.ParseFloat(strings.TrimSuffix(value, "s"), 64)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c, err)
+		}
+		if below && have > want || !below && have < want {
+			errs = append(errs, fmt.Errorf("%s is %g, want %s: %+v", key, have, c, r))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (x *session) streams(s *script.State, args []string) (output, error) {
+	o, err := split(args, 2, "flows=", "for=")
+	if err != nil {
+		return output{}, err
+	}
+	flows, err := o.number("flows", 4)
+	if err != nil {
+		return output{}, err
+	}
+	during, err := o.duration("for", time.Second)
+	if err != nil {
+		return output{}, err
+	}
+	if x.rig == nil {
+		return output{}, errNoLab
+	}
+	r, err := x.rig.Streams(s.Context(), netns.Host(o.words[0]), netns.Host(o.words[1]), flows, during, false)
+	return output{Stdout: fmt.Sprintf("%.2f Gb/s\n", r.Gbps)}, err
+}
+
+func (x *session) link(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	switch {
+	case len(args) == 2 && args[0] == "restore":
+		return x.rig.Lab.RestoreLink(s.Context(), netns.Link(args[1]))
+	case len(args) == 2 && args[0] == "cut":
+		return x.rig.Lab.CutLink(s.Context(), netns.Link(args[1]), netns.Silent)
+	case len(args) == 3 && args[0] == "cut":
+		return x.rig.Lab.CutLink(s.Context(), netns.Link(args[1]), netns.Cut(args[2]))
+	}
+	return script.ErrUsage
+}
+
+func (x *session) forge(s *script.State, args []string) error {
+	o, err := split(args, 3, "-wireguard")
+	if err != nil {
+		return err
+	}
+	source, err := netip.ParseAddrPort(o.words[1])
+	if err != nil {
+		return err
+	}
+	to, err := netip.ParseAddrPort(o.words[2])
+	if err != nil {
+		return err
+	}
+	if x.rig == nil {
+		return errNoLab
+	}
+	return x.rig.Forge(s.Context(), netns.Host(o.words[0]), source, to, o.has("-wireguard"), 20)
+}
+
+func (x *session) watch(_ *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	if len(args) == 1 && args[0] == "start" {
+		if x.tap != nil {
+			return errors.New("the tap runs already")
+		}
+		t, err := x.rig.StartTap()
+		x.tap = t
+		return err
+	}
+	if x.tap == nil {
+		return errors.New("no tap runs: begin with `tap start`")
+	}
+	s, err := x.tap.Report()
+	if err != nil {
+		return err
+	}
+	switch strings.Join(args, " ") {
+	case "= 0":
+		if s.InClear != 0 {
+			return errors.New(rig.Describe(s))
+		}
+		return nil
+	case "> 0":
+		if s.InClear == 0 || s.Canaries == 0 {
+			return fmt.Errorf("the tap did not fire: %s", rig.Describe(s))
+		}
+		return nil
+	}
+	if len(args) == 3 && args[0] == "saw" {
+		return saw(s, args[1], tap.Kind(args[2]))
+	}
+	return script.ErrUsage
+}
+
+// saw wants frames of a kind at a place, so that a silent link is not taken
+// for a tight one.
+func saw(s tap.Summary, label string, k tap.Kind) error {
+	for _, i := range s.Interfaces {
+		if i.Label == label && i.Allowed[k] > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("the tap saw no %s at %s", k, label)
+}

@@ -1,0 +1,163 @@
+package scenario
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"rsc.io/script"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/rig"
+)
+
+// Config is the same for all scenarios of a run.
+type Config struct {
+	Log *slog.Logger
+	// Bin holds the binaries; Samples is deploy/samples.
+	Bin, Samples string
+	// Dir takes what a scenario leaves: its processes' logs, in a directory by
+	// its name; empty for none.
+	Dir string
+	// Have are the kernel's facilities.
+	Have []string
+}
+
+// The results.
+const (
+	Pass = "pass"
+	Fail = "fail"
+	Skip = "skip"
+)
+
+// Result is a line of build/lab/host.json.
+type Result struct {
+	Scenario string  `json:"scenario"`
+	Result   string  `json:"result"`
+	Seconds  float64 `json:"seconds"`
+	// FramesInClear is what the taps counted; in a control run it must not be 0.
+	FramesInClear uint64   `json:"frames_in_clear"`
+	Kernel        string   `json:"kernel"`
+	Backends      []string `json:"backends"`
+	// Reason says why it failed or was skipped.
+	Reason string `json:"reason,omitempty"`
+}
+
+// limit ends a scenario that hangs.
+const limit = 4 * time.Minute
+
+// Run runs one scenario and writes its transcript to log.
+func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
+	start := time.Now()
+	result := Result{Scenario: s.Name, Result: Pass, Kernel: kernel(), Backends: []string{}}
+	if lacks := missing(s.Needs, c.Have); len(lacks) > 0 {
+		result.Result, result.Reason = Skip, fmt.Sprintf("this kernel has no %s", lacks)
+		return result
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	session := &session{config: c, name: s.Name}
+	err := session.run(ctx, s, log)
+	result.FramesInClear = session.inClear
+	result.Backends = slices.Sorted(slices.Values(session.backends))
+	if result.Backends == nil {
+		result.Backends = []string{}
+	}
+	result.Seconds = time.Since(start).Seconds()
+	if err != nil {
+		result.Result, result.Reason = Fail, err.Error()
+	}
+	return result
+}
+
+// session is one scenario that runs.
+type session struct {
+	config  Config
+	name    string
+	control bool
+	rig     *rig.Rig
+	tap     *rig.Tap
+	traffic *rig.Datagrams
+	// inClear and backends are for the result.
+	inClear  uint64
+	backends []string
+}
+
+func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error) {
+	work, remove, err := workDir(x.config.Dir, s.Name)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	state, err := script.NewState(ctx, work, []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"SAMPLES=" + x.config.Samples,
+		"BIN=" + x.config.Bin,
+		"WORK=" + work,
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the script: %w", err)
+	}
+	if err := state.ExtractFiles(s.archive); err != nil {
+		return fmt.Errorf("extract the script's files: %w", err)
+	}
+	engine := &script.Engine{Cmds: x.commands(), Conds: script.DefaultConds()}
+	err = engine.Execute(state, s.Name+".txtar", bufio.NewReader(bytes.NewReader(s.archive.Comment)), log)
+	err = errors.Join(err, state.CloseAndWait(log))
+	return errors.Join(err, x.finish())
+}
+
+// finish takes the tap's last word and ends the lab. It has a time of its own,
+// so that an interrupted scenario is cleaned up too.
+func (x *session) finish() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if x.rig == nil {
+		return nil
+	}
+	var errs []error
+	x.noteBackends(ctx)
+	if x.tap != nil {
+		s, err := x.tap.Stop(ctx)
+		x.inClear = s.InClear
+		if err == nil && s.InClear > 0 && !x.control {
+			err = fmt.Errorf("the tap counted at the end: %s", rig.Describe(s))
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, x.rig.Close())...)
+}
+
+// noteBackends adds what the agents say that encrypts.
+func (x *session) noteBackends(ctx context.Context) {
+	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
+		if p := x.rig.Agent(h); p == nil || !p.Alive() {
+			continue
+		}
+		// An agent that does not answer is the script's business, not this one's.
+		s, err := x.rig.Status(ctx, h)
+		if err != nil {
+			continue
+		}
+		for _, t := range s.Tunnels {
+			if t.Backend != "" && !slices.Contains(x.backends, t.Backend) {
+				x.backends = append(x.backends, t.Backend)
+			}
+		}
+	}
+}
+
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

@@ -1,0 +1,13 @@
+// Package tap is the lab's independent witness: it looks at every frame on the
+// circuit's links from the provider's side, and counts each one that is
+// outside promise 1's list. It knows frame formats, the addresses of the links
+// and the outer addresses of the tunnels, as a person would read them from the
+// order form of a circuit; it shares no code with the product, neither its
+// guard nor its plan, and it is never told what the agents believe.
+//
+// What claims to be WireGuard, ESP or IKE must also look so: the right shape,
+// and content that cannot be told from random. Every frame is searched for the
+// canary, a random text that all test traffic carries. Nothing is sampled
+// before the verdict; a frame that the kernel could not hand over makes the
+// result invalid rather than clean.
+package tap
