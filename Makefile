@@ -1,0 +1,81 @@
+# circuitseal: build, test, demonstrate. Every target installs what it misses
+# (Debian packages, Go modules) and works from a fresh checkout as root.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Any Go from 1.21 on fetches the toolchain that go.mod names.
+export GOTOOLCHAIN := auto
+export CGO_ENABLED := 0
+
+BUILD   := build
+BIN     := $(BUILD)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+PRODUCT := ./agent/cmd/circuitseal-agent ./controller/cmd/circuitseal-controller ./controller/cmd/sealctl
+
+BUF      := go run github.com/bufbuild/buf/cmd/buf@v1.75.0
+GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## Install the Debian packages that building, testing and the demo need
+	@deploy/install-deps
+
+.PHONY: build
+build: ## Build the product and the lab's programs into build/bin
+	@mkdir -p $(BIN)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PRODUCT) ./testlab/cmd/...
+
+.PHONY: demo
+demo: deps build ## Run the product for real: two nodes, tunnels, faults, an independent tap
+	$(BIN)/demo
+
+.PHONY: test
+test: deps build ## Run all tests; as root, what needs root runs too
+	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -vet=off ./...
+
+.PHONY: lab
+lab: deps build ## Run the scenarios on this kernel (SCENARIO=name for one)
+	$(BIN)/lab $(if $(SCENARIO),--scenario $(SCENARIO))
+
+.PHONY: bench-tunnel
+bench-tunnel: deps build ## Goodput through both agents against WireGuard configured by hand
+	$(BIN)/bench tunnel
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser of foreign bytes for FUZZTIME each (default 30s)
+	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \
+	  for name in $$(grep -oE '^func Fuzz[A-Za-z0-9]+' $$f | cut -d' ' -f2); do \
+	    echo "== $$name ($$(dirname $$f))"; \
+	    go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),30s) $$(dirname $$f); \
+	  done; \
+	done
+
+.PHONY: generate
+generate: deps ## Regenerate wire types and eBPF objects
+	cd proto && $(BUF) generate
+	go generate ./...
+
+.PHONY: verify
+verify: deps ## Generate, tidy, format and lint; fails when that changes a file
+	@before=$$(git status --porcelain; git diff HEAD | sha256sum); \
+	(cd proto && $(BUF) lint && $(BUF) generate); \
+	go generate ./...; \
+	go mod tidy; \
+	gofmt -w agent controller proto testlab; \
+	after=$$(git status --porcelain; git diff HEAD | sha256sum); \
+	if [ "$$before" != "$$after" ]; then \
+	  git --no-pager diff --stat; \
+	  echo 'make verify: generated or formatted files were not up to date; they are now: look at them and commit them' >&2; exit 1; \
+	fi
+	$(GOLANGCI) run ./...
+
+.PHONY: clean
+clean: ## Remove build/
+	rm -rf $(BUILD)
