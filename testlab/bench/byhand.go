@@ -18,7 +18,7 @@ import (
 
 const (
 	// innerMTU is what the product gives its tunnels at the default path MTU.
-	innerMTU = 1340
+	innerMTU = 1328
 	port     = 51820
 )
 
