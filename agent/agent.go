@@ -27,6 +27,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/uplink"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // Config is what an agent needs to know before it starts.
@@ -106,10 +107,11 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: fence, classifier: paths, tunnels: tunnels,
-		loop: reconcile.New(fence, links, tunnels, paths, log),
+		positions: map[uint64]desired.Position{},
+		loop:      reconcile.New(fence, links, tunnels, paths, log),
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: main, OnChange: n.probed, Log: log})
-	n.uplink = uplink.New(id, n, log)
+	n.uplink = uplink.New(id, func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) }, n, log)
 	socket, err := n.listen()
 	if err != nil {
 		return err

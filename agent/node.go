@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,20 +38,23 @@ type node struct {
 	loop       *reconcile.Reconciler
 	uplink     *uplink.Uplink
 
-	mu       sync.Mutex
-	plan     plan.Plan
-	public   map[string]desired.PublicKey
-	keyError error
-	rejected *desired.Rejection
+	mu   sync.Mutex
+	plan plan.Plan
+	// tunnelIDs are all of the state, pending ones included.
+	tunnelIDs []string
+	public    map[string]desired.PublicKey
+	keyError  error
+	rejected  *desired.Rejection
 	// versions maps the loop's version numbers to positions.
 	version   uint64
 	positions map[uint64]desired.Position
 	applied   desired.Position
 }
 
-// Accept takes a received state: verify, keep, then act. It implements
-// uplink.Node.
-func (n *node) Accept(e *v1.Envelope) {
+// Accept takes a received state: verify, keep, then act. An error means that
+// the state could not be kept though nothing is wrong with it, and has to come
+// again. It implements uplink.Node.
+func (n *node) Accept(e *v1.Envelope) error {
 	h, state, fresh, err := n.kept.Accept(e)
 	n.mu.Lock()
 	n.rejected = nil
@@ -59,12 +64,16 @@ func (n *node) Accept(e *v1.Envelope) {
 	n.mu.Unlock()
 	if err != nil {
 		n.log.Error("state refused; the last good one stays", "position", h.Position.String(), "error", err)
-		return
+		if lastgood.Refused(err) {
+			return nil
+		}
+		return err
 	}
 	if fresh {
 		n.log.Info("state accepted", "position", h.Position.String())
 		n.take(h, state)
 	}
+	return nil
 }
 
 // take makes the keys that the state names, and hands its plan to the loop.
@@ -77,17 +86,13 @@ func (n *node) take(h desired.Header, state desired.State) {
 			}
 		}
 	}
-	public, err := n.keys.Ensure(ids)
-	err = errors.Join(err, n.keys.Forget(ids))
+	public, err := n.makeKeys(ids)
 	p := plan.Build(n.config.Instance, state)
 
 	n.mu.Lock()
-	n.plan, n.public, n.keyError = p, public, err
+	n.plan, n.tunnelIDs, n.public, n.keyError = p, ids, public, err
 	n.version++
 	version := n.version
-	if n.positions == nil {
-		n.positions = map[uint64]desired.Position{}
-	}
 	n.positions[version] = h.Position
 	n.mu.Unlock()
 
@@ -95,8 +100,13 @@ func (n *node) take(h desired.Header, state desired.State) {
 	n.uplink.Changed()
 }
 
-// passed follows a pass of the loop that changed something.
-func (n *node) passed() {
+func (n *node) makeKeys(ids []string) (map[string]desired.PublicKey, error) {
+	public, err := n.keys.Ensure(ids)
+	return public, errors.Join(err, n.keys.Forget(ids))
+}
+
+// passed follows every pass of the loop.
+func (n *node) passed(changed bool) {
 	version, _ := n.loop.Done()
 	n.mu.Lock()
 	if p, ok := n.positions[version]; ok {
@@ -107,10 +117,22 @@ func (n *node) passed() {
 			}
 		}
 	}
-	targets := targets(n.plan)
+	p, ids, retry := n.plan, n.tunnelIDs, n.keyError != nil
 	n.mu.Unlock()
-	n.probes.Set(targets)
-	n.uplink.Changed()
+	if retry {
+		public, err := n.makeKeys(ids)
+		n.mu.Lock()
+		if slices.Equal(ids, n.tunnelIDs) {
+			n.public, n.keyError = public, err
+		}
+		n.mu.Unlock()
+		changed = changed || err == nil
+	}
+	n.probes.Set(targets(p))
+	n.steer(p)
+	if changed {
+		n.uplink.Changed()
+	}
 }
 
 func targets(p plan.Plan) []liveness.Target {
@@ -124,45 +146,48 @@ func targets(p plan.Plan) []liveness.Target {
 }
 
 // probed moves a group off a tunnel that died, and back: one map write.
-func (n *node) probed(tunnel string, up bool) {
+func (n *node) probed(string, bool) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, g := range n.plan.Classifier.Groups {
-		for i, m := range g.Members {
-			if m.Tunnel != tunnel {
-				continue
-			}
-			mask, err := n.classifier.Alive(g.Number)
-			if err == nil {
-				if up {
-					mask |= 1 << i
-				} else {
-					mask &^= 1 << i
-				}
-				err = n.classifier.SetAlive(g.Number, mask)
-			}
-			if err != nil {
-				n.log.Error("group keeps its members", "group", g.ID, "tunnel", tunnel, "up", up, "error", err)
+	p := n.plan
+	n.mu.Unlock()
+	n.steer(p)
+	n.uplink.Changed()
+}
+
+// steer tells every group which of its members are alive. A member of which
+// nothing is known yet keeps what the kernel has from before. It follows every
+// pass too: a write that failed, or that came before its group, is made up for.
+func (n *node) steer(p plan.Plan) {
+	health := n.probes.Snapshot()
+	for _, g := range p.Classifier.Groups {
+		alive := map[uint16]bool{}
+		for _, m := range g.Members {
+			if h := health[m.Tunnel]; h.Known {
+				alive[m.Number] = h.Up
 			}
 		}
+		if err := n.classifier.SetAlive(g.Number, alive); err != nil && !errors.Is(err, os.ErrNotExist) {
+			n.log.Error("group keeps its members", "group", g.ID, "error", err)
+		}
 	}
-	n.uplink.Changed()
 }
 
 // Status reads the drivers. It implements uplink.Node.
 func (n *node) Status(ctx context.Context) desired.Status {
 	now := time.Now()
+	// Held may wait for the disk; nothing else has to wait with it.
+	held := n.kept.Held().Position
 	n.mu.Lock()
 	s := desired.Status{
 		Version: n.config.Version, Kernel: kernel(), Time: now,
-		Acknowledged: n.kept.Held().Position, Applied: n.applied, Rejection: n.rejected,
+		Acknowledged: held, Applied: n.applied, Rejection: n.rejected,
 	}
 	p, public, keyError := n.plan, n.public, n.keyError
 	n.mu.Unlock()
 
 	problem := func(what string, err error) {
 		if err != nil {
-			s.Problems = append(s.Problems, shorten(fmt.Sprintf("%s: %v", what, err)))
+			s.Problems = append(s.Problems, fmt.Sprintf("%s: %v", what, err))
 		}
 	}
 	_, passError := n.loop.Done()
@@ -174,8 +199,8 @@ func (n *node) Status(ctx context.Context) desired.Status {
 	problem("read tunnels", err)
 	for _, t := range states {
 		seen[t.ID] = report.Tunnel{
-			Present: true, Backend: t.Backend.String(), LastHandshake: t.LastHandshake,
-			ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes, Endpoint: t.Endpoint,
+			Backend: t.Backend.String(), Problem: t.Problem, LastHandshake: t.LastHandshake,
+			ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
 		}
 	}
 	for id, h := range n.probes.Snapshot() {
@@ -192,20 +217,21 @@ func (n *node) Status(ctx context.Context) desired.Status {
 
 	guards, counters, err := n.guard.Status(ctx)
 	problem("read the guard", err)
-	s.Guards, s.Counters = guards, counters
+	s.Guards, s.Counters = withMissing(guards, p.Guard.Interfaces), counters
 	counters, err = n.classifier.Counters()
 	problem("read the classifier", err)
 	s.Counters = append(s.Counters, counters...)
 	return s
 }
 
-// shorten keeps a problem within what a status carries.
-func shorten(s string) string {
-	const most = 1000
-	if len(s) > most {
-		return s[:most] + "…"
+// withMissing adds the circuit interfaces of the plan that no layer speaks of.
+func withMissing(guards []desired.GuardStatus, interfaces []string) []desired.GuardStatus {
+	for _, i := range interfaces {
+		if !slices.ContainsFunc(guards, func(g desired.GuardStatus) bool { return g.Interface == i }) {
+			guards = append(guards, desired.GuardStatus{Interface: i, Layer: guard.LayerNamespace})
+		}
 	}
-	return s
+	return guards
 }
 
 func kernel() string {

@@ -6,22 +6,32 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
-// SetAlive says which members of a group may carry flows: bit i for the
-// group's i-th member in the plan of the last Sync. 0 means all. It is one map
-// update, whatever the number of prefixes and flows, and holds until the next
+// SetAlive says which members of a group may carry flows, by member number; one
+// that is not named keeps what the kernel has, perhaps from an earlier process.
+// With none alive all carry. It is one map update, whatever the number of
+// prefixes and flows, none when nothing changes, and holds until the next
 // SetAlive, also over restarts. The error wraps os.ErrNotExist if there is no
 // such group.
-func (c *Classifier) SetAlive(group, mask uint32) error {
+func (c *Classifier) SetAlive(group uint32, alive map[uint16]bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	g, err := c.readGroup(group)
 	if err != nil {
 		return err
 	}
-	if all := uint32(1<<g.Count - 1); mask&^all != 0 {
-		return fmt.Errorf("set alive members of group %d: mask %b names more than its %d members", group, mask, g.Count)
+	mask := g.Alive
+	for i, m := range g.Members[:min(g.Count, plan.MaxMembers)] {
+		up, known := alive[uint16(m.Number)]
+		switch {
+		case known && up:
+			mask |= 1 << i
+		case known:
+			mask &^= 1 << i
+		}
 	}
 	if g.Alive == mask {
 		return nil
@@ -33,7 +43,7 @@ func (c *Classifier) SetAlive(group, mask uint32) error {
 	return nil
 }
 
-// Alive is the mask that is in force, perhaps from an earlier process. The
+// Alive is the mask that is in force, bit i for the i-th member, perhaps from an earlier process. The
 // error wraps os.ErrNotExist if there is no such group.
 func (c *Classifier) Alive(group uint32) (mask uint32, err error) {
 	c.mu.Lock()

@@ -130,17 +130,17 @@ func BenchmarkSetAlive(b *testing.B) {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 0}), 24)
 		c.Remotes = append(c.Remotes, plan.Remote{Tenant: 7, Prefix: p, Group: 1})
 	}
-	if err := bed.classifier.Sync(b.Context(), c); err == nil {
+	if _, err := bed.classifier.Sync(b.Context(), c); err == nil {
 		b.Fatal("sync without a device says nothing")
 	}
 	b.Run("failover", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
-			must(b, bed.classifier.SetAlive(1, uint32(1+i%2)))
+			must(b, bed.classifier.SetAlive(1, masked(bed.group(1), uint32(1+i%2))))
 		}
 	})
 	b.Run("sync-repeat-10k", func(b *testing.B) {
 		for b.Loop() {
-			_ = bed.classifier.Sync(b.Context(), c)
+			_, _ = bed.classifier.Sync(b.Context(), c)
 		}
 	})
 }

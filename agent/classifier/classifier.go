@@ -105,14 +105,22 @@ func (c *Classifier) load() error {
 // programs are left out until the next Sync. Which members of a group are
 // alive is kept, by member number; new members begin as not alive unless the
 // group uses all.
-func (c *Classifier) Sync(ctx context.Context, want plan.Classifier) error {
+//
+// checked are the tunnel devices whose packets the programs judge, both ways:
+// only these may get packets from outside. It is nil when that could not be
+// found out, and everything is as it was then.
+func (c *Classifier) Sync(ctx context.Context, want plan.Classifier) (checked []string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.usable(); err != nil {
-		return err
+		return nil, err
 	}
 	// tcx takes interfaces of the thread's namespace.
-	return c.home.Do(func() error { return c.sync(ctx, want) })
+	err = c.home.Do(func() (err error) {
+		checked, err = c.sync(ctx, want)
+		return err
+	})
+	return checked, err
 }
 
 // Close gives the process's handles up. Programs, maps and links stay in the

@@ -116,10 +116,23 @@ func newBed(t testing.TB) *bed {
 		}
 	})
 	// The eighth device does not exist: its group works with the other.
-	if err := b.classifier.Sync(t.Context(), b.plan); err == nil {
+	checked, err := b.classifier.Sync(t.Context(), b.plan)
+	if err == nil {
 		t.Error("sync without a device says nothing")
 	}
+	if n := len(b.index); len(checked) == 0 || len(checked) >= n {
+		t.Errorf("checked %q of %d interfaces", checked, n)
+	}
 	return b
+}
+
+// masked is a mask of a group's members as SetAlive takes it.
+func masked(g plan.Group, mask uint32) map[uint16]bool {
+	alive := map[uint16]bool{}
+	for i, m := range g.Members {
+		alive[m.Number] = mask&(1<<i) != 0
+	}
+	return alive
 }
 
 func renamed(c plan.Classifier, prefix string) plan.Classifier {

@@ -47,6 +47,9 @@ func newState() state {
 // that all ports can be replaced by others in one step.
 const maxPorts = 1024
 
+// errTooMany says that a plan does not fit the maps at all.
+var errTooMany = errors.New("too many interfaces")
+
 // render turns a plan into the content of the maps, without counter slots and
 // without knowledge of who is alive; see adopt. It leaves out what it cannot
 // render and says so. prefix begins the names of all tunnel devices.
@@ -99,7 +102,7 @@ func render(prefix string, c plan.Classifier, f facts) (state, error) {
 		put(s.remotes, &errs, "remote", r.Tenant, r.Prefix, bpfRemote{Group: r.Group})
 	}
 	if len(s.ports) > maxPorts {
-		return newState(), fmt.Errorf("classify %d interfaces: at most %d are possible", len(s.ports), maxPorts)
+		return newState(), fmt.Errorf("classify %d interfaces: %w: at most %d are possible; nothing is changed", len(s.ports), errTooMany, maxPorts)
 	}
 	return s, errors.Join(errs...)
 }
@@ -159,6 +162,21 @@ func put[V comparable](to map[bpfPrefixKey]V, errs *[]error, what string, tenant
 		return
 	}
 	to[k] = v
+}
+
+// devices are the names of the tunnel devices that have a port and are not
+// among unchecked.
+func (s *state) devices(c plan.Classifier, f facts, unchecked map[uint32]bool) []string {
+	names := []string{}
+	for _, g := range c.Groups {
+		for _, m := range g.Members {
+			index := f[m.Device].index
+			if p, ok := s.ports[index]; ok && p.Kind == bpfPortKindPORT_TUNNEL && !unchecked[index] {
+				names = append(names, m.Device)
+			}
+		}
+	}
+	return names
 }
 
 // withhold takes every member on one of these interfaces out of choice.

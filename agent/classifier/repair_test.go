@@ -31,7 +31,7 @@ func (b *bed) attached(device string, hook ebpf.AttachType) (n int) {
 
 func (b *bed) sync(c plan.Classifier, want ...string) {
 	b.t.Helper()
-	err := b.classifier.Sync(b.t.Context(), c)
+	_, err := b.classifier.Sync(b.t.Context(), c)
 	for _, w := range want {
 		if err == nil || !strings.Contains(err.Error(), w) {
 			b.t.Errorf("sync: %v, want an error with %q", err, w)

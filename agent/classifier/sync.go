@@ -13,27 +13,30 @@ import (
 // sync adds in the order in which packets may rely on things, and deletes in
 // the reverse order. Dying at any step leaves packets dropped, never sent
 // elsewhere.
-func (c *Classifier) sync(ctx context.Context, p plan.Classifier) error {
+func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []string, err error) {
 	if err := c.repin(); err != nil {
-		return err
+		return nil, err
 	}
 	f, err := c.readFacts(p)
 	if err != nil {
 		// Whatever works must not be taken down for want of an answer.
-		return err
+		return nil, err
 	}
 	want, renderErr := render(c.prefix, p, f)
+	if errors.Is(renderErr, errTooMany) {
+		return nil, renderErr
+	}
 	have, err := c.readState()
 	if err != nil {
-		return errors.Join(renderErr, err)
+		return nil, errors.Join(renderErr, err)
 	}
 	pins, err := c.readPins()
 	if err != nil {
-		return errors.Join(renderErr, err)
+		return nil, errors.Join(renderErr, err)
 	}
 	defer pins.close()
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("sync the classifier: %w", err)
+		return nil, fmt.Errorf("sync the classifier: %w", err)
 	}
 	errs := []error{renderErr}
 	note := func(err error) { errs = append(errs, err) }
@@ -43,7 +46,7 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) error {
 	todo := diff(want, have)
 	code, err := c.programIDs()
 	if err != nil {
-		return errors.Join(append(errs, err)...)
+		return nil, errors.Join(append(errs, err)...)
 	}
 	hooksTodo := diffAttachments(wantAttachments(want.ports), pins.conditions(), code)
 	c.announce(todo, hooksTodo)
@@ -51,6 +54,7 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) error {
 	note(putAll(c.objects.Ports, "port", todo.ports))
 	unchecked, err := c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_TUNNEL)
 	note(err)
+	checked = want.devices(p, f, unchecked)
 	if len(unchecked) > 0 {
 		want.withhold(unchecked)
 		todo.groups = diffTable(want.groups, have.groups)
@@ -68,7 +72,7 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) error {
 	note(c.detachAll(pins, hooksTodo.detach))
 	note(removeAll(c.objects.Ports, "port", todo.ports))
 	note(removeAll(c.objects.Hosts, "host", todo.hosts))
-	return errors.Join(errs...)
+	return checked, errors.Join(errs...)
 }
 
 func (c *Classifier) announce(todo changes, h attachments) {

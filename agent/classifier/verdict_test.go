@@ -59,7 +59,7 @@ func TestVerdicts(t *testing.T) {
 		alive := map[uint32]uint32{}
 		for _, g := range b.plan.Groups {
 			alive[g.Number] = mask & (1<<len(g.Members) - 1)
-			if err := b.classifier.SetAlive(g.Number, alive[g.Number]); err != nil {
+			if err := b.classifier.SetAlive(g.Number, masked(g, alive[g.Number])); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -124,7 +124,7 @@ func TestRendezvous(t *testing.T) {
 	}
 	choose := func(mask uint32) []string {
 		t.Helper()
-		if err := b.classifier.SetAlive(1, mask); err != nil {
+		if err := b.classifier.SetAlive(1, masked(g, mask)); err != nil {
 			t.Fatal(err)
 		}
 		targets := make([]string, flows)

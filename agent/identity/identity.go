@@ -24,6 +24,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/circuitseal/circuitseal/agent/durable"
 )
 
@@ -88,6 +90,22 @@ func ParsePin(s string) ([sha256.Size]byte, error) {
 	}
 	copy(pin[:], b)
 	return pin, nil
+}
+
+// Replace puts the identity in next in the place of the one in dir, at once:
+// whoever loads finds the old one or the new one. next is gone after it.
+func Replace(dir, next string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
+	if err == nil {
+		err = os.RemoveAll(next)
+	}
+	if err == nil {
+		err = durable.SyncDir(filepath.Dir(dir))
+	}
+	if err != nil {
+		return fmt.Errorf("replace identity in %s: %w", dir, err)
+	}
+	return nil
 }
 
 const (

@@ -25,6 +25,17 @@ var (
 	ErrAmbiguous = errors.New("state differs from one already run at the same position")
 )
 
+// Refused reports whether Accept's error is about the state, which is as wrong
+// when it comes again; any other error is this host's and may pass.
+func Refused(err error) bool {
+	for _, cause := range []error{ErrStale, ErrAmbiguous, desired.ErrSignature, desired.ErrOtherNode, desired.ErrFormat} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	return false
+}
+
 const file = "last-good-state"
 
 // Store is the last good state of one node. Its methods may be called at once.

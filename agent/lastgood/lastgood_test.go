@@ -97,7 +97,7 @@ func TestAccept(t *testing.T) {
 	}
 	for _, st := range steps {
 		_, _, fresh, err := s.Accept(st.envelope)
-		if fresh != st.fresh || !errors.Is(err, st.err) {
+		if fresh != st.fresh || !errors.Is(err, st.err) || Refused(err) != (err != nil) {
 			t.Errorf("%s: fresh %v, error %v", st.name, fresh, err)
 		}
 		if got := s.Held().Position; got != st.held {
@@ -150,7 +150,7 @@ func TestAFullDiskKeepsTheOldState(t *testing.T) {
 	}
 	s.path = filepath.Join(dir, "gone", file)
 	_, _, fresh, err := s.Accept(seal(t, by, "prem-1", desired.Position{Epoch: 1, Revision: 2}, named("b")))
-	if err == nil || fresh || s.Held().Position.Revision != 1 {
+	if err == nil || Refused(err) || fresh || s.Held().Position.Revision != 1 {
 		t.Errorf("fresh %v, error %v, held %v", fresh, err, s.Held().Position)
 	}
 }

@@ -37,10 +37,6 @@ type Config struct {
 type Target struct {
 	// Tunnel names it in Snapshot and OnChange; unique.
 	Tunnel string
-	// Group and Member are where the caller keeps the tunnel; they come back in
-	// Health and mean nothing here.
-	Group  uint32
-	Member uint16
 	// Device carries the probes. Local is its address, Remote the far end's.
 	Device        string
 	Local, Remote netip.Addr
@@ -48,9 +44,8 @@ type Target struct {
 
 // Health is what is known of one tunnel.
 type Health struct {
-	Group  uint32
-	Member uint16
-	Up     bool
+	// Known is false until the tunnel has come up or has been found not to.
+	Known, Up bool
 	// Sent and Lost count probes since the tunnel was first set.
 	Sent, Lost uint64
 	// RTT is of the last answer; LastReply is zero when there was none.

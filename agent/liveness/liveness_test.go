@@ -81,7 +81,7 @@ func (w *wire) Close() error {
 
 func one() Target {
 	return Target{
-		Tunnel: "a", Group: 1, Member: 2, Device: "cs-t-1",
+		Tunnel: "a", Device: "cs-t-1",
 		Local: netip.MustParseAddr("fdc5:5ea1:7d10::1:0:1"), Remote: netip.MustParseAddr("fdc5:5ea1:7d10::1:0:2"),
 	}
 }
@@ -140,7 +140,7 @@ func TestUpAtOnceDownAfterThreeUpAfterThree(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		want(t, events())
 		h := m.Snapshot()["a"]
-		if !h.Up || h.Lost != 0 || h.RTT != time.Millisecond || h.Group != 1 || h.Member != 2 {
+		if !h.Up || h.Lost != 0 || h.RTT != time.Millisecond || !h.Known {
 			t.Errorf("health = %+v", h)
 		}
 
@@ -261,11 +261,10 @@ func TestSetKeepsWhatDidNotChange(t *testing.T) {
 		m.Set([]Target{a})
 		time.Sleep(time.Second)
 		want(t, events(), "a up=true")
-		a.Member = 9
 		m.Set([]Target{a, b})
 		time.Sleep(time.Second)
 		want(t, events(), "b up=true")
-		if h := m.Snapshot()["a"]; h.Member != 9 || !h.Up {
+		if h := m.Snapshot()["a"]; !h.Known || !h.Up {
 			t.Errorf("health of a = %+v", h)
 		}
 		w.set(false)

@@ -65,7 +65,7 @@ func newTarget(t Target, now time.Time) *target {
 
 func (t *target) health() Health {
 	return Health{
-		Group: t.Group, Member: t.Member, Up: t.up,
+		Known: t.everUp || t.reported, Up: t.up,
 		Sent: t.sent, Lost: t.lost, RTT: t.rtt, LastReply: t.lastReply,
 	}
 }

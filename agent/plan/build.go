@@ -106,7 +106,7 @@ func (b *builder) tunnel(t desired.Tunnel, g desired.Group) Member {
 		AllowedIPs: allowed, LocalProbe: t.LocalProbe, RemoteProbe: t.RemoteProbe,
 	})
 	b.plan.Guard.Flows = append(b.plan.Guard.Flows, Flow{
-		Interface: link.Interface, Mark: mark, Protocol: udp, Local: t.Local, Remote: t.Remote,
+		Tunnel: t.ID, Device: device, Interface: link.Interface, Mark: mark, Protocol: udp, Local: t.Local, Remote: t.Remote,
 	})
 	route := Route{
 		Destination: host(t.Remote.Addr()), NextHop: link.NextHop,

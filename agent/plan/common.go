@@ -20,11 +20,17 @@ func Common(old, next Plan) Plan {
 	out.Classifier.Remotes = both(old.Classifier.Remotes, next.Classifier.Remotes)
 	out.Classifier.Groups = nil
 	for _, g := range next.Classifier.Groups {
-		i := slices.IndexFunc(old.Classifier.Groups, func(o Group) bool { return o.Number == g.Number && o.Tenant == g.Tenant })
+		i := slices.IndexFunc(old.Classifier.Groups, func(o Group) bool { return o.ID == g.ID && o.Number == g.Number && o.Tenant == g.Tenant })
 		if i < 0 {
 			continue
 		}
-		g.Members = both(old.Classifier.Groups[i].Members, g.Members)
+		was := old.Classifier.Groups[i].Members
+		// A member that stays keeps its checks, whatever else changes about it.
+		g.Members = keep(g.Members, func(m Member) bool {
+			return slices.ContainsFunc(was, func(o Member) bool {
+				return o.Tunnel == m.Tunnel && o.Number == m.Number && o.Device == m.Device
+			})
+		})
 		out.Classifier.Groups = append(out.Classifier.Groups, g)
 	}
 	return out
@@ -44,6 +50,19 @@ func (p Plan) Only(interfaces []string) Plan {
 	p.Guard.Flows = keep(p.Guard.Flows, func(f Flow) bool { return has(f.Interface) })
 	p.Guard.Neighbors = keep(p.Guard.Neighbors, func(n Neighbor) bool { return has(n.Interface) })
 	return p
+}
+
+// Without is the guard without flows of tunnels on these devices.
+func (g Guard) Without(devices []string) Guard {
+	g.Flows = keep(g.Flows, func(f Flow) bool { return !slices.Contains(devices, f.Device) })
+	return g
+}
+
+// WithDevices is the guard as far as its flows belong to tunnels on these
+// devices.
+func (g Guard) WithDevices(devices []string) Guard {
+	g.Flows = keep(g.Flows, func(f Flow) bool { return slices.Contains(devices, f.Device) })
+	return g
 }
 
 // Equal reports whether two plans say the same.

@@ -74,8 +74,10 @@ type Guard struct {
 // Flow is the outer packets of one tunnel, in both directions: out, the mark
 // and the tuple; in, the tuple.
 type Flow struct {
-	Interface string
-	Mark      uint32
+	// Tunnel and Device say whose packets these are.
+	Tunnel, Device string
+	Interface      string
+	Mark           uint32
 	// Protocol is an IP protocol number; 17 for WireGuard.
 	Protocol      uint8
 	Local, Remote netip.AddrPort

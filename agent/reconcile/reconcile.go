@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,12 +32,15 @@ type (
 		Sync(ctx context.Context, interfaces []plan.Interface, tables []plan.Table) error
 	}
 	// Tunnels are the tunnels' devices and what they encrypt with.
+	// Missing are devices that Sync would have to make.
 	Tunnels interface {
+		Missing(want []plan.Tunnel) (devices []string, err error)
 		Sync(ctx context.Context, want []plan.Tunnel) error
 	}
-	// Classifier decides about inner packets.
+	// Classifier decides about inner packets. checked are the tunnel devices
+	// that it judges; nil when that is not known.
 	Classifier interface {
-		Sync(ctx context.Context, want plan.Classifier) error
+		Sync(ctx context.Context, want plan.Classifier) (checked []string, err error)
 	}
 )
 
@@ -48,7 +52,9 @@ const (
 	// the next.
 	throttle   = 20 * time.Millisecond
 	firstRetry = 100 * time.Millisecond
-	lastRetry  = 5 * time.Second
+	// lastRetry is no longer than resync: one standing fault must not slow the
+	// repair of another.
+	lastRetry = resync
 )
 
 // Reconciler owns the order in which drivers act.
@@ -101,8 +107,9 @@ func (r *Reconciler) Done() (version uint64, err error) {
 }
 
 // Run passes over the host until ctx ends; it leaves everything in place then.
-// passed is called after every pass that changed what Done says.
-func (r *Reconciler) Run(ctx context.Context, passed func()) error {
+// passed is called after every pass; changed says whether Done says something
+// new.
+func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 	retry := firstRetry
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -144,8 +151,8 @@ func (r *Reconciler) Run(ctx context.Context, passed func()) error {
 			} else {
 				r.log.Info("host is as planned", "version", version)
 			}
-			passed()
 		}
+		passed(changed)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -155,13 +162,15 @@ func (r *Reconciler) Run(ctx context.Context, passed func()) error {
 	}
 }
 
-// pass is the order. What goes is closed from the top down, then what comes is
-// built from the bottom up, and the guard opens last. Dying between any two
-// lines leaves less open than before or than wanted, never more.
+// pass is the order. Circuit interfaces are taken and closed. What goes is taken
+// away from the top down, then what comes is built from the bottom up, and the
+// guard opens last, only for tunnels whose inner packets the classifier judges. Dying between any two lines leaves less
+// open than before or than wanted, never more.
 //
-// A step that fails does not stop unrelated ones, but no circuit interface gets
-// an address or comes up unless the guard is closed around it, and one that is
-// missing leaves the others to carry what they can.
+// A step that fails does not stop unrelated ones. No circuit interface gets an
+// address or comes up unless the guard is closed around it, and one that is
+// missing leaves the others to carry what they can. Where it could not be found
+// out what is closed or judged, everything stays as it was.
 func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	var errs []error
 	step := func(what string, err error) {
@@ -170,21 +179,43 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 		}
 	}
 
-	if r.applied != nil && !r.applied.Equal(want) {
-		common := plan.Common(*r.applied, want)
-		step("close what goes", r.guard.Sync(ctx, common.Guard))
-		step("stop classifying into what goes", r.classifier.Sync(ctx, common.Classifier))
-	}
-	r.applied = &want
-
 	claimed, err := r.links.Claim(ctx, want.Guard.Interfaces)
 	step("take circuit interfaces", err)
 	armed, err := r.guard.Arm(ctx, claimed)
 	step("arm the guard", err)
+	known := len(armed) > 0 || len(want.Guard.Interfaces) == 0
 	carried := want.Only(armed)
-	step("configure links", r.links.Sync(ctx, carried.Interfaces, carried.Tables))
+	if known {
+		r.close(ctx, want, armed, step)
+		step("configure links", r.links.Sync(ctx, carried.Interfaces, carried.Tables))
+	}
 	step("configure tunnels", r.tunnels.Sync(ctx, want.Tunnels))
-	step("configure the classifier", r.classifier.Sync(ctx, want.Classifier))
-	step("open the guard", r.guard.Sync(ctx, carried.Guard))
+	checked, err := r.classifier.Sync(ctx, want.Classifier)
+	step("configure the classifier", err)
+	if checked != nil && known {
+		step("open the guard", r.guard.Sync(ctx, carried.Guard.WithDevices(checked)))
+	}
 	return errors.Join(errs...)
+}
+
+// close takes away what the old plan had and the new one has not, and closes
+// tunnels whose devices are gone: these will be made again, and must not get
+// packets before somebody judges them.
+func (r *Reconciler) close(ctx context.Context, want plan.Plan, armed []string, step func(string, error)) {
+	missing, err := r.tunnels.Missing(want.Tunnels)
+	step("look for tunnels", err)
+	common := want
+	if r.applied != nil {
+		common = plan.Common(*r.applied, want)
+	}
+	common = common.Only(armed)
+	changed := r.applied != nil && !r.applied.Equal(want)
+	r.applied = &want
+	if changed || slices.ContainsFunc(common.Guard.Flows, func(f plan.Flow) bool { return slices.Contains(missing, f.Device) }) {
+		step("close what goes", r.guard.Sync(ctx, common.Guard.Without(missing)))
+	}
+	if changed {
+		_, err := r.classifier.Sync(ctx, common.Classifier)
+		step("stop classifying into what goes", err)
+	}
 }

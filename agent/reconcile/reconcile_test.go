@@ -22,6 +22,11 @@ type host struct {
 	up    []string
 	// missing cannot be claimed, unguarded cannot be armed.
 	missing, unguarded string
+	// gone are tunnel devices that are not there, unchecked ones that the
+	// classifier does not judge.
+	gone, unchecked []string
+	// opened collects what the guard let pass, call by call.
+	opened [][]plan.Flow
 }
 
 func (h *host) call(name string) error {
@@ -40,6 +45,7 @@ func (g guard) Sync(_ context.Context, want plan.Guard) error {
 		return err
 	}
 	g.flows = want.Flows
+	g.opened = append(g.opened, want.Flows)
 	return nil
 }
 
@@ -66,11 +72,18 @@ func (l links) Sync(_ context.Context, interfaces []plan.Interface, _ []plan.Tab
 
 type tunnels struct{ *host }
 
+func (t tunnels) Missing([]plan.Tunnel) ([]string, error) { return t.gone, nil }
+
 func (t tunnels) Sync(context.Context, []plan.Tunnel) error { return t.call("tunnels") }
 
 type classifier struct{ *host }
 
-func (c classifier) Sync(context.Context, plan.Classifier) error { return c.call("classifier") }
+func (c classifier) Sync(context.Context, plan.Classifier) ([]string, error) {
+	if err := c.call("classifier"); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc([]string{"", "t1", "t2"}, func(s string) bool { return slices.Contains(c.unchecked, s) }), nil
+}
 
 func newReconciler(h *host) *Reconciler {
 	return New(guard{h}, links{h}, tunnels{h}, classifier{h}, slog.New(slog.DiscardHandler))
@@ -96,7 +109,7 @@ func TestPassOrder(t *testing.T) {
 	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1})); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := strings.Join(h.calls, " "), "guard classifier claim arm links tunnels classifier guard"; got != want {
+	if got, want := strings.Join(h.calls, " "), "claim arm guard classifier links tunnels classifier guard"; got != want {
 		t.Errorf("a pass that takes away: %s, want %s", got, want)
 	}
 	h.calls = nil
@@ -110,7 +123,7 @@ func TestPassOrder(t *testing.T) {
 	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 3})); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := strings.Join(h.calls, " "), "guard classifier claim arm links tunnels classifier guard"; got != want {
+	if got, want := strings.Join(h.calls, " "), "claim arm guard classifier links tunnels classifier guard"; got != want {
 		t.Errorf("replacing pass: %s, want %s", got, want)
 	}
 }
@@ -129,8 +142,53 @@ func TestNoLinkComesUpUnguarded(t *testing.T) {
 	}
 }
 
+// Nothing comes in from a tunnel whose packets nobody judges: not when its
+// device has to be made again, not when the classifier could not check it.
+func TestUnjudgedTunnelsStayClosed(t *testing.T) {
+	both := onePlan(plan.Flow{Interface: "circ0", Device: "t1"}, plan.Flow{Interface: "circ0", Device: "t2"})
+	h := &host{}
+	r := newReconciler(h)
+	if err := r.pass(t.Context(), both); err != nil {
+		t.Fatal(err)
+	}
+	h.opened, h.gone, h.unchecked = nil, []string{"t2"}, []string{"t2"}
+	if err := r.pass(t.Context(), both); err != nil {
+		t.Fatal(err)
+	}
+	for i, flows := range h.opened {
+		if len(flows) != 1 || flows[0].Device != "t1" {
+			t.Errorf("guard call %d opens %v, want t1 alone", i, flows)
+		}
+	}
+	if i, j := slices.Index(h.calls[6:], "guard"), slices.Index(h.calls[6:], "tunnels"); i < 0 || i > j {
+		t.Errorf("%v: a missing device's flow is closed only after the device is made", h.calls[6:])
+	}
+}
+
+// What could not be found out changes nothing.
+func TestUnknownLeavesThingsAsTheyWere(t *testing.T) {
+	flow := plan.Flow{Interface: "circ0", Device: "t1"}
+	for _, broken := range []string{"classifier", "arm"} {
+		h := &host{}
+		r := newReconciler(h)
+		if err := r.pass(t.Context(), onePlan(flow)); err != nil {
+			t.Fatal(err)
+		}
+		h.fail, h.opened = map[string]error{broken: errors.New("no")}, nil
+		if broken == "arm" {
+			h.missing, h.unguarded = "circ0", "circ1"
+		}
+		if err := r.pass(t.Context(), onePlan(flow)); err == nil {
+			t.Errorf("%s broken: no error", broken)
+		}
+		if len(h.opened) != 0 || len(h.up) != 2 {
+			t.Errorf("%s broken: guard calls %v, up %v", broken, h.opened, h.up)
+		}
+	}
+}
+
 func TestOneFailureDoesNotStopTheRest(t *testing.T) {
-	for _, broken := range []string{"claim", "links", "tunnels", "classifier"} {
+	for _, broken := range []string{"claim", "links", "tunnels"} {
 		h := &host{fail: map[string]error{broken: errors.New("broken")}}
 		r := newReconciler(h)
 		err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1}))
@@ -147,7 +205,13 @@ func TestRunRetriesAndReports(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		reports := 0
 		ended := make(chan error, 1)
-		go func() { ended <- r.Run(ctx, func() { reports++ }) }()
+		go func() {
+			ended <- r.Run(ctx, func(changed bool) {
+				if changed {
+					reports++
+				}
+			})
+		}()
 
 		time.Sleep(5 * time.Second)
 		if len(h.calls) != 0 {

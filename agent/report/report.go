@@ -5,7 +5,6 @@ package report
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -14,12 +13,11 @@ import (
 
 // Tunnel is what is seen of one tunnel, by its ID.
 type Tunnel struct {
-	// Present is false when there is no device.
-	Present                  bool
+	// Problem is what the driver says is wrong, empty when nothing is.
+	Problem                  string
 	Backend                  string
 	LastHandshake            time.Time
 	ReceivedBytes, SentBytes uint64
-	Endpoint                 netip.AddrPort
 	Up                       bool
 	ProbesSent, ProbesLost   uint64
 	RoundTrip                time.Duration
@@ -55,10 +53,8 @@ func Tunnels(p plan.Plan, seen map[string]Tunnel, now time.Time) []desired.Tunne
 // problem is the sentence that a person reads first, and what to look at.
 func problem(t plan.Tunnel, s Tunnel, now time.Time) string {
 	switch {
-	case !s.Present:
-		return fmt.Sprintf("device %s is not there", t.Device)
-	case s.Endpoint.IsValid() && s.Endpoint != t.Peer:
-		return fmt.Sprintf("peer answers from %s instead of %s", s.Endpoint, t.Peer)
+	case s.Problem != "":
+		return s.Problem
 	case s.Up:
 		return ""
 	case s.LastHandshake.IsZero():

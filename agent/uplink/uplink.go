@@ -27,7 +27,8 @@ import (
 )
 
 const (
-	dialTimeout = 10 * time.Second
+	dialTimeout  = 10 * time.Second
+	enrolTimeout = 30 * time.Second
 	// pingAfter and pingTimeout find a dead controller or path (RFC 9113, section 6.7).
 	pingAfter   = 5 * time.Second
 	pingTimeout = 5 * time.Second
@@ -75,6 +76,8 @@ func ParseController(s string) (*url.URL, error) {
 // set, is the name that the token must be for. Repeating a call whose answer
 // was lost is safe: the key in dir is used again.
 func Enrol(ctx context.Context, dir string, controller *url.URL, pin [sha256.Size]byte, token, node string) (*identity.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
+	defer cancel()
 	key, err := identity.NewKey(dir)
 	if err != nil {
 		return nil, err
@@ -134,8 +137,9 @@ func plain(err error) error {
 
 // Node is what an uplink asks and tells.
 type Node interface {
-	// Accept takes a received state; its refusal is in the next Status.
-	Accept(*v1.Envelope)
+	// Accept takes a received state; its refusal is in the next Status. An
+	// error asks for the state to come again: the session ends and is renewed.
+	Accept(*v1.Envelope) error
 	// Status is the node's status now. It may take a moment and must not block
 	// on the network.
 	Status(context.Context) desired.Status
@@ -144,14 +148,16 @@ type Node interface {
 // Uplink keeps one session with the controller.
 type Uplink struct {
 	identity *identity.Identity
+	load     func() (*identity.Identity, error)
 	node     Node
 	log      *slog.Logger
 	changed  chan struct{}
 }
 
-// New makes an uplink; Run starts it.
-func New(id *identity.Identity, node Node, log *slog.Logger) *Uplink {
-	return &Uplink{identity: id, node: node, log: log, changed: make(chan struct{}, 1)}
+// New makes an uplink for an identity; Run starts it. load is called before
+// each session, so that a node that was enrolled anew needs no restart.
+func New(id *identity.Identity, load func() (*identity.Identity, error), node Node, log *slog.Logger) *Uplink {
+	return &Uplink{identity: id, load: load, node: node, log: log, changed: make(chan struct{}, 1)}
 }
 
 // Changed asks for status to be sent soon. It never blocks.
@@ -182,6 +188,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 	retry := firstRetry
 	for ctx.Err() == nil {
 		began := time.Now()
+		u.renew()
 		err := u.session(ctx, service)
 		if ctx.Err() != nil {
 			break
@@ -202,6 +209,20 @@ func (u *Uplink) Run(ctx context.Context) error {
 		c.CloseIdleConnections()
 	}
 	return ctx.Err()
+}
+
+// renew takes a new certificate of the same node by the same root. Anything
+// else asks for a restart: states were accepted under the old root.
+func (u *Uplink) renew() {
+	id, err := u.load()
+	switch {
+	case err != nil:
+		u.log.Warn("identity cannot be read again; going on with the one at hand", "error", err)
+	case id.Node != u.identity.Node || !id.Root.Equal(u.identity.Root) || id.Controller.String() != u.identity.Controller.String():
+		u.log.Error("this host was enrolled as another node or elsewhere; restart the agent", "node", id.Node, "controller", id.Controller.Host)
+	default:
+		u.identity = id
+	}
 }
 
 func (u *Uplink) session(ctx context.Context, service circuitsealv1connect.AgentServiceClient) error {
@@ -267,7 +288,9 @@ func (u *Uplink) receive(s *stream) error {
 			u.log.Info("connected to the controller", "controller", u.identity.Controller.Host)
 		}
 		if m.GetState() != nil {
-			u.node.Accept(m.GetState())
+			if err := u.node.Accept(m.GetState()); err != nil {
+				return err
+			}
 			u.Changed()
 		}
 	}

@@ -217,11 +217,12 @@ type node struct {
 	version  string
 }
 
-func (n *node) Accept(e *v1.Envelope) {
+func (n *node) Accept(e *v1.Envelope) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.accepted = append(n.accepted, e)
 	n.version = "accepted"
+	return nil
 }
 
 func (n *node) Status(context.Context) desired.Status {
@@ -234,7 +235,7 @@ func TestSession(t *testing.T) {
 	c := serve(t)
 	id := enrol(t, c, t.TempDir())
 	n := &node{version: "first"}
-	u := New(id, n, slog.New(slog.DiscardHandler))
+	u := New(id, func() (*identity.Identity, error) { return id, nil }, n, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- u.Run(ctx) }()

@@ -17,7 +17,7 @@ import (
 // anew, first soon, then less often.
 const (
 	firstHaste = 100 * time.Millisecond
-	lastHaste  = 3 * time.Second
+	lastHaste  = time.Second
 	// childhood is how long that goes on. Then WireGuard's own pace will do.
 	childhood = 30 * time.Second
 	hasteTick = 20 * time.Millisecond
@@ -33,6 +33,10 @@ type youth struct {
 func (d *Driver) expect(name string) {
 	now := time.Now()
 	d.young[name] = &youth{born: now, next: now.Add(spread(firstHaste)), wait: firstHaste}
+	select {
+	case d.born <- struct{}{}:
+	default:
+	}
 }
 
 // spread draws from [d/2, 3d/2), so that two ends whose handshakes crossed do
@@ -49,21 +53,27 @@ func (y *youth) again(now time.Time) bool {
 
 // Run hastens first handshakes until ctx ends, and returns its error.
 func (d *Driver) Run(ctx context.Context) error {
-	tick := time.NewTicker(hasteTick)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case now := <-tick.C:
-			d.hasten(now)
+		case <-d.born:
+			timer.Reset(hasteTick)
+		case now := <-timer.C:
+			if d.hasten(now) {
+				timer.Reset(hasteTick)
+			}
 		}
 	}
 }
 
-func (d *Driver) hasten(now time.Time) {
+// hasten reports whether tunnels are left that are young.
+func (d *Driver) hasten(now time.Time) (more bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer func() { more = len(d.young) > 0 }()
 	var s *session
 	for name, y := range d.young {
 		if now.Before(y.next) {
@@ -73,7 +83,7 @@ func (d *Driver) hasten(now time.Time) {
 			wg, err := d.newClient()
 			if err != nil {
 				d.config.Log.Warn("hasten handshakes", "error", err)
-				return
+				return more
 			}
 			s = &session{wg: wg}
 			defer s.close()
@@ -86,6 +96,7 @@ func (d *Driver) hasten(now time.Time) {
 			delete(d.young, name)
 		}
 	}
+	return more
 }
 
 // hastenOne reports done when the device has had a handshake since born, or is

@@ -61,7 +61,11 @@ func OpenKeys(dir string) (*Keys, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open WireGuard keys: %w", err)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	info, err := os.Stat(dir)
+	if err == nil && info.Mode().Perm() != 0o700 {
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open WireGuard keys: %w", err)
 	}
 	return &Keys{dir: dir, known: map[string]keyPair{}}, nil

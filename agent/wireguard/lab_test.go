@@ -232,6 +232,23 @@ func (e *end) firstPacket(t *testing.T, x plan.Tunnel) time.Duration {
 	}
 }
 
+// probe probes a tunnel until the test ends, as every agent does: an end that
+// only answers may be left with a session that its peer has replaced.
+func (e *end) probe(t *testing.T, x plan.Tunnel) {
+	t.Helper()
+	m := liveness.New(liveness.Config{Namespace: e.main, Log: slog.New(slog.DiscardHandler)})
+	m.Set([]liveness.Target{{Tunnel: x.ID, Device: x.Device, Local: x.LocalProbe, Remote: x.RemoteProbe}})
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("probe: %v", err)
+		}
+	})
+}
+
 func (e *end) states(t *testing.T) []TunnelState {
 	t.Helper()
 	s, err := e.driver.Status(t.Context())

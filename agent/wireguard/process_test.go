@@ -166,6 +166,7 @@ func TestClosedFirst(t *testing.T) {
 			p.b.run(t)
 			p.a.sync(t, a)
 			p.b.sync(t, b)
+			p.b.probe(t, b[0])
 			time.Sleep(closed)
 			p.b.cable(t, true)
 			took := p.a.firstPacket(t, a[0])

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
@@ -49,7 +50,9 @@ type Driver struct {
 	mu      sync.Mutex
 	tunnels map[string]plan.Tunnel // by device, of the last Sync
 	young   map[string]*youth
-	synced  bool
+	// born wakes Run when a tunnel is young.
+	born   chan struct{}
+	synced bool
 	// backend is Config.Backend, once it is known what the kernel can do.
 	backend Backend
 	// stuck are devices with a call that has not come back.
@@ -63,6 +66,7 @@ func New(config Config) *Driver {
 		backend: config.Backend,
 		tunnels: map[string]plan.Tunnel{},
 		young:   map[string]*youth{},
+		born:    make(chan struct{}, 1),
 		stuck:   map[string]<-chan struct{}{},
 	}
 }
@@ -119,6 +123,27 @@ func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel) error {
 	errs = append(errs, d.apply(ctx, s, wanted, diff(wanted, have.devices)))
 	d.adopt(byDevice, have)
 	return errors.Join(errs...)
+}
+
+// Missing are the devices of these tunnels that are not in the main namespace:
+// new ones, and those that went with the WireGuard process.
+func (d *Driver) Missing(tunnels []plan.Tunnel) ([]string, error) {
+	h, err := d.config.Main.Netlink()
+	if err != nil {
+		return nil, fmt.Errorf("look for tunnel devices: %w", err)
+	}
+	defer h.Close()
+	var missing []string
+	for _, t := range tunnels {
+		switch _, err := h.LinkByName(t.Device); {
+		case err == nil:
+		case errors.As(err, new(netlink.LinkNotFoundError)):
+			missing = append(missing, t.Device)
+		default:
+			return nil, fmt.Errorf("look for tunnel device %s: %w", t.Device, err)
+		}
+	}
+	return missing, nil
 }
 
 // adopt remembers the plan, and at the first Sync counts devices without a

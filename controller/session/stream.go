@@ -259,6 +259,10 @@ func (h *Hub) join(ctx context.Context, peer Peer, s *session) error {
 	s.since = now.Revision
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	// An enrolment that was compiled since then found no session to end.
+	if h.snapshot.Revision > now.Revision && h.snapshot.Enrolments[peer.Node].Serial != peer.Serial {
+		return errOldCertificate(peer.Node)
+	}
 	n := h.nodes[peer.Node]
 	if n == nil {
 		// Its document is newer than the last compilation, or went just now.

@@ -330,6 +330,29 @@ func resign(t testing.TB, signed []byte, a *authority) *v1.Envelope {
 	return &v1.Envelope{Signed: signed, Signatures: []*v1.Signature{{Certificate: a.cert.Raw, Signature: sig}}}
 }
 
+// A status that is too much is cut by who sends it, not refused by who reads it.
+func TestAnyStatusIsTaken(t *testing.T) {
+	long := strings.Repeat("é", 2000) + "\xff"
+	s := Status{Version: long, Rejection: &Rejection{Reason: long}}
+	for range 10_000 {
+		s.Problems = append(s.Problems, long)
+		s.Counters = append(s.Counters, Counter{Name: "x"})
+		s.Guards = append(s.Guards, GuardStatus{Interface: long})
+	}
+	s.Tunnels = []TunnelStatus{{ID: "t", Phase: PhaseDown, Problem: long}}
+	raw, err := proto.Marshal(s.ToWire())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w v1.NodeStatus
+	if err := proto.Unmarshal(raw, &w); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := StatusFromWire(&w); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPositionsOrder(t *testing.T) {
 	order := []Position{{}, {0, 1}, {1, 0}, {1, 7}, {2, 1}}
 	for i, p := range order {

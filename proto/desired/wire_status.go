@@ -2,6 +2,7 @@ package desired
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -20,33 +21,35 @@ func PositionFromWire(w *v1.Position) Position {
 	return Position{Epoch: w.GetEpoch(), Revision: w.GetRevision()}
 }
 
-// ToWire converts without loss.
+// ToWire converts without loss, except that what is over the limits of
+// StatusFromWire is cut: a node with much to complain about must not lose its
+// controller by it.
 func (s Status) ToWire() *v1.NodeStatus {
 	w := &v1.NodeStatus{
-		Version: s.Version, Kernel: s.Kernel, Time: timeToWire(s.Time),
+		Version: clip(s.Version), Kernel: clip(s.Kernel), Time: timeToWire(s.Time),
 		Acknowledged: s.Acknowledged.ToWire(), Applied: s.Applied.ToWire(),
-		Problems: s.Problems,
-		Tunnels:  convert(s.Tunnels, tunnelStatusToWire),
-		Guards: convert(s.Guards, func(g GuardStatus) *v1.GuardStatus {
-			return &v1.GuardStatus{Interface: g.Interface, Layer: g.Layer, Alive: g.Alive}
+		Problems: convert(most(s.Problems, maxStatusProblems), clip),
+		Tunnels:  convert(most(s.Tunnels, maxStatusTunnels), tunnelStatusToWire),
+		Guards: convert(most(s.Guards, maxStatusGuards), func(g GuardStatus) *v1.GuardStatus {
+			return &v1.GuardStatus{Interface: clip(g.Interface), Layer: clip(g.Layer), Alive: g.Alive}
 		}),
-		Counters: convert(s.Counters, func(c Counter) *v1.Counter {
-			return &v1.Counter{Name: c.Name, Interface: c.Interface, Packets: c.Packets}
+		Counters: convert(most(s.Counters, maxStatusCounters), func(c Counter) *v1.Counter {
+			return &v1.Counter{Name: clip(c.Name), Interface: clip(c.Interface), Packets: c.Packets}
 		}),
 	}
 	if s.Rejection != nil {
-		w.Rejection = &v1.Rejection{Position: s.Rejection.Position.ToWire(), Reason: s.Rejection.Reason}
+		w.Rejection = &v1.Rejection{Position: s.Rejection.Position.ToWire(), Reason: clip(s.Rejection.Reason)}
 	}
 	return w
 }
 
 func tunnelStatusToWire(t TunnelStatus) *v1.TunnelStatus {
 	w := &v1.TunnelStatus{
-		Id: t.ID, Phase: v1.TunnelPhase(t.Phase), Backend: t.Backend,
+		Id: clip(t.ID), Phase: v1.TunnelPhase(t.Phase), Backend: clip(t.Backend),
 		LastHandshake: timeToWire(t.LastHandshake),
 		ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
 		ProbesSent: t.ProbesSent, ProbesLost: t.ProbesLost,
-		Problem: t.Problem,
+		Problem: clip(t.Problem),
 	}
 	if !t.PublicKey.IsZero() {
 		w.PublicKey = t.PublicKey[:]
@@ -65,6 +68,18 @@ const (
 	maxStatusProblems = 256
 	maxStatusText     = 1_024
 )
+
+func most[T any](in []T, n int) []T { return in[:min(len(in), n)] }
+
+// clip cuts a text to what a status carries and leaves out what is not UTF-8,
+// which protobuf refuses to marshal.
+func clip(s string) string {
+	const mark = "…"
+	if len(s) > maxStatusText {
+		s = s[:maxStatusText-len(mark)] + mark
+	}
+	return strings.ToValidUTF8(s, "")
+}
 
 // StatusFromWire reads what ToWire wrote, within limits. Errors name the
 // field's path.

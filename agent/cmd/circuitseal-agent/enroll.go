@@ -48,18 +48,30 @@ Repeating the command after a lost answer is safe.`,
 				return fmt.Errorf("--root-pin: %w", err)
 			}
 			dir := agent.IdentityDir(i)
-			if old, err := identity.Load(dir); err == nil && !force {
+			old, err := identity.Load(dir)
+			if err == nil && !force {
 				return fmt.Errorf("instance %q is enrolled already, as node %s at %s; --force enrols it anew", i, old.Node, old.Controller)
 			}
 			token, err := readToken(tokenFile, c.InOrStdin())
 			if err != nil {
 				return fmt.Errorf("--token-file: %w", err)
 			}
-			id, err := uplink.Enrol(c.Context(), dir, u, sum, token, node)
+			// A host that is enrolled keeps that identity until it has another,
+			// with another key.
+			target := dir
+			if old != nil {
+				target = dir + ".next"
+			}
+			id, err := uplink.Enrol(c.Context(), target, u, sum, token, node)
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "enrolled as node %s; now start `circuitseal-agent run --instance %s`\n", id.Node, i)
+			if old != nil {
+				if err := identity.Replace(dir, target); err != nil {
+					return err
+				}
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "enrolled as node %s; an agent that runs takes it up, else start `circuitseal-agent run --instance %s`\n", id.Node, i)
 			return err
 		},
 	}
