@@ -37,7 +37,7 @@ type Process struct {
 }
 
 // Start starts a process in a host's namespace. It shares this process's
-// mounts, as with `nsenter --net`, but not its process group, so that Ctrl-C
+// mounts, as with `nsenter --net`, but not its session, so that Ctrl-C
 // reaches only the caller, which closes the lab in order.
 func (l *Lab) Start(h Host, s Spec) (*Process, error) {
 	l.mu.Lock()
@@ -58,7 +58,10 @@ func (l *Lab) Start(h Host, s Spec) (*Process, error) {
 	if s.Stdout != nil {
 		p.cmd.Stdout = s.Stdout
 	}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A session of its own, as every daemon has: the scheduler shares the
+	// processors among sessions (CONFIG_SCHED_AUTOGROUP), so that a daemon that
+	// shared the caller's would be measured as something else.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// A daemon may leave children that keep the pipes open.
 	p.cmd.WaitDelay = time.Second
 	if err := Do(l.Namespace(h), p.cmd.Start); err != nil {
