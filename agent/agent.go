@@ -24,6 +24,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/liveness"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/priority"
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/uplink"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
@@ -75,6 +76,9 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 
+	if err := priority.Yield(); err != nil {
+		log.Warn("the agent may get in the way of packets", "error", err)
+	}
 	main, err := netns.Current()
 	if err != nil {
 		return err

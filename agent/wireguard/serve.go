@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/priority"
 )
 
 const (
@@ -58,6 +59,10 @@ func Serve(ctx context.Context, inst instance.Instance, log *slog.Logger) error 
 	lock, err := lockInstance(inst)
 	if err != nil {
 		return err
+	}
+	// What carries packets does not stand back as its agent does.
+	if err := priority.Normal(); err != nil {
+		log.Warn("scheduling policy stays that of the agent", "error", err)
 	}
 	defer func() { _ = lock.Close() }()
 
