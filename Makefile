@@ -53,7 +53,7 @@ fuzz: ## Fuzz every parser of foreign bytes for FUZZTIME each (default 30s)
 	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \
 	  for name in $$(grep -oE '^func Fuzz[A-Za-z0-9]+' $$f | cut -d' ' -f2); do \
 	    echo "== $$name ($$(dirname $$f))"; \
-	    go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),30s) $$(dirname $$f); \
+	    go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(or $(FUZZTIME),30s) -fuzzminimizetime 20x $$(dirname $$f); \
 	  done; \
 	done
 

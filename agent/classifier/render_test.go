@@ -1,6 +1,8 @@
 package classifier
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -254,5 +256,24 @@ func TestParsePin(t *testing.T) {
 		if ok != want || ok && a.pinName() != name {
 			t.Errorf("%s: %v %v, want %v", name, a, ok, want)
 		}
+	}
+}
+
+// A plan that does not fit is refused whole: an empty state would take away
+// what every tenant has.
+func TestRenderRefusesWhatDoesNotFit(t *testing.T) {
+	var c plan.Classifier
+	f := facts{}
+	for i := range maxPorts + 1 {
+		name := fmt.Sprintf("lan%d", i)
+		c.LANs = append(c.LANs, plan.LAN{Interface: name, Tenant: uint32(i + 1)})
+		f[name] = device{index: uint32(i + 10), ethernet: true, header: true}
+	}
+	if _, err := render(testPrefix, c, f); !errors.Is(err, errTooMany) {
+		t.Errorf("%d interfaces: %v, want %v", len(c.LANs), err, errTooMany)
+	}
+	c.LANs = c.LANs[:maxPorts]
+	if _, err := render(testPrefix, c, f); err != nil {
+		t.Errorf("%d interfaces: %v", len(c.LANs), err)
 	}
 }
