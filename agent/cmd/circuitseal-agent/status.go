@@ -10,73 +10,51 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/circuitseal/circuitseal/agent"
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
-func outputFlag(c *cobra.Command) *string {
-	return c.Flags().StringP("output", "o", "table", "table or json")
-}
-
-func checkOutput(o string) error {
-	if o != "table" && o != "json" {
-		return fmt.Errorf("--output %q: want table or json", o)
+// printer is a command that prints something of an instance, as a table or JSON.
+func printer(o *options, use, short string, run func(*cobra.Command, instance.Instance) (value any, table func(io.Writer) error, err error)) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	output := c.Flags().StringP("output", "o", "table", "table or json")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		i, _, err := o.parse()
+		if err != nil {
+			return err
+		}
+		if *output != "table" && *output != "json" {
+			return fmt.Errorf("--output %q: want table or json", *output)
+		}
+		value, table, err := run(c, i)
+		if err != nil {
+			return err
+		}
+		if *output == "json" {
+			return writeJSON(c.OutOrStdout(), value)
+		}
+		return table(c.OutOrStdout())
 	}
-	return nil
+	return c
 }
 
 func statusCommand(o *options) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "status",
-		Short: "Say what this node's data plane has",
-		Args:  cobra.NoArgs,
-	}
-	output := outputFlag(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		i, _, err := o.parse()
-		if err != nil {
-			return err
-		}
-		if err := checkOutput(*output); err != nil {
-			return err
-		}
-		s, err := agent.Status(c.Context(), i)
-		if err != nil {
-			return err
-		}
-		if *output == "json" {
-			return writeJSON(c.OutOrStdout(), s)
-		}
-		return writeStatus(c.OutOrStdout(), s, time.Now())
-	}
-	return c
+	return printer(o, "status", "Say what this node's data plane has",
+		func(c *cobra.Command, i instance.Instance) (any, func(io.Writer) error, error) {
+			s, err := agent.Status(c.Context(), i)
+			return s, func(w io.Writer) error { return writeStatus(w, s, time.Now()) }, err
+		})
 }
 
 func planCommand(o *options) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "plan",
-		Short: "Print what the last good state asks of this host; change nothing",
-		Args:  cobra.NoArgs,
-	}
-	output := outputFlag(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		i, _, err := o.parse()
-		if err != nil {
-			return err
-		}
-		if err := checkOutput(*output); err != nil {
-			return err
-		}
-		h, p, err := agent.Plan(i)
-		if err != nil {
-			return err
-		}
-		if *output == "json" {
-			return writeJSON(c.OutOrStdout(), p)
-		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "node %s, state %s of %s\n%s", h.Node, h.Position, h.Issued.Format(time.RFC3339), p)
-		return err
-	}
-	return c
+	return printer(o, "plan", "Print what the last good state asks of this host; change nothing",
+		func(_ *cobra.Command, i instance.Instance) (any, func(io.Writer) error, error) {
+			h, p, err := agent.Plan(i)
+			return p, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "node %s, state %s of %s\n%s", h.Node, h.Position, h.Issued.Format(time.RFC3339), p)
+				return err
+			}, err
+		})
 }
 
 func writeJSON(w io.Writer, v any) error {
