@@ -190,6 +190,10 @@ func (n *node) Status(ctx context.Context) desired.Status {
 			s.Problems = append(s.Problems, fmt.Sprintf("%s: %v", what, err))
 		}
 	}
+	if s.Acknowledged == (desired.Position{}) {
+		s.Problems = append(s.Problems, "no state yet: no circuit interface is guarded")
+	}
+	s.Problems = append(s.Problems, n.uplink.Problems(now)...)
 	_, passError := n.loop.Done()
 	problem("host differs from the plan", passError)
 	problem("keys", keyError)

@@ -74,7 +74,11 @@ func Status(ctx context.Context, i instance.Instance) (desired.Status, error) {
 	}
 	answer, err := client.Do(request)
 	if err != nil {
-		return desired.Status{}, fmt.Errorf("the agent of instance %q does not answer on %s; does it run? %w", i, i.AgentSocket(), err)
+		cause := errors.Unwrap(err)
+		if cause == nil {
+			cause = err
+		}
+		return desired.Status{}, fmt.Errorf("the agent of instance %q does not answer; does it run, and are you root? %w", i, cause)
 	}
 	defer func() { _ = answer.Body.Close() }()
 	var s desired.Status

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -37,6 +38,9 @@ const (
 	lastRetry  = 30 * time.Second
 	// settled is how long a session must have lasted for retries to start anew.
 	settled = 10 * time.Second
+
+	// warnBefore is how long before its end a certificate is a problem.
+	warnBefore = 48 * time.Hour
 
 	// statusEvery is how often status goes out when nothing happens.
 	statusEvery = 5 * time.Second
@@ -147,17 +151,41 @@ type Node interface {
 
 // Uplink keeps one session with the controller.
 type Uplink struct {
+	load    func() (*identity.Identity, error)
+	node    Node
+	log     *slog.Logger
+	changed chan struct{}
+
+	mu       sync.Mutex
 	identity *identity.Identity
-	load     func() (*identity.Identity, error)
-	node     Node
-	log      *slog.Logger
-	changed  chan struct{}
+	lost     error
 }
 
 // New makes an uplink for an identity; Run starts it. load is called before
 // each session, so that a node that was enrolled anew needs no restart.
 func New(id *identity.Identity, load func() (*identity.Identity, error), node Node, log *slog.Logger) *Uplink {
 	return &Uplink{identity: id, load: load, node: node, log: log, changed: make(chan struct{}, 1)}
+}
+
+// Problems are sentences about the session and the certificate.
+func (u *Uplink) Problems(now time.Time) []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var out []string
+	if u.lost != nil {
+		out = append(out, fmt.Sprintf("controller %s is out of reach: %v", u.identity.Controller.Host, u.lost))
+	}
+	if leaf, err := u.identity.Leaf(); err == nil && now.After(leaf.NotAfter.Add(-warnBefore)) {
+		out = append(out, fmt.Sprintf("the certificate of node %s ends at %s; enrol again with a new token and --force", u.identity.Node, leaf.NotAfter.Format(time.RFC3339)))
+	}
+	return out
+}
+
+// setLost keeps why there is no session; nil when there is one.
+func (u *Uplink) setLost(err error) {
+	u.mu.Lock()
+	u.lost = err
+	u.mu.Unlock()
 }
 
 // Changed asks for status to be sent soon. It never blocks.
@@ -177,7 +205,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 	c := client(&tls.Config{
 		RootCAs: roots,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			u.mu.Lock()
 			cert := u.identity.Certificate()
+			u.mu.Unlock()
 			return &cert, nil
 		},
 	})
@@ -193,6 +223,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
+		u.setLost(plain(err))
 		if time.Since(began) > settled {
 			retry = firstRetry
 		}
@@ -221,7 +252,9 @@ func (u *Uplink) renew() {
 	case id.Node != u.identity.Node || !id.Root.Equal(u.identity.Root) || id.Controller.String() != u.identity.Controller.String():
 		u.log.Error("this host was enrolled as another node or elsewhere; restart the agent", "node", id.Node, "controller", id.Controller.Host)
 	default:
+		u.mu.Lock()
 		u.identity = id
+		u.mu.Unlock()
 	}
 }
 
@@ -285,6 +318,7 @@ func (u *Uplink) receive(s *stream) error {
 		}
 		if !connected {
 			connected = true
+			u.setLost(nil)
 			u.log.Info("connected to the controller", "controller", u.identity.Controller.Host)
 		}
 		if m.GetState() != nil {

@@ -141,7 +141,7 @@ func lastLine(path string) string {
 // that has moved: the new image starts with that thread alone. Files that an
 // ancestor left open close on the way.
 func enterNamespace(inst instance.Instance) error {
-	want, err := netns.Open(inst.Namespace())
+	want, _, err := netns.Ensure(inst.Namespace())
 	if err != nil {
 		return fmt.Errorf("enter circuit namespace %s: %w", inst.Namespace(), err)
 	}

@@ -17,9 +17,7 @@ import (
 )
 
 const (
-	// innerMTU is what the product gives its tunnels at the default path MTU.
-	innerMTU = 1328
-	port     = 51820
+	port = 51820
 )
 
 // side is one end of the tunnel by hand.

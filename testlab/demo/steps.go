@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
@@ -135,6 +136,10 @@ func (s *story) forged(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	droppedBefore, err := s.droppedFromLANs(ctx)
+	if err != nil {
+		return err
+	}
 	attempts := []struct {
 		from     netns.Host
 		src, dst string
@@ -150,12 +155,36 @@ func (s *story) forged(ctx context.Context) error {
 			}
 		}
 	}
+	// That the link is clean shows little unless the appliances got the packets.
+	dropped, err := s.droppedFromLANs(ctx)
+	if err != nil {
+		return err
+	}
 	after, err := s.tap.Report()
+	if sent := uint64(len(attempts) * 40); err == nil && dropped-droppedBefore < sent {
+		err = fmt.Errorf("appliances dropped only %d of %d forged packets", dropped-droppedBefore, sent)
+	}
 	if err == nil && after.InClear > before.InClear {
 		err = errors.New(rig.Describe(after))
 	}
-	s.check("forged LAN host gets nothing onto the link", err, "%d forged packets sent", len(attempts)*40)
+	s.check("forged LAN host gets nothing onto the link", err, "%d forged packets sent, %d dropped by the appliances", len(attempts)*40, dropped-droppedBefore)
 	return nil
+}
+
+// droppedFromLANs is what both appliances' classifiers dropped from their LANs.
+func (s *story) droppedFromLANs(ctx context.Context) (n uint64, err error) {
+	for _, h := range both {
+		status, err := s.rig.Status(ctx, h)
+		if err != nil {
+			return 0, err
+		}
+		for _, c := range status.Counters {
+			if strings.HasPrefix(c.Name, "classifier_lan_dropped") {
+				n += c.Packets
+			}
+		}
+	}
+	return n, nil
 }
 
 // settled waits until both ends have both tunnels: what a step breaks must

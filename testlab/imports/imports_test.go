@@ -59,6 +59,8 @@ var rules = []rule{
 		why: "each layer holds without the others"},
 	{from: "agent/link", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/wireguard"},
 		why: "links know netlink and nothing above it"},
+	{from: "agent/wireguard", never: []string{wire, connect, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/link"},
+		why: "tunnels know neither what guards them nor what fills them"},
 	{from: "agent/liveness", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/wireguard"},
 		why: "liveness measures; who acts on it is the agent's wiring"},
 

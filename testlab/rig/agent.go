@@ -159,7 +159,11 @@ type TunnelStatus struct {
 type AgentStatus struct {
 	Tunnels  []TunnelStatus `json:"tunnels"`
 	Problems []string       `json:"problems"`
-	Guards   []struct {
+	Counters []struct {
+		Name    string `json:"name"`
+		Packets uint64 `json:"packets"`
+	} `json:"counters"`
+	Guards []struct {
 		Interface string `json:"interface"`
 		Layer     string `json:"layer"`
 		Alive     bool   `json:"alive"`

@@ -19,7 +19,7 @@ import (
 
 // innerMTU is the tunnels' MTU at the default path MTU of 1400 bytes over
 // IPv4: 20 bytes of IP, 8 of UDP and 32 of WireGuard less.
-const innerMTU = 1400 - 20 - 8 - 32
+const innerMTU = (1400 - 20 - 8 - 32) / 16 * 16
 
 // wireGuardPorts are the ports of the two tunnels of deploy/samples.
 const (

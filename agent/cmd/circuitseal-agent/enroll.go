@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -71,14 +72,18 @@ Repeating the command after a lost answer is safe.`,
 					return err
 				}
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "enrolled as node %s; an agent that runs takes it up, else start `circuitseal-agent run --instance %s`\n", id.Node, i)
+			leaf, err := id.Leaf()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "enrolled as node %s until %s; an agent that runs takes it up, else start `circuitseal-agent run --instance %s`\n", id.Node, leaf.NotAfter.Format(time.RFC3339), i)
 			return err
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&controller, "controller", "", "the controller's address, such as https://controller.example:8443")
 	f.StringVar(&tokenFile, "token-file", "", "file with the enrolment token, or - for standard input")
-	f.StringVar(&pin, "root-pin", "", "SHA-256 of the controller's root, as `sealctl token create` prints it")
+	f.StringVar(&pin, "root-pin", "", "SHA-256 of the controller's root, as 'sealctl token create' prints it")
 	f.StringVar(&node, "node", "", "refuse a token that is for another node than this")
 	f.BoolVar(&force, "force", false, "enrol anew over an existing identity")
 	for _, name := range []string{"controller", "token-file", "root-pin"} {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -24,9 +25,16 @@ func main() {
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "circuitseal-agent:", err)
+		if errors.Is(err, errUsage) {
+			fmt.Fprintln(os.Stderr, "--help lists what there is")
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }
+
+// errUsage marks what is wrong with the command line itself.
+var errUsage = errors.New("usage")
 
 // options are what every subcommand takes.
 type options struct {
@@ -60,16 +68,20 @@ func command() *cobra.Command {
 		Use:   "circuitseal-agent",
 		Short: "Keeps one appliance's circuits encrypted",
 		Long: `circuitseal-agent keeps an appliance's private circuits encrypted: nothing but
-tunnels' outer packets crosses them, whether the agent runs or not.
+tunnels' outer packets crosses them from its first state on, whether the agent
+runs or not.
 
 A new node is enrolled once, with a token from ` + "`sealctl token create`" + `, and then
 runs. Everything that belongs to one agent derives from --instance: state in
 /var/lib/circuitseal/NAME, sockets and pins in /run/circuitseal/NAME, the circuit
-namespace cs-NAME and tunnel devices cs-NAME-N.`,
+namespace cs-NAME and tunnel devices cs-NAME-N.
+
+Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	f := root.PersistentFlags()
 	f.StringVar(&o.instance, "instance", string(instance.Default), "name of this agent on this host: 1 to 6 characters a-z, 0-9")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")

@@ -36,7 +36,7 @@ func main() {
 }
 
 // wireGuardMTU is the product's default.
-const wireGuardMTU = 1340
+const wireGuardMTU = 1328
 
 func run(ctx context.Context, args []string) error {
 	switch {
