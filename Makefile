@@ -38,7 +38,7 @@ demo: deps build ## Run the product for real: two nodes, tunnels, faults, an ind
 
 .PHONY: test
 test: deps build ## Run all tests; as root, what needs root runs too
-	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -vet=off ./...
+	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -count=1 -vet=off ./...
 
 .PHONY: lab
 lab: deps build ## Run the scenarios on this kernel (SCENARIO=name for one)
