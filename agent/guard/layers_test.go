@@ -434,7 +434,7 @@ func TestNFTShowsTheTables(t *testing.T) {
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	nft, err := exec.LookPath("nft")
 	if err != nil {
-		t.Skip("needs nft")
+		t.Fatal("there is no nft; `make deps` installs it")
 	}
 	var out []byte
 	l.must(l.circuit.Do(func() error {

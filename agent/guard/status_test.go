@@ -27,7 +27,7 @@ func (l *lab) nft(args ...string) {
 	l.t.Helper()
 	path, err := exec.LookPath("nft")
 	if err != nil {
-		l.t.Skip("needs nft")
+		l.t.Fatal("there is no nft; `make deps` installs it")
 	}
 	for i, a := range args {
 		args[i] = strings.ReplaceAll(a, "TABLE", l.instance.NFTable())

@@ -34,7 +34,13 @@ func (s *story) control(ctx context.Context) (err error) {
 	if _, err := r.Reach(ctx, hqToVNet(5*time.Second)); err != nil {
 		return err
 	}
-	if _, err := r.Streams(ctx, netns.HQ, netns.VNet, 8, 500*time.Millisecond, false); err != nil {
+	// Paced: TCP that nobody encrypts outruns a tap that judges each frame.
+	d, err := r.StartDatagrams(netns.HQ, netns.VNet, false, 32, 5*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	time.Sleep(time.Second)
+	if _, err := d.Stop(); err != nil {
 		return err
 	}
 	sum, err := t.Stop(ctx)
