@@ -55,8 +55,10 @@ func (s *Store) wait(ctx context.Context, from int64) error {
 	ch := s.client.Watch(ctx, changedKey, clientv3.WithRev(from))
 	s.life.RUnlock()
 	select {
-	case r, ok := <-ch:
-		if !ok && s.client.Ctx().Err() != nil {
+	case r := <-ch:
+		// Closing cancels the client first, and that can show here before the
+		// engine says that it has stopped.
+		if s.client.Ctx().Err() != nil {
 			return ErrClosed
 		}
 		if err := r.Err(); err != nil && r.CompactRevision == 0 {

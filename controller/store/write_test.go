@@ -278,25 +278,34 @@ func TestWatch(t *testing.T) {
 	cancel()
 	close(busy)
 	wg.Wait()
+}
 
-	ended := make(chan error)
-	wg.Go(func() {
-		var err error
-		for _, err = range s.Watch(t.Context()) {
-			if err == nil {
-				ended <- nil
+// Watchers learn that the store was closed however the engine tells them: by a
+// cancelled watch, a closed one or its own end, whichever comes first.
+func TestWatchEndsWithTheStore(t *testing.T) {
+	s := start(t, dataDir(t))
+	const watchers = 32
+	var watching, ended sync.WaitGroup
+	watching.Add(watchers)
+	errs := make([]error, watchers)
+	for i := range watchers {
+		ended.Go(func() {
+			for _, err := range s.Watch(t.Context()) {
+				if err == nil {
+					watching.Done()
+				}
+				errs[i] = err
 			}
-		}
-		ended <- err
-	})
-	if err := <-ended; err != nil {
-		t.Fatal(err)
+		})
 	}
+	watching.Wait()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; !errors.Is(err, ErrClosed) {
-		t.Errorf("Watch of a closed store: %v, want ErrClosed", err)
+	ended.Wait()
+	for i, err := range errs {
+		if !errors.Is(err, ErrClosed) {
+			t.Errorf("watcher %d of a closed store: %v, want ErrClosed", i, err)
+		}
 	}
-	wg.Wait()
 }

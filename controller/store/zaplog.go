@@ -17,10 +17,14 @@ type slogCore struct {
 }
 
 // expected reports whether a warning is about what this package chose on
-// purpose (see maxRequestBytes), or about a start under load: a member that is
-// alone and not yet done with its log asks for its own vote a moment later.
-func expected(message string) bool {
-	return message == "exceeded recommended request limit" || strings.Contains(message, "cannot campaign at term")
+// purpose (see maxRequestBytes), or about a start under load, which mends
+// itself: a member that is alone and not yet done with its log asks for its own
+// vote a moment later, and a new store has no version until its first commit.
+func expected(message string, fields map[string]any) bool {
+	cause, _ := fields["error"].(string)
+	return message == "exceeded recommended request limit" ||
+		strings.Contains(message, "cannot campaign at term") ||
+		strings.HasSuffix(cause, "missing term information")
 }
 
 func (c slogCore) Enabled(l zapcore.Level) bool {
@@ -32,7 +36,7 @@ func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
 }
 
 func (c slogCore) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if !c.Enabled(e.Level) || expected(e.Message) {
+	if !c.Enabled(e.Level) {
 		return to
 	}
 	return to.AddCore(e, c)
@@ -42,6 +46,9 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	enc := zapcore.NewMapObjectEncoder()
 	for _, f := range slices.Concat(c.fields, fields) {
 		f.AddTo(enc)
+	}
+	if expected(e.Message, enc.Fields) {
+		return nil
 	}
 	attrs := make([]slog.Attr, 0, len(enc.Fields))
 	for k, v := range enc.Fields {
