@@ -116,6 +116,26 @@ func (s *site) address(n netns.Namespace, name string, list ...string) {
 		must(s.t, h.AddrAdd(l, addr))
 	}
 	must(s.t, h.LinkSetUp(l))
+	// The kernel takes up IPv6 addresses in work of its own, some time after
+	// the device is up (net/ipv6/addrconf.c, addrconf_dad_work).
+	for _, a := range list {
+		ip, _, err := net.ParseCIDR(a)
+		must(s.t, err)
+		waitFor(s.t, a+" is the node's own", func() bool {
+			r, err := h.RouteGet(ip)
+			return err == nil && len(r) == 1 && r[0].Type == unix.RTN_LOCAL
+		})
+	}
+}
+
+// waitFor waits until a condition holds, for as long as no machine is too slow for.
+func waitFor(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 20 s until %s", what)
+		}
+	}
 }
 
 func (s *site) gateway(via string) {

