@@ -107,7 +107,6 @@ func Run(ctx context.Context, c Config) (err error) {
 	defer func() { err = errors.Join(err, paths.Close()) }()
 	links := link.New(link.Config{Main: main, Circuit: circuit, Instance: c.Instance, Log: log})
 	tunnels := wireguard.New(wireguard.Config{Main: main, Circuit: circuit, Instance: c.Instance, Keys: keys, Log: log})
-	defer func() { err = errors.Join(err, tunnels.Close()) }()
 
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: fence, classifier: paths, tunnels: tunnels,

@@ -142,28 +142,29 @@ func linkOf(a link.AttachedProgram) link.ID {
 }
 
 // secure brings both programs to the head of their chains on an interface of
-// the calling thread's namespace, pinned, with the code that is loaded.
-func (g *Guard) secure(ifindex int) error {
-	ps, err := readPins(g.pins)
-	defer ps.close()
-	errs := []error{err}
+// the calling thread's namespace, pinned, with the code that is loaded. ps are
+// all pinned links.
+func (g *Guard) secure(ifindex int, ps pins) error {
 	have := make(map[string][]link.AttachedProgram, len(hooks))
 	var mine int
 	for _, h := range hooks {
+		var err error
 		if have[h.name], err = h.query(ifindex); err != nil {
-			return errors.Join(append(errs, err)...)
+			return err
 		}
 		mine += len(ps.on(h, have[h.name]))
-	}
-	if err := ensureCounters(g.objects.Counters, uint32(ifindex)); err != nil {
-		errs = append(errs, err)
 	}
 	if mine == 0 {
 		// Flows of a former interface with the same index must not open this one.
 		if err := g.forget(uint32(ifindex)); err != nil {
-			return errors.Join(append(errs, err)...)
+			return err
 		}
 	}
+	if err := ensureCounters(g.objects.Counters, uint32(ifindex)); err != nil {
+		// It guards none the less, and counts under no name.
+		g.log.Warn("guard an interface without counters of its own", "error", err)
+	}
+	var errs []error
 	for _, h := range hooks {
 		errs = append(errs, g.secureHook(h, ifindex, have[h.name], ps.on(h, have[h.name])))
 	}
@@ -231,11 +232,11 @@ func (g *Guard) attachHead(h hook, ifindex int) (link.Link, error) {
 	})
 }
 
-// sweep unpins links that guard no interface of the namespace any more, once
-// every wanted interface is guarded: their interface was deleted, or given
-// back. It detaches programs of ours whose pin was lost, and which therefore
-// follow no plan any more, and removes other layouts. It runs on a thread of the
-// namespace.
+// sweep unpins links whose interface is gone. It detaches programs of ours whose
+// pin was lost, and which therefore follow no plan any more, and removes other
+// layouts. An interface that slipped out of the namespace keeps its guard,
+// which is all that it has left there, and is reported. It runs on a thread of
+// the namespace, once every wanted interface is guarded.
 func (g *Guard) sweep(indexes []int) error {
 	ps, err := readPins(g.pins)
 	defer ps.close()
@@ -257,9 +258,14 @@ func (g *Guard) sweep(indexes []int) error {
 		}
 	}
 	for _, p := range ps {
-		if !used[p.id] {
-			g.log.Info("remove leftover guard link", "pin", filepath.Base(p.path), "ifindex", p.ifindex)
+		switch {
+		case used[p.id]:
+		case p.ifindex == 0:
+			g.log.Info("remove leftover guard link", "pin", filepath.Base(p.path))
 			errs = append(errs, p.remove())
+		default:
+			errs = append(errs, fmt.Errorf("interface with index %d has left the circuit namespace, closed by its guard: "+
+				"name it in the node's document, or delete it", p.ifindex))
 		}
 	}
 	dirs, err := layouts(g.bpffs)

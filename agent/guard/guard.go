@@ -93,29 +93,26 @@ func (g *Guard) unload() error {
 	return nil
 }
 
-// Arm makes sure that both layers are there and closed on the interfaces, which
-// are in the circuit namespace, up or down. What a former Sync opened on them
-// stays open; nothing else is opened. It mounts the bpffs when there is none.
-// An interface that cannot be guarded does not stop the others: armed are those
-// around which both layers are.
-func (g *Guard) Arm(ctx context.Context, interfaces []string) (armed []string, err error) {
+// Arm makes sure that both layers are there on want's interfaces, which are in
+// the circuit namespace, up or down, and closes what is open and not in want.
+// It opens nothing; what is open and in want stays so. It mounts the bpffs when
+// there is none. An interface that cannot be guarded does not stop the others:
+// armed are those around which both layers are, nil when it could not be made
+// sure that what is not in want is closed.
+func (g *Guard) Arm(ctx context.Context, want plan.Guard) (armed []string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	p, err := compile(plan.Guard{Interfaces: interfaces})
-	g.interfaces = p.interfaces
-	index, errArm := g.arm(ctx, p.interfaces)
-	errs := []error{err, errArm}
-	if err := ctx.Err(); err != nil {
-		return nil, errors.Join(append(errs, err)...)
+	index, closed, err := g.bring(ctx, want, false)
+	if !closed {
+		return nil, err
 	}
-	if err := g.syncNFT(p, true); err != nil {
-		return nil, errors.Join(append(errs, err)...)
-	}
-	return slices.Sorted(maps.Keys(index)), errors.Join(errs...)
+	armed = slices.AppendSeq([]string{}, maps.Keys(index))
+	slices.Sort(armed)
+	return armed, err
 }
 
-// Sync brings both layers to want, whole: it arms want's interfaces, opens what
-// want has and closes everything else. A repeat changes nothing. Additions come
+// Sync brings both layers to want, whole: it does what Arm does and then opens
+// what want has. A repeat changes nothing. Additions come
 // before removals, so that a tunnel that stays is never blocked, and no moment
 // is open wider than what was there and want together. A frame passes only
 // when both layers let it, so what is refused by one, or belongs to an
@@ -124,30 +121,29 @@ func (g *Guard) Arm(ctx context.Context, interfaces []string) (armed []string, e
 func (g *Guard) Sync(ctx context.Context, want plan.Guard) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	index, closed, err := g.bring(ctx, want, true)
+	if !closed || len(index) != len(g.interfaces) {
+		return err
+	}
+	return errors.Join(err, g.cleanUp())
+}
+
+// bring arms want's interfaces, and brings both layers to want or, unless open
+// is set, to what they have in common with it. index has the interfaces that are
+// armed; closed tells that nothing is open that is not in want.
+func (g *Guard) bring(ctx context.Context, want plan.Guard, open bool) (index map[string]int, closed bool, err error) {
 	p, err := compile(want)
 	errs := []error{err}
 	g.interfaces = p.interfaces
-	index, err := g.arm(ctx, p.interfaces)
+	index, err = g.arm(ctx, p.interfaces)
 	errs = append(errs, err)
-	complete := err == nil
-	armed := make(map[string]bool, len(index))
-	for name := range index {
-		armed[name] = true
+	if err := ctx.Err(); err != nil || index == nil {
+		return nil, false, errors.Join(append(errs, err)...)
 	}
-	p = p.only(armed)
-	if err := ctx.Err(); err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	errNFT := g.syncNFT(p, false)
-	errs = append(errs, errNFT)
-	if g.objects == nil {
-		return errors.Join(errs...)
-	}
-	errs = append(errs, g.syncMaps(renderMaps(p, index), errNFT == nil))
-	if complete {
-		errs = append(errs, g.cleanUp())
-	}
-	return errors.Join(errs...)
+	p = p.only(index)
+	errNFT := g.syncNFT(p, open)
+	errMaps := g.syncMaps(renderMaps(p, index), open && errNFT == nil)
+	return index, errNFT == nil && errMaps == nil, errors.Join(append(errs, errNFT, errMaps)...)
 }
 
 // syncMaps only closes unless open is set.
@@ -169,7 +165,7 @@ func (g *Guard) syncMaps(want mapState, open bool) error {
 }
 
 // arm brings the programs to the interfaces and returns the index of each one
-// that has them.
+// that has them; nil when there are no programs.
 func (g *Guard) arm(ctx context.Context, interfaces []string) (map[string]int, error) {
 	if err := bpffs.Ensure(g.bpffs); err != nil {
 		return nil, err
@@ -195,14 +191,18 @@ func (g *Guard) arm(ctx context.Context, interfaces []string) (map[string]int, e
 
 func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces []string) (map[string]int, error) {
 	index := make(map[string]int, len(interfaces))
-	var errs []error
+	// A pin that cannot be read is in nobody's way: the interface that it guards
+	// gets another.
+	ps, err := readPins(g.pins)
+	defer ps.close()
+	errs := []error{err}
 	for _, name := range interfaces {
 		if err := ctx.Err(); err != nil {
 			return index, errors.Join(append(errs, err)...)
 		}
 		i, err := ethernetIndex(handle, name)
 		if err == nil {
-			err = g.namespace.Do(func() error { return g.secure(i) })
+			err = g.namespace.Do(func() error { return g.secure(i, ps) })
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("guard interface %s: %w", name, err))

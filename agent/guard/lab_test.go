@@ -23,6 +23,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
+	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
 // lab is a circuit namespace with circ0, whose other end is peer0 in a
@@ -78,13 +79,19 @@ func (l *lab) guard() *Guard {
 	return g
 }
 
-// arm wants exactly these interfaces to be armed.
+// arm arms interfaces for a plan that lets nothing pass.
 func (l *lab) arm(g *Guard, interfaces ...string) {
 	l.t.Helper()
-	armed, err := g.Arm(l.t.Context(), interfaces)
+	l.armFor(g, plan.Guard{Interfaces: interfaces})
+}
+
+// armFor wants exactly the plan's interfaces to be armed.
+func (l *lab) armFor(g *Guard, want plan.Guard) {
+	l.t.Helper()
+	armed, err := g.Arm(l.t.Context(), want)
 	l.must(err)
-	if !slices.Equal(armed, interfaces) {
-		l.t.Fatalf("armed %q, want %q", armed, interfaces)
+	if !slices.Equal(armed, want.Interfaces) {
+		l.t.Fatalf("armed %q, want %q", armed, want.Interfaces)
 	}
 }
 

@@ -416,8 +416,9 @@ func TestRestartLosesNothing(t *testing.T) {
 	}()
 	for i := range 10 {
 		g := l.guard()
-		l.arm(g, "circ0")
-		l.must(g.Sync(t.Context(), []plan.Guard{want, more}[i%2]))
+		next := []plan.Guard{want, more}[i%2]
+		l.armFor(g, next)
+		l.must(g.Sync(t.Context(), next))
 		l.must(g.Close())
 	}
 	close(stop)

@@ -119,8 +119,7 @@ func (d nftDiff) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// diffNFT compares everything but elements when keep is set.
-func diffNFT(want nftTable, have nftHave, keep bool) nftDiff {
+func diffNFT(want nftTable, have nftHave) nftDiff {
 	d := nftDiff{table: want, add: make(map[string][]string), drop: make(map[string][]string)}
 	if !have.exists || have.flags != 0 || !sameChains(want, have) || !sameSets(want, have) {
 		d.rebuild = true
@@ -131,9 +130,6 @@ func diffNFT(want nftTable, have nftHave, keep bool) nftDiff {
 			d.rules = append(d.rules, c)
 		}
 	}
-	if keep {
-		return d
-	}
 	for _, s := range want.sets {
 		if keys := missing(s.elements, have.elements[s.name]); len(keys) > 0 {
 			d.add[s.name] = keys
@@ -141,6 +137,17 @@ func diffNFT(want nftTable, have nftHave, keep bool) nftDiff {
 		if keys := missing(have.elements[s.name], s.elements); len(keys) > 0 {
 			d.drop[s.name] = keys
 		}
+	}
+	return d
+}
+
+// closing is d without what opens anything. A table that has to be made anew
+// is empty then.
+func (d nftDiff) closing() nftDiff {
+	d.add = nil
+	d.table.sets = slices.Clone(d.table.sets)
+	for i := range d.table.sets {
+		d.table.sets[i].elements = nil
 	}
 	return d
 }
@@ -212,19 +219,22 @@ func bare(e expr.Any) expr.Any {
 }
 
 // syncNFT brings the layer to p in one transaction, or does nothing when it is
-// there; with keep, elements stay as they are.
-func (g *Guard) syncNFT(p policy, keep bool) error {
+// there. It only closes unless open is set.
+func (g *Guard) syncNFT(p policy, open bool) error {
 	conn, err := g.nftConn()
 	if err != nil {
 		return err
 	}
 	changed := false
 	for _, want := range renderNFT(p) {
-		have, err := g.readNFT(conn, want.family, !keep)
+		have, err := g.readNFT(conn, want.family, true)
 		if err != nil {
 			return err
 		}
-		d := diffNFT(want, have, keep)
+		d := diffNFT(want, have)
+		if !open {
+			d = d.closing()
+		}
 		if d.empty() {
 			continue
 		}

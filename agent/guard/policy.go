@@ -107,21 +107,22 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 }
 
 // only is p without what is on interfaces that are not in names.
-func (p policy) only(names map[string]bool) policy {
+func (p policy) only(names map[string]int) policy {
 	out := policy{flows: map[flowKey]uint32{}, neighbors: map[neighborKey]bool{}, links: map[uint32]string{}}
+	has := func(name string) bool { _, ok := names[name]; return ok }
 	for _, name := range p.interfaces {
-		if names[name] {
+		if has(name) {
 			out.interfaces = append(out.interfaces, name)
 		}
 	}
 	for k, mark := range p.flows {
-		if names[k.name] {
+		if has(k.name) {
 			out.flows[k] = mark
 			out.links[mark] = k.name
 		}
 	}
 	for k := range p.neighbors {
-		if names[k.name] {
+		if has(k.name) {
 			out.neighbors[k] = true
 		}
 	}

@@ -191,7 +191,8 @@ func (g *Guard) nftStatus() (bool, []desired.Counter, error) {
 		if err != nil {
 			return false, counters, err
 		}
-		intact = intact && diffNFT(want, have, true).empty()
+		// Neither has elements here, so this compares the rest.
+		intact = intact && diffNFT(want, have).empty()
 		for _, c := range want.chains {
 			rules := have.rules[c.name]
 			if len(rules) == 0 || len(rules[len(rules)-1].Exprs) == 0 {

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,14 +136,14 @@ func TestRepeatedSyncChangesNothing(t *testing.T) {
 		t.Error("the first Sync logs nothing")
 	}
 	log.Reset()
-	l.arm(g, "circ0")
+	l.armFor(g, onePlan("circ0"))
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	if log.Len() > 0 {
 		t.Errorf("the second Sync changes something:\n%s", &log)
 	}
 }
 
-// Arm opens nothing, and closes nothing that is in use.
+// Arm opens nothing, closes nothing that is wanted, and closes the rest.
 func TestArm(t *testing.T) {
 	l := newLab(t)
 	g := l.guard()
@@ -165,11 +167,42 @@ func TestArm(t *testing.T) {
 	if n := open(); n != 0 {
 		t.Errorf("%d things open after Arm", n)
 	}
+	l.armFor(g, onePlan("circ0"))
+	if n := open(); n != 0 {
+		t.Errorf("%d things open after Arm for a plan that opens some", n)
+	}
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	want := open()
-	l.arm(g, "circ0")
+	more := onePlan("circ0")
+	extra := more.Flows[0]
+	extra.Local = netip.AddrPortFrom(localAddr, 1)
+	more.Flows = append(more.Flows, extra)
+	l.armFor(g, more)
 	if got := open(); got != want || want != 6 {
-		t.Errorf("%d things open after a second Arm, want %d", got, want)
+		t.Errorf("%d things open after Arm for what is open and more, want %d", got, want)
+	}
+	// By a new process, too: what is open is read, not remembered.
+	g = l.guard()
+	l.armFor(g, onePlan("circ0").Without([]string{""}))
+	if got := open(); got != 2 {
+		t.Errorf("%d things open after Arm without the flow, want the neighbour's 2", got)
+	}
+	l.arm(g, "circ0")
+	if got := open(); got != 0 {
+		t.Errorf("%d things open after Arm for nothing", got)
+	}
+}
+
+// A pin that cannot be read, or is none, is in nobody's way.
+func TestForeignPin(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	l.must(g.objects.Counters.Pin(filepath.Join(g.pins, "egress-0-0")))
+	defer func() { l.must(os.Remove(filepath.Join(g.pins, "egress-0-0"))) }()
+	armed, err := g.Arm(t.Context(), onePlan("circ0"))
+	if err == nil || !slices.Equal(armed, []string{"circ0"}) {
+		t.Errorf("armed %q with error %v, want circ0 and an error that names the pin", armed, err)
 	}
 }
 
@@ -190,7 +223,8 @@ func TestSyncWithAnInterfaceMissing(t *testing.T) {
 	}
 }
 
-// What left the plan stays guarded, without flows, until it is gone.
+// What left the plan stays guarded, without flows, until it is gone; also what
+// slips out of the namespace, where the programs are all that guards it.
 func TestInterfaceLeavesThePlan(t *testing.T) {
 	l := newLab(t)
 	l.link("circ1", "peer1")
@@ -212,11 +246,21 @@ func TestInterfaceLeavesThePlan(t *testing.T) {
 	c, err := h.LinkByName("circ1")
 	l.must(err)
 	l.must(h.LinkSetNsFd(c, home.FD()))
+	if err := g.Sync(t.Context(), onePlan("circ0")); err == nil || !strings.Contains(err.Error(), "has left the circuit namespace") {
+		t.Errorf("circ1 left the namespace: error %v", err)
+	}
+	if n := count(); n != 4 {
+		t.Errorf("%d links pinned after circ1 left, want 4", n)
+	}
+	l.must(attached(home, l.index(home, "circ1"), 1))
+	h = l.handle(home)
+	c, err = h.LinkByName("circ1")
+	l.must(err)
+	l.must(h.LinkDel(c))
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	if n := count(); n != 2 {
-		t.Errorf("%d links pinned after circ1 was given back, want 2", n)
+		t.Errorf("%d links pinned after circ1 was deleted, want 2", n)
 	}
-	l.must(attached(home, l.index(home, "circ1"), 0))
 	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 1))
 }
 
@@ -298,7 +342,7 @@ func TestRefusals(t *testing.T) {
 		defer h.Close()
 		return h.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN})
 	}))
-	if armed, err := g.Arm(t.Context(), []string{"tun0"}); err == nil || len(armed) != 0 || !strings.Contains(err.Error(), "want Ethernet") {
+	if armed, err := g.Arm(t.Context(), plan.Guard{Interfaces: []string{"tun0"}}); err == nil || len(armed) != 0 || !strings.Contains(err.Error(), "want Ethernet") {
 		t.Errorf("a TUN device: error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -56,7 +56,8 @@ func validName(name string) bool {
 // ever be up it is told to be silent: no IPv6, no router advertisements, no
 // forwarding, ARP for its own addresses only. An interface that is already
 // there keeps its state. Errors are joined, one for each interface, and one
-// interface does not stop the next: claimed are those that are silent there.
+// interface does not stop the next: claimed are those that are silent there,
+// nil only when nobody could look.
 func (d *Driver) Claim(ctx context.Context, names []string) (claimed []string, err error) {
 	if err := d.config.Circuit.Do(silenceNamespace); err != nil {
 		return nil, fmt.Errorf("prepare circuit namespace: %w", err)
@@ -67,9 +68,10 @@ func (d *Driver) Claim(ctx context.Context, names []string) (claimed []string, e
 	}
 	defer h.close()
 	var errs []error
+	claimed = []string{}
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
-			return claimed, errors.Join(append(errs, err)...)
+			return nil, errors.Join(append(errs, err)...)
 		}
 		if err := d.claim(h, name); err != nil {
 			errs = append(errs, err)

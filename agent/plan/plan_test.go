@@ -5,13 +5,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"pgregory.net/rapid"
 
-	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -106,36 +103,4 @@ func TestEveryFlowIsPinnedToItsLink(t *testing.T) {
 			t.Errorf("flow %v, tunnel mark %#x, table %+v", f, tunnel.Mark, table)
 		}
 	}
-}
-
-func TestCommonOpensNothing(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		draw := func(label string) Plan {
-			s := premises()
-			g := &s.Sections[0].Groups[0]
-			g.Tunnels = slices.DeleteFunc(g.Tunnels, func(desired.Tunnel) bool { return rapid.Bool().Draw(t, label) })
-			g.Remotes = slices.DeleteFunc(g.Remotes, func(netip.Prefix) bool { return rapid.Bool().Draw(t, label) })
-			if rapid.Bool().Draw(t, label) {
-				s.Sections = nil
-			}
-			return Build(instance.Default, s)
-		}
-		old, next := draw("old"), draw("next")
-		c := Common(old, next)
-		for _, f := range c.Guard.Flows {
-			if !slices.Contains(old.Guard.Flows, f) || !slices.Contains(next.Guard.Flows, f) {
-				t.Fatalf("flow %v is not in both", f)
-			}
-		}
-		for _, g := range c.Classifier.Groups {
-			for _, m := range g.Members {
-				if !slices.ContainsFunc(old.Classifier.Groups, func(o Group) bool { return slices.Contains(o.Members, m) }) {
-					t.Fatalf("member %v is new", m)
-				}
-			}
-		}
-		if !Common(next, next).Equal(Common(next, Common(next, next))) {
-			t.Fatal("Common of a plan with itself changes it")
-		}
-	})
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,24 +17,29 @@ import (
 // The drivers, as this loop uses them. Each takes the whole wanted state, so
 // that repeats are free and nothing has to be remembered.
 type (
-	// Guard is the fail-closed layers. Arm closes interfaces, says which are, and
-	// opens nothing; Sync makes exactly its argument pass.
+	// Guard is the fail-closed layers. Arm guards interfaces and closes what is
+	// open and not in want; it opens nothing. armed are those that are guarded;
+	// nil when it could not be made sure that the rest is closed. Sync makes
+	// exactly want pass.
 	Guard interface {
-		Arm(ctx context.Context, interfaces []string) (armed []string, err error)
+		Arm(ctx context.Context, want plan.Guard) (armed []string, err error)
 		Sync(ctx context.Context, want plan.Guard) error
 	}
 	// Links are the circuit interfaces. Claim takes them, down, into the
-	// circuit namespace, and says which are there; Sync gives them addresses and
-	// routes and brings them up, and takes all others down.
+	// circuit namespace, and says which are there, nil when it cannot tell; Sync
+	// gives them addresses and routes and brings them up, and takes all others
+	// down.
 	Links interface {
 		Claim(ctx context.Context, interfaces []string) (claimed []string, err error)
 		Sync(ctx context.Context, interfaces []plan.Interface, tables []plan.Table) error
 	}
-	// Tunnels are the tunnels' devices and what they encrypt with.
-	// Missing are devices that Sync would have to make.
+	// Tunnels are the tunnels' devices and what they encrypt with. Sync calls
+	// closing with the devices that it is about to make, which nobody judges yet,
+	// and makes none when that fails. Sweep removes what the last Sync found
+	// and did not want.
 	Tunnels interface {
-		Missing(want []plan.Tunnel) (devices []string, err error)
-		Sync(ctx context.Context, want []plan.Tunnel) error
+		Sync(ctx context.Context, want []plan.Tunnel, closing func(devices []string) error) error
+		Sweep(ctx context.Context) error
 	}
 	// Classifier decides about inner packets. checked are the tunnel devices
 	// that it judges; nil when that is not known.
@@ -71,9 +75,6 @@ type Reconciler struct {
 	version uint64
 	done    uint64
 	err     error
-
-	// applied is what this process tried to bring about last; its loop's own.
-	applied *plan.Plan
 }
 
 // New makes a reconciler that does nothing until it has a plan.
@@ -162,15 +163,18 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 	}
 }
 
-// pass is the order. Circuit interfaces are taken and closed. What goes is taken
-// away from the top down, then what comes is built from the bottom up, and the
-// guard opens last, only for tunnels whose inner packets the classifier judges. Dying between any two lines leaves less
-// open than before or than wanted, never more.
+// pass is the order. Circuit interfaces are taken and guarded, and what is open
+// and not wanted is closed. Then what comes is built from the bottom up; the
+// guard opens last, and only for tunnels whose inner packets the classifier
+// judges. What goes is removed at the end, when nothing uses it any more. Every
+// step reads what there is and remembers nothing, so that a pass that follows
+// a crash is like any other. Dying between any two lines leaves less open than
+// before or than wanted, never more.
 //
 // A step that fails does not stop unrelated ones. No circuit interface gets an
-// address or comes up unless the guard is closed around it, and one that is
-// missing leaves the others to carry what they can. Where it could not be found
-// out what is closed or judged, everything stays as it was.
+// address or comes up unless it is guarded, and one that is missing leaves the
+// others to carry what they can. Where it could not be found out what is closed
+// or judged, everything that depends on it stays as it was.
 func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	var errs []error
 	step := func(what string, err error) {
@@ -178,44 +182,28 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-
 	claimed, err := r.links.Claim(ctx, want.Guard.Interfaces)
 	step("take circuit interfaces", err)
-	armed, err := r.guard.Arm(ctx, claimed)
-	step("arm the guard", err)
-	known := len(armed) > 0 || len(want.Guard.Interfaces) == 0
-	carried := want.Only(armed)
-	if known {
-		r.close(ctx, want, armed, step)
-		step("configure links", r.links.Sync(ctx, carried.Interfaces, carried.Tables))
+	if claimed == nil {
+		return errors.Join(errs...)
 	}
-	step("configure tunnels", r.tunnels.Sync(ctx, want.Tunnels))
+	armed, err := r.guard.Arm(ctx, want.Only(claimed).Guard)
+	step("arm the guard", err)
+	if armed == nil {
+		return errors.Join(errs...)
+	}
+	carried := want.Only(armed)
+	step("configure links", r.links.Sync(ctx, carried.Interfaces, carried.Tables))
+	step("configure tunnels", r.tunnels.Sync(ctx, want.Tunnels, func(devices []string) error {
+		_, err := r.guard.Arm(ctx, carried.Guard.Without(devices))
+		return err
+	}))
 	checked, err := r.classifier.Sync(ctx, want.Classifier)
 	step("configure the classifier", err)
-	if checked != nil && known {
-		step("open the guard", r.guard.Sync(ctx, carried.Guard.WithDevices(checked)))
+	if checked == nil {
+		return errors.Join(errs...)
 	}
+	step("open the guard", r.guard.Sync(ctx, carried.Guard.WithDevices(checked)))
+	step("remove tunnels", r.tunnels.Sweep(ctx))
 	return errors.Join(errs...)
-}
-
-// close takes away what the old plan had and the new one has not, and closes
-// tunnels whose devices are gone: these will be made again, and must not get
-// packets before somebody judges them.
-func (r *Reconciler) close(ctx context.Context, want plan.Plan, armed []string, step func(string, error)) {
-	missing, err := r.tunnels.Missing(want.Tunnels)
-	step("look for tunnels", err)
-	common := want
-	if r.applied != nil {
-		common = plan.Common(*r.applied, want)
-	}
-	common = common.Only(armed)
-	changed := r.applied != nil && !r.applied.Equal(want)
-	r.applied = &want
-	if changed || slices.ContainsFunc(common.Guard.Flows, func(f plan.Flow) bool { return slices.Contains(missing, f.Device) }) {
-		step("close what goes", r.guard.Sync(ctx, common.Guard.Without(missing)))
-	}
-	if changed {
-		_, err := r.classifier.Sync(ctx, common.Classifier)
-		step("stop classifying into what goes", err)
-	}
 }

@@ -22,9 +22,10 @@ type host struct {
 	up    []string
 	// missing cannot be claimed, unguarded cannot be armed.
 	missing, unguarded string
-	// gone are tunnel devices that are not there, unchecked ones that the
-	// classifier does not judge.
-	gone, unchecked []string
+	// devices are made and not swept; unmakeable ones cannot be made, unchecked
+	// ones the classifier does not judge.
+	devices               []string
+	unmakeable, unchecked []string
 	// opened collects what the guard let pass, call by call.
 	opened [][]plan.Flow
 }
@@ -36,8 +37,13 @@ func (h *host) call(name string) error {
 
 type guard struct{ *host }
 
-func (g guard) Arm(_ context.Context, interfaces []string) ([]string, error) {
-	return without(interfaces, g.unguarded), g.call("arm")
+func (g guard) Arm(_ context.Context, want plan.Guard) ([]string, error) {
+	if err := g.call("arm"); err != nil && g.unguarded == "" {
+		return nil, err
+	}
+	g.flows = slices.DeleteFunc(slices.Clone(g.flows), func(f plan.Flow) bool { return !slices.Contains(want.Flows, f) })
+	g.opened = append(g.opened, g.flows)
+	return without(want.Interfaces, g.unguarded), g.fail["arm"]
 }
 
 func (g guard) Sync(_ context.Context, want plan.Guard) error {
@@ -52,11 +58,14 @@ func (g guard) Sync(_ context.Context, want plan.Guard) error {
 type links struct{ *host }
 
 func (l links) Claim(_ context.Context, interfaces []string) ([]string, error) {
-	return without(interfaces, l.missing), l.call("claim")
+	if err := l.call("claim"); err != nil && l.missing == "" {
+		return nil, err
+	}
+	return without(interfaces, l.missing), l.fail["claim"]
 }
 
 func without(all []string, one string) []string {
-	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return s == one })
+	return append([]string{}, slices.DeleteFunc(slices.Clone(all), func(s string) bool { return s == one })...)
 }
 
 func (l links) Sync(_ context.Context, interfaces []plan.Interface, _ []plan.Table) error {
@@ -72,9 +81,31 @@ func (l links) Sync(_ context.Context, interfaces []plan.Interface, _ []plan.Tab
 
 type tunnels struct{ *host }
 
-func (t tunnels) Missing([]plan.Tunnel) ([]string, error) { return t.gone, nil }
+func (t tunnels) Sync(_ context.Context, want []plan.Tunnel, closing func([]string) error) error {
+	if err := t.call("tunnels"); err != nil {
+		return err
+	}
+	var missing []string
+	for _, x := range want {
+		if !slices.Contains(t.devices, x.Device) {
+			missing = append(missing, x.Device)
+		}
+	}
+	if len(missing) > 0 {
+		if err := closing(missing); err != nil {
+			return err
+		}
+	}
+	for _, name := range missing {
+		if slices.Contains(t.unmakeable, name) {
+			return errors.New("cannot make " + name)
+		}
+		t.devices = append(t.devices, name)
+	}
+	return nil
+}
 
-func (t tunnels) Sync(context.Context, []plan.Tunnel) error { return t.call("tunnels") }
+func (t tunnels) Sweep(context.Context) error { return t.call("sweep") }
 
 type classifier struct{ *host }
 
@@ -90,48 +121,58 @@ func newReconciler(h *host) *Reconciler {
 }
 
 func onePlan(flows ...plan.Flow) plan.Plan {
-	return plan.Plan{
+	p := plan.Plan{
 		Interfaces: []plan.Interface{{Name: "circ0"}, {Name: "circ1"}},
 		Guard:      plan.Guard{Interfaces: []string{"circ0", "circ1"}, Flows: flows},
 	}
+	for _, f := range flows {
+		if f.Device != "" {
+			p.Tunnels = append(p.Tunnels, plan.Tunnel{Device: f.Device})
+		}
+	}
+	return p
 }
 
 func TestPassOrder(t *testing.T) {
 	h := &host{}
 	r := newReconciler(h)
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1}, plan.Flow{Interface: "circ0", Mark: 2})); err != nil {
+	one, two := plan.Flow{Interface: "circ0", Device: "t1"}, plan.Flow{Interface: "circ0", Device: "t2"}
+	for _, tt := range []struct {
+		name, want string
+		flows      []plan.Flow
+	}{
+		{"first", "claim arm links tunnels arm classifier guard sweep", []plan.Flow{one, two}},
+		{"taking away", "claim arm links tunnels classifier guard sweep", []plan.Flow{one}},
+		{"repeat", "claim arm links tunnels classifier guard sweep", []plan.Flow{one}},
+	} {
+		h.calls = nil
+		if err := r.pass(t.Context(), onePlan(tt.flows...)); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(h.calls, " "); got != tt.want {
+			t.Errorf("%s pass: %s, want %s", tt.name, got, tt.want)
+		}
+		if !slices.Equal(h.flows, tt.flows) {
+			t.Errorf("%s pass: flows %v, want %v", tt.name, h.flows, tt.flows)
+		}
+	}
+	// Whatever goes is closed before anything beneath it changes.
+	h.opened = nil
+	if err := r.pass(t.Context(), onePlan(two)); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := strings.Join(h.calls, " "), "claim arm links tunnels classifier guard"; got != want {
-		t.Errorf("first pass: %s, want %s", got, want)
-	}
-	h.calls = nil
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1})); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := strings.Join(h.calls, " "), "claim arm guard classifier links tunnels classifier guard"; got != want {
-		t.Errorf("a pass that takes away: %s, want %s", got, want)
-	}
-	h.calls = nil
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1})); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := strings.Join(h.calls, " "), "claim arm links tunnels classifier guard"; got != want {
-		t.Errorf("a pass that changes nothing: %s, want %s", got, want)
-	}
-	h.calls = nil
-	if err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 3})); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := strings.Join(h.calls, " "), "claim arm guard classifier links tunnels classifier guard"; got != want {
-		t.Errorf("replacing pass: %s, want %s", got, want)
+	if len(h.opened) != 2 || len(h.opened[0]) != 0 {
+		t.Errorf("a pass that replaces: guard calls %v, want the first to close", h.opened)
 	}
 }
 
 func TestNoLinkComesUpUnguarded(t *testing.T) {
 	both := onePlan(plan.Flow{Interface: "circ0", Mark: 1}, plan.Flow{Interface: "circ1", Mark: 2})
-	for _, h := range []*host{{missing: "circ1"}, {unguarded: "circ1"}} {
-		h.fail = map[string]error{"arm": errors.New("no"), "claim": errors.New("no")}
+	no := errors.New("no")
+	for _, h := range []*host{
+		{missing: "circ1", fail: map[string]error{"claim": no}},
+		{unguarded: "circ1", fail: map[string]error{"arm": no}},
+	} {
 		r := newReconciler(h)
 		if err := r.pass(t.Context(), both); err == nil {
 			t.Fatal("no error")
@@ -151,44 +192,62 @@ func TestUnjudgedTunnelsStayClosed(t *testing.T) {
 	if err := r.pass(t.Context(), both); err != nil {
 		t.Fatal(err)
 	}
-	h.opened, h.gone, h.unchecked = nil, []string{"t2"}, []string{"t2"}
+	h.opened, h.devices, h.unchecked = nil, []string{"t1"}, []string{"t2"}
 	if err := r.pass(t.Context(), both); err != nil {
 		t.Fatal(err)
 	}
-	for i, flows := range h.opened {
+	// The first call precedes the knowledge that t2 is gone: with its device,
+	// its socket went too.
+	for i, flows := range h.opened[1:] {
 		if len(flows) != 1 || flows[0].Device != "t1" {
 			t.Errorf("guard call %d opens %v, want t1 alone", i, flows)
 		}
 	}
-	if i, j := slices.Index(h.calls[6:], "guard"), slices.Index(h.calls[6:], "tunnels"); i < 0 || i > j {
-		t.Errorf("%v: a missing device's flow is closed only after the device is made", h.calls[6:])
+}
+
+// A process that died after it had made a device and before anything judged
+// it: the next one opens nothing for that device, whatever else is missing.
+func TestNothingOpensBeforeTheClassifierJudges(t *testing.T) {
+	both := onePlan(plan.Flow{Interface: "circ0", Device: "t1"}, plan.Flow{Interface: "circ0", Device: "t2"})
+	h := &host{devices: []string{"t1"}, unmakeable: []string{"t2"}, fail: map[string]error{"classifier": errors.New("no")}}
+	r := newReconciler(h)
+	for range 3 {
+		if err := r.pass(t.Context(), both); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	for i, flows := range h.opened {
+		if len(flows) > 0 {
+			t.Errorf("guard call %d of %q opens %v", i, h.calls, flows)
+		}
 	}
 }
 
-// What could not be found out changes nothing.
+// What could not be found out changes nothing that depends on it.
 func TestUnknownLeavesThingsAsTheyWere(t *testing.T) {
 	flow := plan.Flow{Interface: "circ0", Device: "t1"}
-	for _, broken := range []string{"classifier", "arm"} {
+	for broken, want := range map[string]string{
+		"claim":      "claim",
+		"arm":        "claim arm",
+		"classifier": "claim arm links tunnels classifier",
+	} {
 		h := &host{}
 		r := newReconciler(h)
 		if err := r.pass(t.Context(), onePlan(flow)); err != nil {
 			t.Fatal(err)
 		}
-		h.fail, h.opened = map[string]error{broken: errors.New("no")}, nil
-		if broken == "arm" {
-			h.missing, h.unguarded = "circ0", "circ1"
-		}
+		h.fail, h.calls = map[string]error{broken: errors.New("no")}, nil
 		if err := r.pass(t.Context(), onePlan(flow)); err == nil {
 			t.Errorf("%s broken: no error", broken)
 		}
-		if len(h.opened) != 0 || len(h.up) != 2 {
-			t.Errorf("%s broken: guard calls %v, up %v", broken, h.opened, h.up)
+		if got := strings.Join(h.calls, " "); got != want || !slices.Equal(h.flows, []plan.Flow{flow}) || len(h.up) != 2 {
+			t.Errorf("%s broken: calls %s, flows %v, up %v; want %s and the rest as it was", broken, got, h.flows, h.up, want)
 		}
 	}
 }
 
 func TestOneFailureDoesNotStopTheRest(t *testing.T) {
-	for _, broken := range []string{"claim", "links", "tunnels"} {
+	for _, broken := range []string{"links", "tunnels"} {
 		h := &host{fail: map[string]error{broken: errors.New("broken")}}
 		r := newReconciler(h)
 		err := r.pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Mark: 1}))
@@ -229,7 +288,7 @@ func TestRunRetriesAndReports(t *testing.T) {
 		}
 		before := len(h.calls)
 		time.Sleep(10 * resync)
-		if passes := (len(h.calls) - before) / 6; passes < 8 || passes > 11 {
+		if passes := (len(h.calls) - before) / 7; passes < 8 || passes > 11 {
 			t.Errorf("%d passes in ten resync periods", passes)
 		}
 		if reports != 2 {

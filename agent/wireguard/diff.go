@@ -65,10 +65,10 @@ func (c change) empty() bool {
 // endpoint does not: the session goes on there.
 func (c change) handshake() bool { return c.key || c.set != nil && c.set.fresh }
 
-// diff leads from have to want. Devices that go are removed last, so that new
-// ones carry traffic first, except those that hold a port that is wanted.
-func diff(wanted []want, have map[string]device) []step {
-	var early, steps, late []step
+// diff leads from have to want. Devices that go are leftovers, for later, when
+// nobody sends into them any more, except those that hold a port that is
+// wanted.
+func diff(wanted []want, have map[string]device) (steps, leftovers []step) {
 	ports := map[uint16]string{}
 	known := map[string]bool{}
 	for _, w := range wanted {
@@ -81,26 +81,42 @@ func diff(wanted []want, have map[string]device) []step {
 		}
 		s := step{verb: remove, device: name}
 		if _, clash := ports[have[name].config.port]; clash {
-			early = append(early, s)
+			steps = append(steps, s)
 		} else {
-			late = append(late, s)
+			leftovers = append(leftovers, s)
 		}
 	}
 	for _, w := range wanted {
 		steps = append(steps, diffDevice(w, have[w.Device])...)
 	}
-	return slices.Concat(early, steps, late)
+	return steps, leftovers
+}
+
+// made are the devices that come to the main namespace by these steps.
+func made(steps []step) []string {
+	var devices []string
+	for _, s := range steps {
+		if s.verb == move {
+			devices = append(devices, s.device)
+		}
+	}
+	return devices
 }
 
 func diffDevice(w want, have device) []step {
+	if w.public.IsZero() && have.place == nowhere {
+		return nil
+	}
 	var steps []step
 	add := func(s step) {
 		s.device = w.Device
 		steps = append(steps, s)
 	}
+	other := !have.config.public.IsZero() && !w.public.IsZero() && have.config.public != w.public
 	switch {
-	case have.place == nowhere && have.hosted, have.backend == UserSpace && !have.hosted:
-		// Its interface was deleted, or its process is gone and left it behind.
+	case have.place == nowhere && have.hosted, have.backend == UserSpace && !have.hosted, other:
+		// Its interface was deleted; its process is gone and left it behind; or it
+		// was another tunnel's, whose packets may still be on their way into it.
 		add(step{verb: remove})
 		have = device{}
 		add(step{verb: create, mtu: w.MTU})
@@ -141,7 +157,7 @@ func diffDevice(w want, have device) []step {
 
 func diffSettings(w want, have settings) change {
 	var c change
-	c.key = w.public != have.public
+	c.key = !w.public.IsZero() && w.public != have.public
 	if w.Local.Port() != have.port {
 		c.port = w.Local.Port()
 	}

@@ -80,7 +80,8 @@ func TestDiff(t *testing.T) {
 		{"route", func(d *device) { d.routes = prefixes("fdc5::9/128") }, []string{
 			"add route to fdc5::2/128 by device cs-t-1", "remove route to fdc5::9/128 by device cs-t-1",
 		}},
-		{"key", func(d *device) { d.config.public[0] = 9 }, []string{"configure device cs-t-1: private key"}},
+		{"another tunnel's", func(d *device) { d.config.public[0] = 9 }, append([]string{"remove device cs-t-1", "make device cs-t-1"}, whole...)},
+		{"no key yet", func(d *device) { d.config.public = desired.PublicKey{} }, []string{"configure device cs-t-1: private key"}},
 		{"mark", func(d *device) { d.config.mark = 0 }, []string{"configure device cs-t-1: mark 0x43530001"}},
 		{"port", func(d *device) { d.config.port = 1 }, []string{"configure device cs-t-1: port 51820"}},
 		{"endpoint", func(d *device) { d.config.peers[0].endpoint = netip.MustParseAddrPort("198.51.100.1:1") }, []string{
@@ -107,7 +108,11 @@ func TestDiff(t *testing.T) {
 			have := inPlace()
 			tt.have(&have)
 			var got []string
-			for _, s := range diff([]want{wanted()}, map[string]device{"cs-t-1": have}) {
+			steps, leftovers := diff([]want{wanted()}, map[string]device{"cs-t-1": have})
+			if len(leftovers) > 0 {
+				t.Errorf("leftovers %v", leftovers)
+			}
+			for _, s := range steps {
 				got = append(got, s.String())
 			}
 			if d := cmp.Diff(tt.want, got); d != "" {
@@ -117,18 +122,34 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-func TestDiffRemovesLast(t *testing.T) {
+func TestDiffLeavesLeftoversForLater(t *testing.T) {
 	clash, idle := inPlace(), inPlace()
 	idle.config.port = 7
-	steps := diff([]want{wanted()}, map[string]device{"cs-t-8": idle, "cs-t-9": clash})
-	first, last := steps[0].String(), steps[len(steps)-1].String()
-	if first != "remove device cs-t-9" || last != "remove device cs-t-8" {
-		t.Errorf("first %q, last %q; want the one that holds the port first, the other last", first, last)
+	steps, leftovers := diff([]want{wanted()}, map[string]device{"cs-t-8": idle, "cs-t-9": clash})
+	if first := steps[0].String(); first != "remove device cs-t-9" {
+		t.Errorf("first %q, want the one that holds the port to go", first)
 	}
-	if steps := diff(nil, nil); len(steps) != 0 {
-		t.Errorf("steps from nothing to nothing: %v", steps)
+	if len(leftovers) != 1 || leftovers[0].String() != "remove device cs-t-8" {
+		t.Errorf("leftovers %v, want the other", leftovers)
 	}
-	if !slices.ContainsFunc(steps, func(s step) bool { return s.verb == create }) {
-		t.Error("nothing is made")
+	if devices := made(steps); !slices.Equal(devices, []string{"cs-t-1"}) {
+		t.Errorf("made %q", devices)
+	}
+	if steps, leftovers := diff(nil, nil); len(steps)+len(leftovers) != 0 {
+		t.Errorf("from nothing to nothing: %v, %v", steps, leftovers)
+	}
+}
+
+// A tunnel whose key cannot be read keeps its device, and gets a new peer
+// rather than that the old one stays.
+func TestDiffWithoutKey(t *testing.T) {
+	w := wanted()
+	w.public, w.PeerKey = desired.PublicKey{}, desired.PublicKey{9}
+	steps, _ := diff([]want{w}, map[string]device{"cs-t-1": inPlace()})
+	if len(steps) != 1 || steps[0].setting.key || steps[0].setting.set == nil || len(steps[0].setting.drop) != 1 {
+		t.Errorf("steps %v, want the peer replaced and the key left alone", steps)
+	}
+	if steps, _ := diff([]want{w}, nil); len(steps) != 0 {
+		t.Errorf("without key and device: %v", steps)
 	}
 }

@@ -57,7 +57,7 @@ func agent(inst instance.Instance, mainName, keyDir string) error {
 	}
 	d := New(Config{Main: main, Circuit: circuit, Instance: inst, Keys: keys, Log: slog.New(slog.DiscardHandler)})
 	ctx := context.Background()
-	if err := d.Sync(ctx, tunnels); err != nil {
+	if err := d.Sync(ctx, tunnels, func([]string) error { return nil }); err != nil {
 		return err
 	}
 	fmt.Println("synced")

@@ -13,12 +13,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.zx2c4.com/wireguard/wgctrl"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
@@ -53,6 +54,8 @@ type Driver struct {
 	// born wakes Run when a tunnel is young.
 	born   chan struct{}
 	synced bool
+	// leftovers are what Sweep has to do.
+	leftovers []step
 	// backend is Config.Backend, once it is known what the kernel can do.
 	backend Backend
 	// stuck are devices with a call that has not come back.
@@ -71,17 +74,19 @@ func New(config Config) *Driver {
 	}
 }
 
-// Close gives up what the driver holds. Devices, the WireGuard process and
-// their traffic go on; Remove ends them.
-func (d *Driver) Close() error { return nil }
-
-// Sync makes exactly these tunnels: devices of the instance that are not among
-// them go. It writes only differences, so that a repeat touches nothing and a
-// running session survives it; it goes on after an error, and joins the errors,
-// each with its tunnel. A tunnel whose key Keys does not have is an error.
-func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel) error {
+// Sync makes these tunnels. It writes only differences, so that a repeat
+// touches nothing and a running session survives it; it goes on after an error,
+// and joins the errors, each with its tunnel. Before it makes any device it
+// calls closing, once, with all that it is going to make, since nobody judges
+// their packets yet; an error of closing stops these. Devices of the instance
+// that are not wanted stay for Sweep, unless they hold a port that is wanted.
+//
+// Of a tunnel whose key Keys does not have, a device that is there gets
+// everything but the key; that is an error all the same.
+func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel, closing func(devices []string) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.leftovers = nil
 	s, err := d.open(ctx)
 	if err != nil {
 		return err
@@ -90,7 +95,6 @@ func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel) error {
 	var errs []error
 	wanted := make([]want, 0, len(tunnels))
 	byDevice := make(map[string]plan.Tunnel, len(tunnels))
-	unsure := map[string]bool{}
 	for _, t := range tunnels {
 		byDevice[t.Device] = t
 		if !deviceOf(d.config.Instance, t.Device) {
@@ -100,8 +104,6 @@ func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel) error {
 		pair, err := d.config.Keys.pair(t.ID)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("key of tunnel %s: %w", t.ID, err))
-			unsure[t.Device] = true
-			continue
 		}
 		wanted = append(wanted, want{Tunnel: t, public: pair.public})
 	}
@@ -109,41 +111,43 @@ func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel) error {
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	for name, problem := range have.problems {
+	// A device that cannot be read is left as it is, neither changed nor removed.
+	for _, name := range slices.Sorted(maps.Keys(have.problems)) {
 		if t, ok := byDevice[name]; ok {
-			errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, problem))
-			unsure[name] = true
+			errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, have.problems[name]))
 		}
-	}
-	// What is not known exactly is left as it is, neither changed nor removed.
-	for name := range unsure {
 		delete(have.devices, name)
 		wanted = slices.DeleteFunc(wanted, func(w want) bool { return w.Device == name })
 	}
-	errs = append(errs, d.apply(ctx, s, wanted, diff(wanted, have.devices)))
+	steps, leftovers := diff(wanted, have.devices)
+	if devices := made(steps); len(devices) > 0 {
+		if err := closing(devices); err != nil {
+			errs = append(errs, fmt.Errorf("make devices %s: %w", strings.Join(devices, ", "), err))
+			steps = slices.DeleteFunc(steps, func(x step) bool { return slices.Contains(devices, x.device) })
+		}
+	}
+	errs = append(errs, d.apply(ctx, s, wanted, steps))
 	d.adopt(byDevice, have)
+	d.leftovers = leftovers
 	return errors.Join(errs...)
 }
 
-// Missing are the devices of these tunnels that are not in the main namespace:
-// new ones, and those that went with the WireGuard process.
-func (d *Driver) Missing(tunnels []plan.Tunnel) ([]string, error) {
-	h, err := d.config.Main.Netlink()
+// Sweep removes the devices of the instance that the last Sync found and did
+// not want. Without any it touches nothing.
+func (d *Driver) Sweep(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.leftovers) == 0 {
+		return nil
+	}
+	s, err := d.open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look for tunnel devices: %w", err)
+		return err
 	}
-	defer h.Close()
-	var missing []string
-	for _, t := range tunnels {
-		switch _, err := h.LinkByName(t.Device); {
-		case err == nil:
-		case errors.As(err, new(netlink.LinkNotFoundError)):
-			missing = append(missing, t.Device)
-		default:
-			return nil, fmt.Errorf("look for tunnel device %s: %w", t.Device, err)
-		}
-	}
-	return missing, nil
+	defer s.close()
+	err = d.apply(ctx, s, nil, d.leftovers)
+	d.leftovers = nil
+	return err
 }
 
 // adopt remembers the plan, and at the first Sync counts devices without a
@@ -236,7 +240,7 @@ func (d *Driver) Process(ctx context.Context) (p Process, running bool, err erro
 
 // Remove removes every device of the instance and ends its WireGuard process.
 func (d *Driver) Remove(ctx context.Context) error {
-	errs := []error{d.Sync(ctx, nil)}
+	errs := []error{d.Sync(ctx, nil, nil), d.Sweep(ctx)}
 	c, err := dial(ctx, d.config.Instance)
 	if errors.Is(err, errNotRunning) {
 		return errors.Join(errs...)
