@@ -35,7 +35,13 @@ import (
 type Config struct {
 	Instance instance.Instance
 	Version  string
-	Log      *slog.Logger
+	// ExternalWireGuard tells that a service manager runs the WireGuard process,
+	// where one is needed, and that the agent must not start it.
+	ExternalWireGuard bool
+	// Ready is called once, after the first pass or, on a node that has no state
+	// yet, when the agent waits for one. nil is nobody.
+	Ready func()
+	Log   *slog.Logger
 }
 
 // IdentityDir is where enrolment puts the node's identity.
@@ -66,10 +72,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 
-	kept, header, state, err := lastgood.Open(c.Instance.StateDir(), id.Node, id.Root)
-	if err != nil {
+	kept, header, state, unread := lastgood.Open(c.Instance.StateDir(), id.Node, id.Root)
+	if unread != nil {
 		// Going on closed: nothing that the guard holds is opened for it.
-		log.Error("last good state is not usable; waiting for the controller", "error", err)
+		log.Error("last good state is not usable; waiting for the controller", "error", unread)
 	}
 	keys, err := wireguard.OpenKeys(filepath.Join(c.Instance.StateDir(), "wireguard"))
 	if err != nil {
@@ -106,12 +112,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, paths.Close()) }()
 	links := link.New(link.Config{Main: main, Circuit: circuit, Instance: c.Instance, Log: log})
-	tunnels := wireguard.New(wireguard.Config{Main: main, Circuit: circuit, Instance: c.Instance, Keys: keys, Log: log})
+	tunnels := wireguard.New(wireguard.Config{Main: main, Circuit: circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log})
 
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: fence, classifier: paths, tunnels: tunnels,
-		positions: map[uint64]desired.Position{},
-		loop:      reconcile.New(fence, links, tunnels, paths, log),
+		positions: map[uint64]desired.Position{}, unread: unread,
+		loop: reconcile.New(fence, links, tunnels, paths, log),
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: main, OnChange: n.probed, Log: log})
 	n.uplink = uplink.New(id, func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) }, n, log)

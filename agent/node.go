@@ -38,13 +38,21 @@ type node struct {
 	loop       *reconcile.Reconciler
 	uplink     *uplink.Uplink
 
+	// making is held while keys are made, and the tunnels that they are for read.
+	making sync.Mutex
+	// steering keeps an older look at the probes from overwriting a newer one.
+	steering sync.Mutex
+	ready    sync.Once
+
 	mu   sync.Mutex
 	plan plan.Plan
 	// tunnelIDs are all of the state, pending ones included.
 	tunnelIDs []string
 	public    map[string]desired.PublicKey
 	keyError  error
-	rejected  *desired.Rejection
+	// unread is why the last good state could not be read, until there is another.
+	unread   error
+	rejected *desired.Rejection
 	// versions maps the loop's version numbers to positions.
 	version   uint64
 	positions map[uint64]desired.Position
@@ -86,11 +94,13 @@ func (n *node) take(h desired.Header, state desired.State) {
 			}
 		}
 	}
+	n.making.Lock()
+	defer n.making.Unlock()
 	public, err := n.makeKeys(ids)
 	p := plan.Build(n.config.Instance, state)
 
 	n.mu.Lock()
-	n.plan, n.tunnelIDs, n.public, n.keyError = p, ids, public, err
+	n.plan, n.tunnelIDs, n.public, n.keyError, n.unread = p, ids, public, err, nil
 	n.version++
 	version := n.version
 	n.positions[version] = h.Position
@@ -100,13 +110,39 @@ func (n *node) take(h desired.Header, state desired.State) {
 	n.uplink.Changed()
 }
 
+// makeKeys is called with making held.
 func (n *node) makeKeys(ids []string) (map[string]desired.PublicKey, error) {
 	public, err := n.keys.Ensure(ids)
 	return public, errors.Join(err, n.keys.Forget(ids))
 }
 
+// remakeKeys tries again what take could not do.
+func (n *node) remakeKeys() (done bool) {
+	n.making.Lock()
+	defer n.making.Unlock()
+	n.mu.Lock()
+	ids, failed := n.tunnelIDs, n.keyError != nil
+	n.mu.Unlock()
+	if !failed {
+		return false
+	}
+	public, err := n.makeKeys(ids)
+	n.mu.Lock()
+	n.public, n.keyError = public, err
+	n.mu.Unlock()
+	return err == nil
+}
+
+// announce says once that the agent is ready.
+func (n *node) announce() {
+	if n.config.Ready != nil {
+		n.ready.Do(n.config.Ready)
+	}
+}
+
 // passed follows every pass of the loop.
 func (n *node) passed(changed bool) {
+	defer n.announce()
 	version, _ := n.loop.Done()
 	n.mu.Lock()
 	if p, ok := n.positions[version]; ok {
@@ -117,17 +153,9 @@ func (n *node) passed(changed bool) {
 			}
 		}
 	}
-	p, ids, retry := n.plan, n.tunnelIDs, n.keyError != nil
+	p := n.plan
 	n.mu.Unlock()
-	if retry {
-		public, err := n.makeKeys(ids)
-		n.mu.Lock()
-		if slices.Equal(ids, n.tunnelIDs) {
-			n.public, n.keyError = public, err
-		}
-		n.mu.Unlock()
-		changed = changed || err == nil
-	}
+	changed = n.remakeKeys() || changed
 	n.probes.Set(targets(p))
 	n.steer(p)
 	if changed {
@@ -158,6 +186,8 @@ func (n *node) probed(string, bool) {
 // nothing is known yet keeps what the kernel has from before. It follows every
 // pass too: a write that failed, or that came before its group, is made up for.
 func (n *node) steer(p plan.Plan) {
+	n.steering.Lock()
+	defer n.steering.Unlock()
 	health := n.probes.Snapshot()
 	for _, g := range p.Classifier.Groups {
 		alive := map[uint16]bool{}
@@ -182,7 +212,7 @@ func (n *node) Status(ctx context.Context) desired.Status {
 		Version: n.config.Version, Kernel: kernel(), Time: now,
 		Acknowledged: held, Applied: n.applied, Rejection: n.rejected,
 	}
-	p, public, keyError := n.plan, n.public, n.keyError
+	p, public, keyError, unread := n.plan, n.public, n.keyError, n.unread
 	n.mu.Unlock()
 
 	problem := func(what string, err error) {
@@ -190,7 +220,10 @@ func (n *node) Status(ctx context.Context) desired.Status {
 			s.Problems = append(s.Problems, fmt.Sprintf("%s: %v", what, err))
 		}
 	}
-	if s.Acknowledged == (desired.Position{}) {
+	switch {
+	case unread != nil:
+		problem("last good state cannot be read; what was set up before stays as it is, and the controller is asked for the newest", unread)
+	case s.Acknowledged == (desired.Position{}):
 		s.Problems = append(s.Problems, "no state yet: no circuit interface is guarded")
 	}
 	s.Problems = append(s.Problems, n.uplink.Problems(now)...)

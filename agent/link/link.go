@@ -86,7 +86,10 @@ func (d *Driver) claim(h handles, name string) error {
 	if !validName(name) {
 		return fmt.Errorf("circuit interface %.64q: want the name of a network interface, 1 to 15 characters", name)
 	}
-	if _, err := h.circuit.LinkByName(name); err == nil {
+	if there, err := h.circuit.LinkByName(name); err == nil {
+		if err := ownName(there, name); err != nil {
+			return err
+		}
 		return d.silence(name)
 	} else if !notFound(err) {
 		return fmt.Errorf("look for circuit interface %q in the circuit namespace: %w", name, err)
@@ -97,6 +100,16 @@ func (d *Driver) claim(h handles, name string) error {
 	} else if err != nil {
 		return fmt.Errorf("look for circuit interface %q: %w", name, err)
 	}
+	if err := ownName(found, name); err != nil {
+		return err
+	}
+	links, err := retry(h.main.LinkList)
+	if err != nil {
+		return fmt.Errorf("look for what hangs on circuit interface %q: %w", name, err)
+	}
+	if err := standsAlone(found, links); err != nil {
+		return err
+	}
 	if err := h.main.LinkSetDown(found); err != nil {
 		return fmt.Errorf("set circuit interface %q down: %w", name, err)
 	}
@@ -106,6 +119,40 @@ func (d *Driver) claim(h handles, name string) error {
 	d.config.Log.Info("circuit interface moved to the circuit namespace", "interface", name)
 	return d.silence(name)
 }
+
+// ownName refuses an alternative name, by which netlink finds an interface too:
+// nothing else here knows it.
+func ownName(l netlink.Link, name string) error {
+	if own := l.Attrs().Name; own != name {
+		return fmt.Errorf("circuit interface %q: that is another name of %q; write this one in the node's document", name, own)
+	}
+	return nil
+}
+
+// standsAlone refuses an interface that does not go to the circuit namespace
+// whole. A VLAN or macvlan device moves without the one below it, and stays
+// when that one moves; either way frames would pass between the circuit and the
+// main namespace. A member of a bridge or bond would silently be taken out of it.
+func standsAlone(l netlink.Link, all []netlink.Link) error {
+	a := l.Attrs()
+	for _, other := range all {
+		o := other.Attrs()
+		switch {
+		case o.Index == a.MasterIndex:
+			return fmt.Errorf("circuit interface %q belongs to %q: take it out of that, or name another interface in the node's document", a.Name, o.Name)
+		case o.Index == a.ParentIndex && stacked(l):
+			return fmt.Errorf("circuit interface %q is a device on top of %q, which would stay outside the guard: "+
+				"have the circuit handed over on an interface of its own", a.Name, o.Name)
+		case o.ParentIndex == a.Index && stacked(other):
+			return fmt.Errorf("circuit interface %q has the device %q on top of it, which would pass the guard by: delete that", a.Name, o.Name)
+		}
+	}
+	return nil
+}
+
+// stacked reports whether a device's parent is the device below it in its own
+// namespace; that of a veth is its peer.
+func stacked(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().NetNsID < 0 }
 
 func (d *Driver) silence(name string) error {
 	if err := d.config.Circuit.Do(func() error { return silenceInterface(name) }); err != nil {

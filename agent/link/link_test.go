@@ -282,3 +282,49 @@ func (l lab) wantSysctls(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 }
+
+// What would be guarded in part only is not taken, and stays as it was.
+func TestClaimRefusesWhatDoesNotStandAlone(t *testing.T) {
+	l := newLab(t)
+	for _, name := range []string{"eth1", "eth2", "eth3"} {
+		l.wire(t, name)
+	}
+	index := func(name string) int {
+		t.Helper()
+		x, err := l.m.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x.Attrs().Index
+	}
+	for _, x := range []netlink.Link{
+		&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "top1", ParentIndex: index("eth1")}, Mode: netlink.MACVLAN_MODE_BRIDGE},
+		&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}},
+	} {
+		if err := l.m.LinkAdd(x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.m.LinkSetMasterByIndex(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index("eth2")}}, index("br0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.m.LinkAddAltName(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index("eth3"), Name: "eth3"}}, "circuit"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"eth1":    `has the device "top1" on top of it`,
+		"top1":    `is a device on top of "eth1"`,
+		"eth2":    `belongs to "br0"`,
+		"circuit": `another name of "eth3"`,
+	} {
+		claimed, err := l.driver.Claim(t.Context(), []string{name})
+		if err == nil || !strings.Contains(err.Error(), want) || len(claimed) > 0 {
+			t.Errorf("%s: claimed %q with error %v, want one that says %s", name, claimed, err, want)
+		}
+	}
+	for _, name := range []string{"eth1", "eth2", "eth3"} {
+		if x, err := l.m.LinkByName(name); err != nil || x.Attrs().RawFlags&unix.IFF_UP == 0 {
+			t.Errorf("%s was touched: %v", name, err)
+		}
+	}
+}

@@ -133,6 +133,9 @@ func (d *Driver) create(ctx context.Context, s *session, w want) error {
 		return errNoTUN
 	}
 	if s.process == nil {
+		if d.config.External {
+			return fmt.Errorf("%w, and --external-wireguard says that the agent does not start it: see that its unit runs", errNotRunning)
+		}
 		if err := Spawn(ctx, d.config.Instance, d.config.Command, d.config.Log); err != nil {
 			return err
 		}

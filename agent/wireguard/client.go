@@ -44,33 +44,27 @@ func dial(ctx context.Context, inst instance.Instance) (*client, error) {
 		err = errors.New("ask the WireGuard process: no answer to hello")
 	}
 	if err != nil {
-		return nil, errors.Join(err, conn.Close())
+		return nil, errors.Join(err, c.Close())
 	}
 	c.hello = *r.Process
 	return c, nil
 }
 
-func (c *client) Close() error { return c.conn.Close() }
+// Close may be called again.
+func (c *client) Close() error {
+	if err := c.conn.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
-// ask sends one request and waits for its answer, at most controlTimeout.
+// ask sends one request and waits for its answer, at most controlTimeout. After
+// an error of the connection it is of no use any more: a late answer would be
+// taken for that of the next request.
 func (c *client) ask(q request) (response, error) {
-	b, err := json.Marshal(q)
+	r, err := c.exchange(q)
 	if err != nil {
-		return response{}, err
-	}
-	if err := c.conn.SetDeadline(time.Now().Add(controlTimeout)); err != nil {
-		return response{}, fmt.Errorf("ask the WireGuard process: %w", err)
-	}
-	if _, err := c.conn.Write(append(b, '\n')); err != nil {
-		return response{}, fmt.Errorf("ask the WireGuard process: %w", err)
-	}
-	line, err := readLine(c.reader, responseLimit)
-	if err != nil {
-		return response{}, fmt.Errorf("hear from the WireGuard process: %w", err)
-	}
-	var r response
-	if err := json.Unmarshal(line, &r); err != nil {
-		return response{}, fmt.Errorf("hear from the WireGuard process: %w", err)
+		return response{}, errors.Join(fmt.Errorf("ask the WireGuard process: %w", err), c.Close())
 	}
 	switch {
 	case r.NoTUN:
@@ -79,4 +73,22 @@ func (c *client) ask(q request) (response, error) {
 		return r, fmt.Errorf("WireGuard process: %s", r.Error)
 	}
 	return r, nil
+}
+
+func (c *client) exchange(q request) (r response, err error) {
+	b, err := json.Marshal(q)
+	if err != nil {
+		return response{}, err
+	}
+	if err := c.conn.SetDeadline(time.Now().Add(controlTimeout)); err != nil {
+		return response{}, err
+	}
+	if _, err := c.conn.Write(append(b, '\n')); err != nil {
+		return response{}, err
+	}
+	line, err := readLine(c.reader, responseLimit)
+	if err != nil {
+		return response{}, err
+	}
+	return r, json.Unmarshal(line, &r)
 }

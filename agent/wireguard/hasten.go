@@ -82,13 +82,16 @@ func (d *Driver) hasten(now time.Time) (more bool) {
 		if s == nil {
 			wg, err := d.newClient()
 			if err != nil {
-				d.config.Log.Warn("hasten handshakes", "error", err)
-				return more
+				d.config.Log.Debug("hasten handshakes", "error", err)
+				if !y.again(now) {
+					delete(d.young, name)
+				}
+				continue
 			}
 			s = &session{wg: wg}
 			defer s.close()
 		}
-		done, err := d.hastenOne(s, name, y.born)
+		done, err := d.hastenOne(s, name)
 		if err != nil {
 			d.config.Log.Debug("hasten handshake", "device", name, "error", err)
 		}
@@ -99,9 +102,10 @@ func (d *Driver) hasten(now time.Time) (more bool) {
 	return more
 }
 
-// hastenOne reports done when the device has had a handshake since born, or is
-// gone.
-func (d *Driver) hastenOne(s *session, name string, born time.Time) (done bool, err error) {
+// hastenOne reports done when the device has had a handshake, or is gone. A peer
+// that is young was made anew, and knows of none before; when it was cannot be
+// told, since the clock on the wall may have been set.
+func (d *Driver) hastenOne(s *session, name string) (done bool, err error) {
 	t, ok := d.tunnels[name]
 	if !ok {
 		return true, nil
@@ -118,7 +122,7 @@ func (d *Driver) hastenOne(s *session, name string, born time.Time) (done bool, 
 		return false, err
 	}
 	for _, p := range w.Peers {
-		if p.PublicKey == wgtypes.Key(t.PeerKey) && p.LastHandshakeTime.After(born) {
+		if p.PublicKey == wgtypes.Key(t.PeerKey) && !p.LastHandshakeTime.IsZero() {
 			return true, nil
 		}
 	}

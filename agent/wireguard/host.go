@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 	wgdevice "golang.zx2c4.com/wireguard/device"
@@ -190,6 +191,7 @@ func (x *hosted) serve(log *slog.Logger) {
 		}
 		if err != nil {
 			log.Warn("accept UAPI client", "error", err)
+			time.Sleep(acceptPause)
 			continue
 		}
 		if err := fromRoot(c); err != nil {

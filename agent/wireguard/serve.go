@@ -31,6 +31,8 @@ const (
 	defaultMemory = 256 << 20
 	// maxClients bounds the control connections at a time.
 	maxClients = 16
+	// acceptPause follows a connection that could not be taken.
+	acceptPause = time.Second
 	// idle is how long a control connection may say nothing.
 	idle = 30 * time.Second
 )
@@ -137,7 +139,11 @@ func (s *server) accept(ctx context.Context, l *net.UnixListener) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("accept control connection: %w", err)
+			// Of files or memory there may be too few for a moment; ending would
+			// end every tunnel.
+			s.log.Warn("accept control connection", "error", err)
+			pause(ctx, acceptPause)
+			continue
 		}
 		select {
 		case slots <- struct{}{}:
@@ -157,6 +163,14 @@ func (s *server) accept(ctx context.Context, l *net.UnixListener) error {
 			}
 			s.converse(ctx, c)
 		})
+	}
+}
+
+// pause waits, unless ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

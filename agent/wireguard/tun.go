@@ -24,11 +24,21 @@ var errNoTUN = errors.New("no " + tunPath + " and no WireGuard in the kernel: lo
 // says what changes, so that a device is up at once and costs no thread.
 type tunDevice struct {
 	tun.Device
-	name   string
-	mtu    atomic.Int32
+	name string
+	mtu  atomic.Int32
+
+	// mu guards the sending end of events: the device closes itself when its
+	// interface is deleted, whatever others do then.
+	mu     sync.Mutex
 	events chan tun.Event
-	once   sync.Once
+	closed bool
 }
+
+// queueLength is how many packets wait for the WireGuard process while it waits
+// for a processor, the kernel's default being 500 (TUN_READQ_SIZE in
+// drivers/net/tun.c): 64 flows of 100 packets a second fill those in 80 ms. It
+// is set before the device carries, since changing it drops packets.
+const queueLength = 2048
 
 // newTUN makes a TUN in the namespace of the process. Closing it removes its
 // interface, wherever that is. The error is errNoTUN without /dev/net/tun.
@@ -61,7 +71,25 @@ func attachTUN(fd int, name string) error {
 	// IFF_VNET_HDR brings segmentation offload, IFF_TUN_EXCL refuses a TUN that
 	// is there already (Documentation/networking/tuntap.rst).
 	r.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
-	return unix.IoctlIfreq(fd, unix.TUNSETIFF, r)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
+		return err
+	}
+	return setQueueLength(name)
+}
+
+// setQueueLength is for an interface of the calling thread's namespace
+// (netdevice(7), SIOCSIFTXQLEN).
+func setQueueLength(name string) error {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	r.SetUint32(queueLength)
+	return errors.Join(unix.IoctlIfreq(s, unix.SIOCSIFTXQLEN, r), unix.Close(s))
 }
 
 // Name is the name that the interface was made with.
@@ -74,6 +102,11 @@ func (t *tunDevice) MTU() (int, error) { return int(t.mtu.Load()), nil }
 // setMTU tells the device, which pads packets up to the MTU.
 func (t *tunDevice) setMTU(mtu int) {
 	t.mtu.Store(int32(mtu))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
+	}
 	select {
 	case t.events <- tun.EventMTUUpdate:
 	default: // one is on its way and will read the new value
@@ -83,16 +116,19 @@ func (t *tunDevice) setMTU(mtu int) {
 // Events reports changes of the MTU only.
 func (t *tunDevice) Events() <-chan tun.Event { return t.events }
 
-// Close removes the interface.
-func (t *tunDevice) Close() (err error) {
-	t.once.Do(func() {
-		err = t.Device.Close()
-		close(t.events)
-	})
-	if errors.Is(err, os.ErrClosed) {
+// Close removes the interface. Closing again is harmless.
+func (t *tunDevice) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
 		return nil
 	}
-	return err
+	t.closed = true
+	close(t.events)
+	if err := t.Device.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // bind is wireguard-go's own, wrapped: for the bare one the device starts a

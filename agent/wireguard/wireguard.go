@@ -38,8 +38,10 @@ type Config struct {
 	Keys *Keys
 	// Backend carries new devices; those that are there stay as they are.
 	Backend Backend
-	// Command starts the WireGuard process; nil is as in Spawn.
-	Command []string
+	// Command starts the WireGuard process; nil is as in Spawn. With External it
+	// is never started here: a service manager does, and starts it again.
+	Command  []string
+	External bool
 	Log     *slog.Logger
 }
 
