@@ -15,15 +15,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/circuitseal/circuitseal/agent/bpffs"
-	"github.com/circuitseal/circuitseal/agent/classifier"
-	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/identity"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
-	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/liveness"
-	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/priority"
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/uplink"
@@ -85,41 +80,18 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err := priority.Yield(); err != nil {
 		log.Warn("the agent may get in the way of packets", "error", err)
 	}
-	main, err := netns.Current()
+	d, err := openDrivers(c, keys, log)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = main.Close() }()
-	circuit, made, err := netns.Ensure(c.Instance.Namespace())
-	if err != nil {
-		return fmt.Errorf("circuit namespace: %w", err)
-	}
-	defer func() { _ = circuit.Close() }()
-	if made {
-		log.Info("circuit namespace made", "namespace", c.Instance.Namespace())
-	}
-	if err := bpffs.Ensure(c.Instance.BPFDir()); err != nil {
-		return err
-	}
-	fence, err := guard.New(guard.Config{Instance: c.Instance, Namespace: circuit, Log: log})
-	if err != nil {
-		return fmt.Errorf("guard: %w", err)
-	}
-	defer func() { err = errors.Join(err, fence.Close()) }()
-	paths, err := classifier.New(classifier.Config{Instance: c.Instance, Log: log})
-	if err != nil {
-		return fmt.Errorf("classifier: %w", err)
-	}
-	defer func() { err = errors.Join(err, paths.Close()) }()
-	links := link.New(link.Config{Main: main, Circuit: circuit, Instance: c.Instance, Log: log})
-	tunnels := wireguard.New(wireguard.Config{Main: main, Circuit: circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log})
+	defer func() { err = errors.Join(err, d.close()) }()
 
 	n := &node{
-		config: c, log: log, kept: kept, keys: keys, guard: fence, classifier: paths, tunnels: tunnels,
+		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels,
 		positions: map[uint64]desired.Position{}, unread: unread,
-		loop: reconcile.New(fence, links, tunnels, paths, log),
+		loop: reconcile.New(d.guard, d.links, d.tunnels, d.classifier, log),
 	}
-	n.probes = liveness.New(liveness.Config{Namespace: main, OnChange: n.probed, Log: log})
+	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
 	n.uplink = uplink.New(id, func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) }, n, log)
 	socket, err := n.listen()
 	if err != nil {
@@ -131,12 +103,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
-	changes, err := links.Watch(ctx)
+	changes, err := d.links.Watch(ctx)
 	if err != nil {
 		return errors.Join(fmt.Errorf("watch links: %w", err), socket.Close())
 	}
 	g.Go(func() error { return n.loop.Run(ctx, n.passed) })
-	g.Go(func() error { return tunnels.Run(ctx) })
+	g.Go(func() error { return d.tunnels.Run(ctx) })
 	g.Go(func() error { return n.probes.Run(ctx) })
 	g.Go(func() error { return n.uplink.Run(ctx) })
 	g.Go(func() error { return n.serve(ctx, socket) })

@@ -42,7 +42,7 @@ type Config struct {
 	// is never started here: a service manager does, and starts it again.
 	Command  []string
 	External bool
-	Log     *slog.Logger
+	Log      *slog.Logger
 }
 
 // Driver makes the devices of an instance what the plan says. Its methods may

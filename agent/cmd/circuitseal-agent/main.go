@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/circuitseal/circuitseal/agent"
@@ -86,12 +87,13 @@ Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 	f.StringVar(&o.instance, "instance", string(instance.Default), "name of this agent on this host: 1 to 6 characters a-z, 0-9")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o))
+	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), removeCommand(o))
 	return root
 }
 
 func runCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var external bool
+	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent",
 		Long: `Runs the agent in the foreground. It starts from the last good state, with or
@@ -102,9 +104,18 @@ without its controller. When it stops, tunnels and guard stay as they are.`,
 			if err != nil {
 				return err
 			}
-			return agent.Run(c.Context(), agent.Config{Instance: i, Version: version, Log: log})
+			return agent.Run(c.Context(), agent.Config{
+				Instance: i, Version: version, ExternalWireGuard: external, Log: log,
+				Ready: func() {
+					if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+						log.Warn("tell the service manager that the agent is ready", "error", err)
+					}
+				},
+			})
 		},
 	}
+	c.Flags().BoolVar(&external, "external-wireguard", false, "a service manager runs the WireGuard process where one is needed; do not start it")
+	return c
 }
 
 func wireguardCommand(o *options) *cobra.Command {

@@ -1,0 +1,70 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/classifier"
+	"github.com/circuitseal/circuitseal/agent/guard"
+	"github.com/circuitseal/circuitseal/agent/link"
+	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/wireguard"
+)
+
+// drivers are what acts on the host, and the two namespaces that they act in.
+type drivers struct {
+	main, circuit netns.Namespace
+	guard         *guard.Guard
+	links         *link.Driver
+	tunnels       *wireguard.Driver
+	classifier    *classifier.Classifier
+}
+
+// openDrivers makes the circuit namespace and the bpffs when they are missing,
+// and nothing else. The caller closes what it returns.
+func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, err error) {
+	d = &drivers{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	if d.main, err = netns.Current(); err != nil {
+		return d, err
+	}
+	var made bool
+	if d.circuit, made, err = netns.Ensure(c.Instance.Namespace()); err != nil {
+		return d, fmt.Errorf("circuit namespace: %w", err)
+	}
+	if made {
+		log.Info("circuit namespace made", "namespace", c.Instance.Namespace())
+	}
+	if err := bpffs.Ensure(c.Instance.BPFDir()); err != nil {
+		return d, err
+	}
+	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Log: log}); err != nil {
+		return d, fmt.Errorf("guard: %w", err)
+	}
+	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Log: log}); err != nil {
+		return d, fmt.Errorf("classifier: %w", err)
+	}
+	d.links = link.New(link.Config{Main: d.main, Circuit: d.circuit, Instance: c.Instance, Log: log})
+	d.tunnels = wireguard.New(wireguard.Config{
+		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log,
+	})
+	return d, nil
+}
+
+// close gives up this process's handles. What is in the kernel stays.
+func (d *drivers) close() error {
+	var errs []error
+	if d.classifier != nil {
+		errs = append(errs, d.classifier.Close())
+	}
+	if d.guard != nil {
+		errs = append(errs, d.guard.Close())
+	}
+	return errors.Join(append(errs, d.circuit.Close(), d.main.Close())...)
+}

@@ -1,0 +1,69 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/netns"
+)
+
+// Remove takes off the host whatever the instance's agent has set up, and with
+// it all protection: tunnels and their process end, circuit interfaces return to
+// the main namespace, down and without addresses, and the guard goes last.
+// Identity, keys and last good state go only with purge. It refuses while an
+// agent runs. What is gone already is no error, so that it can be repeated
+// after one.
+func Remove(ctx context.Context, c Config, purge bool) (err error) {
+	if err := RequireRoot(); err != nil {
+		return err
+	}
+	unlock, err := lock(c.Instance)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if err := takeOff(ctx, c); err != nil {
+		return err
+	}
+	// A detached mount goes with its last user.
+	if mounted, err := bpffs.Mounted(c.Instance.BPFDir()); err != nil {
+		return err
+	} else if mounted {
+		if err := unix.Unmount(c.Instance.BPFDir(), unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", c.Instance.BPFDir(), err)
+		}
+	}
+	errs := []error{netns.Remove(c.Instance.Namespace()), os.RemoveAll(c.Instance.RunDir())}
+	if purge {
+		errs = append(errs, os.RemoveAll(c.Instance.StateDir()))
+	}
+	return errors.Join(errs...)
+}
+
+// takeOff goes from the top down.
+func takeOff(ctx context.Context, c Config) (err error) {
+	d, err := openDrivers(c, nil, c.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"remove the classifier", d.classifier.Remove},
+		{"remove tunnels", d.tunnels.Remove},
+		{"give circuit interfaces back", d.links.Release},
+		{"remove the guard", d.guard.Remove},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return nil
+}
