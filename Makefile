@@ -27,6 +27,10 @@ help: ## List the targets
 deps: ## Install the Debian packages that building, testing and the demo need
 	@deploy/install-deps
 
+.PHONY: generate-deps
+generate-deps:
+	@deploy/install-deps generate
+
 .PHONY: build
 build: ## Build the product and the lab's programs into build/bin
 	@mkdir -p $(BIN)
@@ -58,12 +62,12 @@ fuzz: ## Fuzz every parser of foreign bytes for FUZZTIME each (default 30s)
 	done
 
 .PHONY: generate
-generate: deps ## Regenerate wire types and eBPF objects
+generate: generate-deps ## Regenerate wire types and eBPF objects
 	cd proto && $(BUF) generate
 	go generate ./...
 
 .PHONY: verify
-verify: deps ## Generate, tidy, format and lint; fails when that changes a file
+verify: generate-deps ## Generate, tidy, format and lint; fails when that changes a file
 	@before=$$(git status --porcelain; git diff HEAD | sha256sum); \
 	(cd proto && $(BUF) lint && $(BUF) generate); \
 	go generate ./...; \
