@@ -249,7 +249,7 @@ func (g *Guard) indexes() ([]int, error) {
 		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
 	}
 	defer handle.Close()
-	links, err := handle.LinkList()
+	links, err := netns.Dump(handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
 	}

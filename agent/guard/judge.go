@@ -42,7 +42,7 @@ const (
 	arpRequest    = 1
 	arpReply      = 2
 	maxFlows      = 16384
-	maxNeighbors  = 1024
+	maxNeighbors  = 2048
 	maxInterfaces = 255
 )
 
@@ -135,7 +135,7 @@ func (p policy) judgeARP(f Frame) Reason {
 	if f.Direction == In {
 		key = neighborKey{f.Interface, target, sender}
 	}
-	if !p.neighbors[key] {
+	if !p.neighbors[key] || f.Direction == Out && key.announces() {
 		return ReasonNoNeighbor
 	}
 	return ReasonNeighbor

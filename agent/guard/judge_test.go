@@ -102,8 +102,8 @@ func TestCompileKeepsWhatIsSound(t *testing.T) {
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
-			if len(tt.plan.Flows) > 0 && (len(p.flows) != 1 || len(p.neighbors) != 1) {
-				t.Errorf("%d flows and %d neighbours, want the sound one of each", len(p.flows), len(p.neighbors))
+			if len(tt.plan.Flows) > 0 && (len(p.flows) != 1 || len(p.neighbors) != 2) {
+				t.Errorf("%d flows and %d neighbours, want the sound one of each, and its announcement", len(p.flows), len(p.neighbors))
 			}
 		})
 	}

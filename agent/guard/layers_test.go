@@ -3,6 +3,7 @@ package guard
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -314,6 +315,42 @@ func TestKernelResolvesTheNeighborOnly(t *testing.T) {
 	tap.send(edit(asked, func(b []byte) { b[31] = 9 }), 0)
 	if n := len(tap.received()); n != 0 {
 		t.Errorf("another host gets %d frames for an answer", n)
+	}
+}
+
+// A router that takes over from another announces itself by ARP: the kernel
+// believes it at once, and nobody else.
+func TestNeighborAnnouncesItself(t *testing.T) {
+	l := newLab(t)
+	l.must(l.quiet(l.circuit, "circ0"))
+	l.up(true)
+	l.must(l.guard().Sync(t.Context(), onePlan("circ0")))
+	h := l.handle(l.circuit)
+	index := l.index(l.circuit, "circ0")
+	l.must(h.NeighSet(&netlink.Neigh{LinkIndex: index, IP: peerAddr.AsSlice(), HardwareAddr: remoteMAC, State: netlink.NUD_REACHABLE}))
+	mac := func() string {
+		all, err := h.NeighList(index, netlink.FAMILY_V4)
+		l.must(err)
+		for _, n := range all {
+			if n.IP.Equal(peerAddr.AsSlice()) {
+				return n.HardwareAddr.String()
+			}
+		}
+		return ""
+	}
+	second := []byte{2, 0, 0, 0, 0, 0x77}
+	from := l.packets(l.peer, "peer0")
+	// A stranger who asks for the neighbour changes nothing.
+	from.send(ethernet(broadcast, second, etherTypeARP, arp(arpRequest, second, otherAddr, zeroMAC, peerAddr)), 0)
+	time.Sleep(50 * time.Millisecond)
+	if got := mac(); got != net.HardwareAddr(remoteMAC).String() {
+		t.Errorf("the neighbour's hardware address became %s", got)
+	}
+	from.send(ethernet(broadcast, second, etherTypeARP, arp(arpRequest, second, peerAddr, zeroMAC, peerAddr)), 0)
+	for deadline := time.Now().Add(10 * time.Second); mac() != net.HardwareAddr(second).String(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the neighbour's hardware address stays %s, want the announced one", mac())
+		}
 	}
 }
 

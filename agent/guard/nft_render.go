@@ -60,7 +60,8 @@ const (
 	setLinks     = "links"
 	setFlowsOut  = "flows_out"
 	setFlowsIn   = "flows_in"
-	setNeighbors = "neighbors"
+	setAsked     = "neighbors_out"
+	setAnswering = "neighbors_in"
 )
 
 // renderNFT is the layer for p. Mark and interface are looked up apart from
@@ -70,7 +71,8 @@ func renderNFT(p policy) []nftTable {
 	links := nftSet{setLinks, concat(nftables.TypeMark, nftables.TypeIFName), map[string]bool{}}
 	out := nftSet{setFlowsOut, concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeInetService), map[string]bool{}}
 	in := nftSet{setFlowsIn, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeInetService), map[string]bool{}}
-	neighbors := nftSet{setNeighbors, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeIPAddr), map[string]bool{}}
+	asked := nftSet{setAsked, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeIPAddr), map[string]bool{}}
+	answering := nftSet{setAnswering, asked.key, map[string]bool{}}
 	for k, mark := range p.flows {
 		m := binary.NativeEndian.AppendUint32(nil, mark)
 		local := slices.Concat(k.local.Addr().AsSlice(), portField(k.local.Port()))
@@ -80,7 +82,11 @@ func renderNFT(p policy) []nftTable {
 		in.elements[string(slices.Concat(nameField(k.name), remote, local))] = true
 	}
 	for k := range p.neighbors {
-		neighbors.elements[string(slices.Concat(nameField(k.name), k.local.AsSlice(), k.remote.AsSlice()))] = true
+		element := string(slices.Concat(nameField(k.name), k.local.AsSlice(), k.remote.AsSlice()))
+		answering.elements[element] = true
+		if !k.announces() {
+			asked.elements[element] = true
+		}
 	}
 	rulesIn := [][]expr.Any{acceptLoopback(expr.MetaKeyIIFNAME), acceptFlowsIn(), {&expr.Counter{}}}
 	return []nftTable{
@@ -97,10 +103,10 @@ func renderNFT(p policy) []nftTable {
 		{
 			family: nftables.TableFamilyARP,
 			chains: []nftChain{
-				{"input", hookARPIn, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyIIFNAME, arpTarget, arpSender), {&expr.Counter{}}}},
-				{"output", hookARPOut, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyOIFNAME, arpSender, arpTarget), {&expr.Counter{}}}},
+				{"input", hookARPIn, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyIIFNAME, arpTarget, arpSender, setAnswering), {&expr.Counter{}}}},
+				{"output", hookARPOut, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyOIFNAME, arpSender, arpTarget, setAsked), {&expr.Counter{}}}},
 			},
-			sets: []nftSet{neighbors},
+			sets: []nftSet{asked, answering},
 		},
 	}
 }
@@ -162,7 +168,7 @@ const (
 
 // acceptNeighbor has the addresses at offsets local and remote; 1 and 2 are
 // request and reply.
-func acceptNeighbor(device expr.MetaKey, local, remote uint32) []expr.Any {
+func acceptNeighbor(device expr.MetaKey, local, remote uint32, set string) []expr.Any {
 	return []expr.Any{
 		network(reg0, 0, 7),
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0, 1, 8, 0, 6, 4, 0}},
@@ -172,7 +178,7 @@ func acceptNeighbor(device expr.MetaKey, local, remote uint32) []expr.Any {
 		&expr.Meta{Key: device, Register: reg0},
 		network(reg4, local, 4),
 		network(reg5, remote, 4),
-		&expr.Lookup{SourceRegister: reg0, SetName: setNeighbors},
+		&expr.Lookup{SourceRegister: reg0, SetName: set},
 		accept(),
 	}
 }

@@ -29,6 +29,10 @@ type neighborKey struct {
 	local, remote netip.Addr
 }
 
+// announces is true of a neighbour that tells its own hardware address, as
+// routers do when another takes over (RFC 5227, section 3): that only comes in.
+func (k neighborKey) announces() bool { return k.local == k.remote }
+
 // compile takes what is sound in g; an error names each thing that it left
 // out, which then stays closed.
 func compile(g plan.Guard) (policy, error) {
@@ -99,10 +103,11 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 		return nil
 	case !usable(n.Local) || !usable(n.Remote) || n.Local == n.Remote:
 		return errors.New("want two IPv4 unicast addresses")
-	case !p.neighbors[key] && len(p.neighbors) == maxNeighbors:
-		return fmt.Errorf("more than %d neighbours", maxNeighbors)
+	case !p.neighbors[key] && len(p.neighbors) > maxNeighbors-2:
+		return fmt.Errorf("more than %d neighbours", maxNeighbors/2)
 	}
 	p.neighbors[key] = true
+	p.neighbors[neighborKey{n.Interface, n.Remote, n.Remote}] = true
 	return nil
 }
 

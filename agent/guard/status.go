@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -105,7 +106,7 @@ func (g *Guard) links() (map[string]*netlink.LinkAttrs, error) {
 		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
 	}
 	defer handle.Close()
-	list, err := handle.LinkList()
+	list, err := netns.Dump(handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
 	}

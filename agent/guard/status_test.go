@@ -178,14 +178,14 @@ func TestArm(t *testing.T) {
 	extra.Local = netip.AddrPortFrom(localAddr, 1)
 	more.Flows = append(more.Flows, extra)
 	l.armFor(g, more)
-	if got := open(); got != want || want != 6 {
+	if got := open(); got != want || want != 9 {
 		t.Errorf("%d things open after Arm for what is open and more, want %d", got, want)
 	}
 	// By a new process, too: what is open is read, not remembered.
 	g = l.guard()
 	l.armFor(g, onePlan("circ0").Without([]string{""}))
-	if got := open(); got != 2 {
-		t.Errorf("%d things open after Arm without the flow, want the neighbour's 2", got)
+	if got := open(); got != 5 {
+		t.Errorf("%d things open after Arm without the flow, want the neighbour's 5", got)
 	}
 	l.arm(g, "circ0")
 	if got := open(); got != 0 {

@@ -103,7 +103,7 @@ func (d *Driver) claim(h handles, name string) error {
 	if err := ownName(found, name); err != nil {
 		return err
 	}
-	links, err := retry(h.main.LinkList)
+	links, err := netns.Dump(h.main.LinkList)
 	if err != nil {
 		return fmt.Errorf("look for what hangs on circuit interface %q: %w", name, err)
 	}
@@ -164,7 +164,7 @@ func (d *Driver) silence(name string) error {
 // missing names what there is, because the cause is nearly always a name that
 // differs by a digit.
 func missing(main *netlink.Handle, name string) error {
-	links, err := retry(main.LinkList)
+	links, err := netns.Dump(main.LinkList)
 	if err != nil {
 		return fmt.Errorf("circuit interface %q does not exist on this host, and the others cannot be listed: %w", name, err)
 	}
@@ -191,7 +191,7 @@ func (d *Driver) Release(ctx context.Context) error {
 		return err
 	}
 	defer h.close()
-	links, err := retry(h.circuit.LinkList)
+	links, err := netns.Dump(h.circuit.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces of the circuit namespace: %w", err)
 	}
@@ -244,15 +244,4 @@ func (h handles) close() {
 func notFound(err error) bool {
 	_, none := errors.AsType[netlink.LinkNotFoundError](err)
 	return none || errors.Is(err, unix.ENODEV)
-}
-
-// retry repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer
-// may lack entries.
-func retry[T any](dump func() ([]T, error)) (all []T, err error) {
-	for range 10 {
-		if all, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return all, err
-		}
-	}
-	return nil, err
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -47,7 +48,7 @@ func (d *Driver) Plan(ifaces []plan.Interface, tables []plan.Table) (Changes, er
 
 func (d *Driver) read(h *netlink.Handle) (state, error) {
 	have := state{interfaces: map[string]iface{}}
-	links, err := retry(h.LinkList)
+	links, err := netns.Dump(h.LinkList)
 	if err != nil {
 		return state{}, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
 	}
@@ -62,7 +63,7 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 		}
 		have.interfaces[a.Name] = i
 	}
-	addresses, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_V4) })
+	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return state{}, fmt.Errorf("list addresses of the circuit namespace: %w", err)
 	}
@@ -75,7 +76,7 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 		i.addresses = append(i.addresses, address{prefix: prefixOf(a.IPNet), peer: prefixOf(a.Peer)})
 		have.interfaces[name] = i
 	}
-	routes, err := retry(func() ([]netlink.Route, error) {
+	routes, err := netns.Dump(func() ([]netlink.Route, error) {
 		// Table 0 with the table filter means every table.
 		return h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: instance.RouteProtocol},
 			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
@@ -88,7 +89,7 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 			have.routes = append(have.routes, routeFrom(r, names))
 		}
 	}
-	rules, err := retry(func() ([]netlink.Rule, error) { return h.RuleList(netlink.FAMILY_V4) })
+	rules, err := netns.Dump(func() ([]netlink.Rule, error) { return h.RuleList(netlink.FAMILY_V4) })
 	if err != nil {
 		return state{}, fmt.Errorf("list rules of the circuit namespace: %w", err)
 	}

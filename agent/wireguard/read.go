@@ -17,6 +17,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netns"
 )
 
 // watchdog bounds a call of wgctrl, which has no deadlines: a device answers
@@ -123,7 +124,7 @@ func (d *Driver) read(s *session) (inventory, error) {
 }
 
 func (d *Driver) readLinks(h *netlink.Handle, where place, devices map[string]device) error {
-	links, err := dump(h.LinkList)
+	links, err := netns.Dump(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list network interfaces: %w", err)
 	}
@@ -152,7 +153,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 			names[x.index] = name
 		}
 	}
-	addresses, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -163,7 +164,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 			devices[name] = x
 		}
 	}
-	routes, err := dump(func() ([]netlink.Route, error) {
+	routes, err := netns.Dump(func() ([]netlink.Route, error) {
 		return h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: instance.RouteProtocol, Table: unix.RT_TABLE_MAIN},
 			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	})
@@ -233,16 +234,6 @@ func (d *Driver) guard(name string, f func() error) error {
 		d.stuck[name] = done
 		return fmt.Errorf("it does not answer within %s", watchdog)
 	}
-}
-
-// dump repeats a listing that a change interrupted.
-func dump[T any](list func() ([]T, error)) (all []T, err error) {
-	for range 10 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return all, err
-		}
-	}
-	return nil, err
 }
 
 func prefixOf(n *net.IPNet) netip.Prefix {

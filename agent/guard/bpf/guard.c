@@ -143,6 +143,9 @@ static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct
 	if (direction == DIRECTION_OUT) {
 		__builtin_memcpy(&key.local, f->arp.sender, 4);
 		__builtin_memcpy(&key.remote, f->arp.target, 4);
+		// Only the neighbour announces itself, see neighbors.
+		if (key.local == key.remote)
+			return REASON_NO_NEIGHBOR;
 	} else {
 		__builtin_memcpy(&key.local, f->arp.target, 4);
 		__builtin_memcpy(&key.remote, f->arp.sender, 4);

@@ -10,7 +10,7 @@
 #include <bpf/bpf_endian.h>
 
 #define MAX_FLOWS 16384
-#define MAX_NEIGHBORS 1024
+#define MAX_NEIGHBORS 2048
 #define MAX_INTERFACES 256
 #define MAX_REASONS 16
 
@@ -48,6 +48,8 @@ struct flow_key {
 	__be16 remote_port;
 };
 
+// With both addresses the neighbour's it is the neighbour's announcement of
+// itself (RFC 5227, section 3), which only comes in.
 struct neighbor {
 	__u32 ifindex;
 	__be32 local;
