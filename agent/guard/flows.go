@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 )
@@ -122,6 +124,8 @@ func (p mapPlan) apply(o *programObjects) error {
 			errs = append(errs, fmt.Errorf("close neighbour %s: %w", k, err))
 		}
 	}
+	// Maps have no order, and the same faults should read the same each time.
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }
 

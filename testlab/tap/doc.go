@@ -6,8 +6,10 @@
 // guard nor its plan, and it is never told what the agents believe.
 //
 // What claims to be WireGuard, ESP or IKE must also look so: the right shape,
-// and content that cannot be told from random. Every frame is searched for the
-// canary, a random text that all test traffic carries. Nothing is sampled
-// before the verdict; a frame that the kernel could not hand over makes the
-// result invalid rather than clean.
+// content that cannot be told from random, and no IP packet in it. Of IKE that
+// holds for what is encrypted, for public keys and for nonces; what a first
+// message shows by design is judged by structure and length. Every frame is
+// searched for the canary, a random text that all test traffic carries. Nothing
+// is sampled before the verdict; a frame that the kernel could not hand over, or
+// an interface that has gone, makes the result invalid rather than clean.
 package tap

@@ -103,21 +103,24 @@ func (in *Inspector) parse(frame []byte, m Meta) Verdict {
 	case m.VLAN:
 		return clear("vlan", "VLAN tag on an untagged link")
 	}
-	body := frame[14:]
+	dst, src, body := frame[:6], frame[6:12], frame[14:]
 	switch t := binary.BigEndian.Uint16(frame[12:]); t {
 	case etherARP:
-		return in.arp(body)
+		return in.arp(dst, src, body)
 	case etherIPv4:
 		return in.ipv4(body, m)
 	case etherIPv6:
-		return in.ipv6(body, m)
+		return in.ipv6(src, body, m)
 	default:
 		return clear("ethernet", "ethertype %#04x", t)
 	}
 }
 
-// arp allows requests and replies between the link's own addresses (RFC 826).
-func (in *Inspector) arp(b []byte) Verdict {
+// arp allows requests and replies between the link's own addresses (RFC 826),
+// whose hardware addresses say no more than the frame's do. In a request that
+// of the target is zero, also when it goes to one neighbour (net/ipv4/arp.c of
+// Linux, arp_solicit).
+func (in *Inspector) arp(dst, src, b []byte) Verdict {
 	if len(b) < 28 {
 		return clear(ARP, "ARP of %d bytes", len(b))
 	}
@@ -128,6 +131,11 @@ func (in *Inspector) arp(b []byte) Verdict {
 	// A probe (RFC 5227) has no sender address.
 	if !slices.Contains(in.addresses, target) || !sender.IsUnspecified() && !slices.Contains(in.addresses, sender) {
 		return clear(ARP, "ARP for %s from %s, which are not both the link's own", target, sender)
+	}
+	request := b[7] == 1
+	senderMAC, targetMAC := b[8:14], b[18:24]
+	if !bytes.Equal(senderMAC, src) || request && !zero(targetMAC) || !request && !bytes.Equal(targetMAC, dst) {
+		return clear(ARP, "ARP from %x to %x whose hardware addresses are not those of its frame", senderMAC, targetMAC)
 	}
 	if !zero(b[28:]) {
 		return clear(ARP, "ARP with content behind it")
@@ -165,7 +173,7 @@ func (in *Inspector) ipv4(b []byte, m Meta) Verdict {
 }
 
 // ipv6 follows RFC 8200. No extension header is on the list.
-func (in *Inspector) ipv6(b []byte, m Meta) Verdict {
+func (in *Inspector) ipv6(src, b []byte, m Meta) Verdict {
 	if len(b) < 40 || b[0]>>4 != 6 {
 		return clear("malformed", "IPv6 header is broken")
 	}
@@ -178,23 +186,30 @@ func (in *Inspector) ipv6(b []byte, m Meta) Verdict {
 		return clear("trailer", "content behind the IPv6 packet, %s to %s", p.src, p.dst)
 	}
 	if p.proto == protoICMPv6 {
-		return in.nd(p, b[7])
+		return in.nd(p, src, b[7])
 	}
 	return in.packet(p, m)
 }
 
 // nd allows solicitations and advertisements of the link's own addresses
-// (RFC 4861, sections 4.3, 4.4 and 7.1).
-func (in *Inspector) nd(p packet, hopLimit uint8) Verdict {
-	if len(p.payload) < 24 || p.payload[0] != 135 && p.payload[0] != 136 {
+// (RFC 4861, sections 4.3, 4.4 and 7.1), with one option at most: the frame's
+// own source, which a solicitation gives in option 1, an advertisement in 2.
+func (in *Inspector) nd(p packet, src []byte, hopLimit uint8) Verdict {
+	var option, flags byte
+	switch b := p.payload; {
+	case len(b) >= 24 && b[0] == 135:
+		option, flags = 1, 0
+	case len(b) >= 24 && b[0] == 136:
+		option, flags = 2, 0xe0
+	default:
 		return clear("icmpv6", "ICMPv6 from %s to %s", p.src, p.dst)
 	}
-	target := netip.AddrFrom16([16]byte(p.payload[8:24]))
-	rest := p.payload[24:]
-	// One link-layer address option at most: type 1 or 2, 8 bytes.
-	option := len(rest) == 0 || len(rest) == 8 && (rest[0] == 1 || rest[0] == 2) && rest[1] == 1
-	if hopLimit != 255 || p.payload[1] != 0 || !option || !slices.Contains(in.addresses, target) {
+	target, rest := netip.AddrFrom16([16]byte(p.payload[8:24])), p.payload[24:]
+	if hopLimit != 255 || p.payload[1] != 0 || !slices.Contains(in.addresses, target) {
 		return clear(ND, "neighbour discovery of %s from %s that is not the link's own", target, p.src)
+	}
+	if p.payload[4]&^flags != 0 || !zero(p.payload[5:8]) || len(rest) > 0 && !bytes.Equal(rest, append([]byte{option, 1}, src...)) {
+		return clear(ND, "neighbour discovery of %s from %s with content of its own", target, p.src)
 	}
 	return allowed(ND)
 }

@@ -41,6 +41,10 @@ func (h *histogram) chiSquare() float64 {
 	return 256*float64(squares)/n - n
 }
 
+// predictable reports whether what was counted is not random; of less than
+// minWindow bytes it says nothing.
+func (h *histogram) predictable() bool { return h.total >= minWindow && h.chiSquare() > chiLimit }
+
 // merge adds another histogram's counts.
 func (h *histogram) merge(o *histogram) {
 	for i, c := range o.counts {
@@ -58,10 +62,10 @@ type flow struct {
 func (f *flow) predictable(content []byte) bool {
 	var h histogram
 	h.add(content)
-	bad := h.total >= minWindow && h.chiSquare() > chiLimit
+	bad := h.predictable()
 	f.window.merge(&h)
 	if f.window.total >= flowWindow {
-		bad = bad || f.window.chiSquare() > chiLimit
+		bad = bad || f.window.predictable()
 		f.window = histogram{}
 	}
 	return bad

@@ -31,13 +31,17 @@ type ring struct {
 	fd   int
 	mem  []byte
 	next int
+	// name and ifindex are what the socket was bound to.
+	name    string
+	ifindex int
 }
 
 // openRing opens the socket in a namespace given by path. It stays bound to
-// that namespace whatever thread reads it.
-func openRing(namespace, name string) (r *ring, err error) {
+// that namespace whatever thread reads it. The kernel keeps a block that is
+// not full for patience.
+func openRing(namespace, name string, patience time.Duration) (r *ring, err error) {
 	err = inNamespace(namespace, func() error {
-		r, err = newRing(name)
+		r, err = newRing(name, patience)
 		return err
 	})
 	if err != nil {
@@ -69,7 +73,7 @@ func inNamespace(path string, f func() error) error {
 	return <-result
 }
 
-func newRing(name string) (*ring, error) {
+func newRing(name string, patience time.Duration) (*ring, error) {
 	iface, err := net.InterfaceByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("find interface: %w", err)
@@ -79,15 +83,15 @@ func newRing(name string) (*ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open packet socket: %w", err)
 	}
-	r := &ring{fd: fd}
-	if err := r.setup(iface.Index); err != nil {
+	r := &ring{fd: fd, name: name, ifindex: iface.Index}
+	if err := r.setup(patience); err != nil {
 		r.close()
 		return nil, err
 	}
 	return r, nil
 }
 
-func (r *ring) setup(ifindex int) error {
+func (r *ring) setup(patience time.Duration) error {
 	if err := unix.SetsockoptInt(r.fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3); err != nil {
 		return fmt.Errorf("set packet version: %w", err)
 	}
@@ -98,7 +102,7 @@ func (r *ring) setup(ifindex int) error {
 	req := unix.TpacketReq3{
 		Block_size: blockSize, Block_nr: blockCount,
 		Frame_size: frame, Frame_nr: blockSize / frame * blockCount,
-		Retire_blk_tov: uint32(blockPatience.Milliseconds()),
+		Retire_blk_tov: uint32(patience.Milliseconds()),
 	}
 	if err := unix.SetsockoptTpacketReq3(r.fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &req); err != nil {
 		return fmt.Errorf("make the ring: %w", err)
@@ -109,7 +113,7 @@ func (r *ring) setup(ifindex int) error {
 	}
 	r.mem = mem
 	all := uint16(unix.ETH_P_ALL)
-	if err := unix.Bind(r.fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: ifindex}); err != nil {
+	if err := unix.Bind(r.fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: r.ifindex}); err != nil {
 		return fmt.Errorf("bind packet socket: %w", err)
 	}
 	return nil
@@ -132,6 +136,60 @@ func (r *ring) drops() (uint64, error) {
 	return uint64(s.Drops), nil
 }
 
+// attached reports whether the socket hears the interface that it was bound to,
+// and has since then: the kernel takes the binding off when the interface goes
+// away or to another namespace, for good, and never when it goes down. The name
+// is asked for in the socket's namespace.
+func (r *ring) attached() error {
+	address, err := unix.Getsockname(r.fd)
+	if err != nil {
+		return fmt.Errorf("read what the packet socket is bound to: %w", err)
+	}
+	if l, ok := address.(*unix.SockaddrLinklayer); !ok || l.Ifindex != r.ifindex {
+		return fmt.Errorf("interface %s (index %d) is gone: what crosses one that has taken its place is not seen", r.name, r.ifindex)
+	}
+	q, err := unix.NewIfreq(r.name)
+	if err != nil {
+		return fmt.Errorf("look for interface %s: %w", r.name, err)
+	}
+	if err := unix.IoctlIfreq(r.fd, unix.SIOCGIFINDEX, q); err != nil {
+		return fmt.Errorf("look for interface %s: %w", r.name, err)
+	}
+	if have := int(q.Uint32()); have != r.ifindex {
+		return fmt.Errorf("interface %s has index %d, and the socket looks at index %d", r.name, have, r.ifindex)
+	}
+	return nil
+}
+
+// block is one block and its header.
+func (r *ring) block(i int) ([]byte, *unix.TpacketHdrV1) {
+	b := r.mem[i%blockCount*blockSize:][:blockSize]
+	desc := (*unix.TpacketBlockDesc)(unsafe.Pointer(&b[0]))
+	return b, (*unix.TpacketHdrV1)(unsafe.Pointer(&desc.Hdr[0]))
+}
+
+func full(h *unix.TpacketHdrV1) bool {
+	return atomic.LoadUint32(&h.Block_status)&unix.TP_STATUS_USER != 0
+}
+
+// pending returns how many blocks must be read until every frame that the
+// kernel has taken is: the full ones, and the one that it fills unless that is
+// empty. The kernel counts a frame in before it copies it, and hands over no
+// block without frames (net/packet/af_packet.c, prb_fill_curr_block).
+func (r *ring) pending() int {
+	for n := range blockCount {
+		_, h := r.block(r.next + n)
+		if full(h) {
+			continue
+		}
+		if atomic.LoadUint32(&h.Num_pkts) > 0 {
+			return n + 1
+		}
+		return n
+	}
+	return blockCount
+}
+
 // seen is one frame; its bytes are the kernel's again when the callback returns.
 type seen struct {
 	frame    []byte
@@ -143,14 +201,12 @@ type seen struct {
 // read hands all frames of the next full block to f. It waits up to wait for
 // one; ok is false when there was none.
 func (r *ring) read(wait time.Duration, f func(seen)) (ok bool, err error) {
-	block := r.mem[r.next*blockSize:][:blockSize]
-	desc := (*unix.TpacketBlockDesc)(unsafe.Pointer(&block[0]))
-	head := (*unix.TpacketHdrV1)(unsafe.Pointer(&desc.Hdr[0]))
-	if atomic.LoadUint32(&head.Block_status)&unix.TP_STATUS_USER == 0 {
+	block, head := r.block(r.next)
+	if !full(head) {
 		if err := r.poll(wait); err != nil {
 			return false, err
 		}
-		if atomic.LoadUint32(&head.Block_status)&unix.TP_STATUS_USER == 0 {
+		if !full(head) {
 			return false, nil
 		}
 	}
@@ -160,6 +216,9 @@ func (r *ring) read(wait time.Duration, f func(seen)) (ok bool, err error) {
 		f(decode(block, offset, h))
 		offset += int(h.Next_offset)
 	}
+	// A block is empty from here on, even while the kernel has not opened it
+	// again; pending relies on it.
+	atomic.StoreUint32(&head.Num_pkts, 0)
 	atomic.StoreUint32(&head.Block_status, unix.TP_STATUS_KERNEL)
 	r.next = (r.next + 1) % blockCount
 	return true, nil
@@ -183,8 +242,8 @@ func decode(block []byte, offset int, h *unix.Tpacket3Hdr) seen {
 	return s
 }
 
-// poll waits for a block. An interface that goes down raises an error on the
-// socket once; frames come again when it is back.
+// poll waits for a block. An interface that goes down, or away, raises the same
+// error on the socket once; only from one that is still there frames come again.
 func (r *ring) poll(wait time.Duration) error {
 	fds := []unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds, int(wait.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
@@ -200,5 +259,5 @@ func (r *ring) poll(wait time.Duration) error {
 	if e := unix.Errno(n); e != 0 && !errors.Is(e, unix.ENETDOWN) {
 		return fmt.Errorf("wait for frames: %w", e)
 	}
-	return nil
+	return r.attached()
 }

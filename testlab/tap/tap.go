@@ -20,7 +20,7 @@ type reader struct {
 
 	mu      sync.Mutex
 	summary InterfaceSummary
-	// caughtUp: every frame that the kernel saw before it has been judged.
+	// caughtUp: every frame that the kernel took before it has been judged.
 	caughtUp time.Time
 }
 
@@ -32,7 +32,7 @@ func Open(c Config) (*Tap, error) {
 	}
 	t := new(Tap)
 	for _, i := range c.Interfaces {
-		r, err := openRing(i.Namespace, i.Name)
+		r, err := openRing(i.Namespace, i.Name, blockPatience)
 		if err != nil {
 			t.Close()
 			return nil, err
@@ -60,38 +60,43 @@ func (t *Tap) Run(ctx context.Context) {
 }
 
 func (r *reader) run(ctx context.Context) {
+	// What the kernel had taken by asked is judged when due more blocks are.
+	asked, due := time.Now(), r.ring.pending()
 	for ctx.Err() == nil {
-		asked := time.Now()
-		var last time.Time
-		ok, err := r.ring.read(blockPatience, func(s seen) {
-			v := r.inspector.Inspect(s.frame, s.meta)
+		if due == 0 {
 			r.mu.Lock()
-			r.summary.count(s.frame, v, s.at, s.outgoing)
+			r.caughtUp = asked
 			r.mu.Unlock()
-			last = s.at
-		})
-		r.mu.Lock()
-		switch {
-		case err != nil:
-			r.summary.fail(err)
-		case ok:
-			r.caughtUp = last
-		default:
-			// Frames may still sit in a block that is being filled.
-			r.caughtUp = asked.Add(-3 * blockPatience)
+			asked, due = time.Now(), r.ring.pending()
 		}
-		r.mu.Unlock()
+		ok, err := r.ring.read(blockPatience, r.judge)
 		if err != nil {
+			r.mu.Lock()
+			r.summary.fail(err)
+			r.mu.Unlock()
 			return
+		}
+		if ok && due > 0 {
+			due--
 		}
 	}
 }
 
-// catchUp is how long a report waits for readers that lag behind.
+func (r *reader) judge(s seen) {
+	v := r.inspector.Inspect(s.frame, s.meta)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.summary.count(s.frame, v, s.at, s.outgoing)
+}
+
+// catchUp is how long a report waits for a reader that lags behind; then its
+// result is invalid.
 const catchUp = 20 * time.Second
 
 // Report waits until everything that had crossed the interfaces when it was
-// called has been judged, and says what was seen. Run must be running.
+// called has been judged, and says what was seen. What could not be judged in
+// time, or was lost, or crossed an interface that has gone, makes the result
+// invalid. Run must be running.
 func (t *Tap) Report(ctx context.Context) Summary {
 	asked := time.Now()
 	var parts []InterfaceSummary
@@ -111,9 +116,12 @@ func (r *reader) report(ctx context.Context, asked time.Time) InterfaceSummary {
 		} else {
 			r.summary.Drops += n
 		}
+		if err := r.ring.attached(); err != nil {
+			r.summary.fail(err)
+		}
 		done := r.caughtUp.After(asked) || r.summary.Problem != ""
 		if !done && (time.Since(asked) > catchUp || ctx.Err() != nil) {
-			r.summary.fail(errors.Join(fmt.Errorf("the reader lags behind by %s", time.Since(r.caughtUp).Round(time.Millisecond)), ctx.Err()))
+			r.summary.fail(errors.Join(fmt.Errorf("frames were not judged within %s", time.Since(asked).Round(time.Millisecond)), ctx.Err()))
 			done = true
 		}
 		s := r.summary.clone()

@@ -6,12 +6,13 @@ import (
 
 // IP protocol numbers.
 const (
+	protoTCP    = 6
 	protoUDP    = 17
 	protoESP    = 50
 	protoICMPv6 = 58
 )
 
-var protoNames = map[uint8]Kind{1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", protoUDP: "udp", 41: "sit", 47: "gre", protoESP: "esp", 132: "sctp"}
+var protoNames = map[uint8]Kind{1: "icmp", 2: "igmp", 4: "ipip", protoTCP: "tcp", protoUDP: "udp", 41: "sit", 47: "gre", protoESP: "esp", 132: "sctp"}
 
 func protoName(p uint8) Kind {
 	if n, ok := protoNames[p]; ok {
@@ -84,7 +85,13 @@ const (
 	responseSize   = 92
 	cookieSize     = 64
 	dataOverhead   = 32
+	// dataSlack is what follows a packet: padding and the tag.
+	dataSlack = 15 + 16
 )
+
+// espSlack is what may follow a packet (RFC 4303, section 2): padding to 16
+// bytes, its length, the next header, and a check value of 32 bytes at most.
+const espSlack = 15 + 2 + 32
 
 // message judges one WireGuard message.
 func (in *Inspector) message(f *flow, b []byte) Verdict {
@@ -111,6 +118,9 @@ func (in *Inspector) message(f *flow, b []byte) Verdict {
 	if zero(content[:16]) || f.predictable(content) {
 		return clear(WireGuardMessages, "WireGuard type %d whose content is predictable, %d bytes", b[0], len(b))
 	}
+	if b[0] == 4 && holdsPacket(content, dataSlack) {
+		return clear(WireGuardMessages, "WireGuard data that is an IP packet, %d bytes", len(b))
+	}
 	return allowed(WireGuardMessages)
 }
 
@@ -122,6 +132,10 @@ func esp(f *flow, k Kind, b []byte) Verdict {
 	}
 	if f.predictable(b[16:]) {
 		return clear(k, "%s whose content is predictable, %d bytes", k, len(b))
+	}
+	// The null cipher has no initialization vector, or one of 8 bytes (RFC 2410, RFC 4543).
+	if holdsPacket(b[8:], espSlack) || holdsPacket(b[16:], espSlack) {
+		return clear(k, "%s that holds an IP packet, %d bytes", k, len(b))
 	}
 	return allowed(k)
 }
@@ -140,12 +154,4 @@ func ipsecUDP(f *flow, u udp) Verdict {
 		return ike(b[4:])
 	}
 	return esp(f, ESPInUDP, b)
-}
-
-// ike wants version 2 and an exact length.
-func ike(b []byte) Verdict {
-	if len(b) < 28 || b[17]>>4 != 2 || b[18] < 34 || b[18] > 44 || int(binary.BigEndian.Uint32(b[24:])) != len(b) {
-		return clear(IKE, "datagram of %d bytes on IKE's port that is no IKEv2 message", len(b))
-	}
-	return allowed(IKE)
 }

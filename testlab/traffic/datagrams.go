@@ -3,6 +3,7 @@ package traffic
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -148,7 +149,7 @@ func (f *flow) receive() {
 		n, err := f.conn.Read(b)
 		if err != nil {
 			// An ICMP error shows up here; only a closed socket ends it.
-			if isClosed(err) {
+			if errors.Is(err, net.ErrClosed) {
 				return
 			}
 			continue

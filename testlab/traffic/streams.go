@@ -94,5 +94,3 @@ func open(ctx context.Context, to string, q request) (net.Conn, error) {
 	}
 	return c, nil
 }
-
-func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
