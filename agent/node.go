@@ -227,6 +227,9 @@ func (n *node) Status(ctx context.Context) desired.Status {
 		s.Problems = append(s.Problems, "no state yet: no circuit interface is guarded")
 	}
 	s.Problems = append(s.Problems, n.uplink.Problems(now)...)
+	if p := n.probes.Problem(); p != "" {
+		s.Problems = append(s.Problems, p)
+	}
 	_, passError := n.loop.Done()
 	problem("host differs from the plan", passError)
 	problem("keys", keyError)

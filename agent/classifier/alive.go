@@ -14,8 +14,8 @@ import (
 // that is not named keeps what the kernel has, perhaps from an earlier process.
 // With none alive all carry. It is one map update, whatever the number of
 // prefixes and flows, none when nothing changes, and holds until the next
-// SetAlive, also over restarts. The error wraps os.ErrNotExist if there is no
-// such group.
+// SetAlive, also over restarts. It does not wait for a Sync that is under way. The
+// error wraps os.ErrNotExist if there is no such group.
 func (c *Classifier) SetAlive(group uint32, alive map[uint16]bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -43,15 +43,7 @@ func (c *Classifier) SetAlive(group uint32, alive map[uint16]bool) error {
 	return nil
 }
 
-// Alive is the mask that is in force, bit i for the i-th member, perhaps from an earlier process. The
-// error wraps os.ErrNotExist if there is no such group.
-func (c *Classifier) Alive(group uint32) (mask uint32, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	g, err := c.readGroup(group)
-	return g.Alive, err
-}
-
+// readGroup is called with mu held.
 func (c *Classifier) readGroup(group uint32) (bpfGroup, error) {
 	if err := c.usable(); err != nil {
 		return bpfGroup{}, err

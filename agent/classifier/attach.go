@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
 )
@@ -29,8 +30,7 @@ var hooks = map[string]hook{
 	bpfProgCsTunnelOut: {bpfPortKindPORT_TUNNEL, ebpf.AttachTCXEgress},
 }
 
-// pinned is a link found in the directory of pins; link is nil if it cannot be
-// opened.
+// pinned is a link found in the directory of pins.
 type pinned struct {
 	link      link.Link
 	condition condition
@@ -40,9 +40,7 @@ type pins map[attachment]pinned
 
 func (p pins) close() {
 	for _, v := range p {
-		if v.link != nil {
-			_ = v.link.Close()
-		}
+		_ = v.link.Close()
 	}
 }
 
@@ -98,6 +96,8 @@ func pinIfMissing(m *ebpf.Map, path string) error {
 	return nil
 }
 
+// readPins finds out how every pinned link is. An error means that this could
+// not be asked: what may well be at work must stay then.
 func (c *Classifier) readPins() (pins, error) {
 	entries, err := os.ReadDir(c.directory)
 	if err != nil {
@@ -105,37 +105,64 @@ func (c *Classifier) readPins() (pins, error) {
 	}
 	found := pins{}
 	for _, e := range entries {
-		if a, ok := parsePin(e.Name()); ok {
-			found[a] = c.readPin(a)
+		a, ok := parsePin(e.Name())
+		if !ok {
+			continue
 		}
+		p, err := c.readPin(a)
+		if err != nil {
+			found.close()
+			return nil, fmt.Errorf("examine pin %s: %w", a.pinName(), err)
+		}
+		found[a] = p
 	}
 	return found, nil
 }
 
-// readPin takes a link that cannot be examined for dead: it is then replaced
-// or removed, which is right for whatever has its name.
-func (c *Classifier) readPin(a attachment) pinned {
+func (c *Classifier) readPin(a attachment) (pinned, error) {
 	l, err := link.LoadPinnedLink(c.pin(a.pinName()), nil)
 	if err != nil {
-		c.log.Warn("open pinned link", "pin", a.pinName(), "error", err)
-		return pinned{}
+		return pinned{}, err
 	}
-	p := pinned{link: l}
+	condition, err := conditionOf(l, a)
+	if err != nil {
+		return pinned{}, errors.Join(err, l.Close())
+	}
+	return pinned{l, condition}, nil
+}
+
+func conditionOf(l link.Link, a attachment) (condition, error) {
 	info, err := l.Info()
-	if err != nil || info.TCX() == nil || info.TCX().Ifindex != a.ifindex {
-		return p
+	if err != nil {
+		return condition{}, err
+	}
+	// A link has no interface any more when that has been deleted.
+	if info.TCX() == nil || info.TCX().Ifindex != a.ifindex {
+		return condition{}, nil
 	}
 	// The interface may have left this namespace and another may have its
 	// number: ask the interface too.
-	q, err := link.QueryPrograms(link.QueryOptions{Target: int(a.ifindex), Attach: hooks[a.program].attach})
+	list, err := programsOn(a)
 	if err != nil {
-		return p
+		return condition{}, err
 	}
-	p.condition = condition{program: info.Program, live: slices.ContainsFunc(q.Programs, func(ap link.AttachedProgram) bool {
+	return condition{program: info.Program, live: slices.ContainsFunc(list, func(ap link.AttachedProgram) bool {
 		id, ok := ap.LinkID()
 		return ok && id == info.ID
-	})}
-	return p
+	})}, nil
+}
+
+// programsOn lists what is at an attachment's hook, from the first to run on;
+// nothing if there is no such interface.
+func programsOn(a attachment) ([]link.AttachedProgram, error) {
+	q, err := link.QueryPrograms(link.QueryOptions{Target: int(a.ifindex), Attach: hooks[a.program].attach})
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list programs of interface %d: %w", a.ifindex, err)
+	}
+	return q.Programs, nil
 }
 
 // attachAll attaches or replaces the programs of ports of one kind. It returns
@@ -147,7 +174,7 @@ func (c *Classifier) attachAll(ctx context.Context, have pins, todo attachments,
 		if want.ports[a.ifindex].Kind != kind {
 			continue
 		}
-		if err := c.attach(ctx, have[a], a); err != nil {
+		if err := c.attach(ctx, a); err != nil {
 			failed[a.ifindex] = true
 			errs = append(errs, err)
 		}
@@ -164,17 +191,20 @@ func (c *Classifier) attachAll(ctx context.Context, have pins, todo attachments,
 	return failed, errors.Join(errs...)
 }
 
-func (c *Classifier) attach(ctx context.Context, dead pinned, a attachment) error {
+// attach makes the new attachment before it gives up the pin of the dead one,
+// so that what is broken is never replaced by nothing.
+func (c *Classifier) attach(ctx context.Context, a attachment) error {
 	where := c.interfaceText(a.ifindex)
-	if err := c.unpin(dead, a); err != nil {
-		return err
-	}
 	l, err := c.adoptOrCreate(ctx, a)
 	if err != nil {
 		return fmt.Errorf("attach program %s to %s: %w", a.program, where, err)
 	}
 	defer func() { _ = l.Close() }()
-	if err := l.Pin(c.pin(a.pinName())); err != nil {
+	path := c.pin(a.pinName())
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove dead pin %s: %w", path, err)
+	}
+	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin program %s of %s: %w", a.program, where, err)
 	}
 	return nil
@@ -210,18 +240,26 @@ func (c *Classifier) adoptOrCreate(ctx context.Context, a attachment) (l link.Li
 	return nil, err
 }
 
-// adoptOrphan finds a link of ours that lives on without a pin in reach: an
-// unmounted bpffs may be held by another mount namespace. A second program
-// behind it would judge packets that the first has already released. There is
-// none if the link is nil.
+// adoptOrphan finds a link of this instance that lives on without a pin in
+// reach: an unmounted bpffs may be held by another mount namespace, and an agent
+// of another layout pins elsewhere. A second program behind it would judge
+// packets that the first has already released. There is none if the link is
+// nil.
 func (c *Classifier) adoptOrphan(a attachment) (link.Link, error) {
-	q, err := link.QueryPrograms(link.QueryOptions{Target: int(a.ifindex), Attach: hooks[a.program].attach})
+	list, err := programsOn(a)
 	if err != nil {
-		return nil, fmt.Errorf("list programs: %w", err)
+		return nil, err
 	}
-	for _, p := range q.Programs {
+	for _, p := range list {
 		id, ok := p.LinkID()
-		if !ok || !named(p.ID, a.program) {
+		if !ok {
+			continue
+		}
+		own, err := c.isOwn(p.ID, a.program)
+		if err != nil {
+			return nil, fmt.Errorf("examine program %d: %w", p.ID, err)
+		}
+		if !own {
 			continue
 		}
 		l, err := link.NewFromID(id)
@@ -239,16 +277,65 @@ func (c *Classifier) adoptOrphan(a attachment) (link.Link, error) {
 	return nil, nil
 }
 
-// named tells whether a program has this name. Nobody else gives such names,
-// so it is ours, whatever maps it works on.
-func named(id ebpf.ProgramID, name string) bool {
+// isOwn tells whether a program has this name and works on maps of this
+// instance: another instance on the host gives the same names.
+func (c *Classifier) isOwn(id ebpf.ProgramID, name string) (bool, error) {
 	p, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer func() { _ = p.Close() }()
 	info, err := p.Info()
-	return err == nil && info.Name == name
+	if err != nil || info.Name != name {
+		return false, err
+	}
+	used, ok := info.MapIDs()
+	if !ok {
+		return false, nil
+	}
+	own, err := c.ownMaps()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(used, func(id ebpf.MapID) bool { return own[id] }), nil
+}
+
+// ownMaps are the maps of this instance, those of other layouts too.
+func (c *Classifier) ownMaps() (map[ebpf.MapID]bool, error) {
+	own := map[ebpf.MapID]bool{}
+	add := func(m *ebpf.Map) error {
+		info, err := m.Info()
+		if err != nil {
+			return err
+		}
+		if id, ok := info.ID(); ok {
+			own[id] = true
+		}
+		return nil
+	}
+	var errs []error
+	for _, m := range c.mapsByName() {
+		errs = append(errs, add(m))
+	}
+	others, err := c.otherLayouts()
+	errs = append(errs, err)
+	for _, directory := range others {
+		for name := range c.mapsByName() {
+			m, err := ebpf.LoadPinnedMap(filepath.Join(directory, name), nil)
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			errs = append(errs, add(m), m.Close())
+		}
+	}
+	return own, errors.Join(errs...)
 }
 
 func (c *Classifier) detachAll(have pins, list []attachment) error {
@@ -262,10 +349,8 @@ func (c *Classifier) detachAll(have pins, list []attachment) error {
 // unpin ends an attachment: the pin is the only thing that holds it, beside
 // the handle that the caller closes.
 func (c *Classifier) unpin(p pinned, a attachment) error {
-	if p.link != nil {
-		if err := p.link.Detach(); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ebpf.ErrNotSupported) {
-			c.log.Debug("detach link", "pin", a.pinName(), "error", err)
-		}
+	if err := p.link.Detach(); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ebpf.ErrNotSupported) {
+		c.log.Debug("detach link", "pin", a.pinName(), "error", err)
 	}
 	if err := os.Remove(c.pin(a.pinName())); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove pin of %s: %w", a.pinName(), err)
@@ -294,6 +379,8 @@ func (c *Classifier) removePins(ctx context.Context) error {
 	if err := os.Remove(c.directory); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("remove directory of pins: %w", err))
 	}
+	others, err := c.otherLayouts()
+	errs = append(errs, err, c.removeLayouts(others, nil))
 	return errors.Join(errs...)
 }
 

@@ -41,7 +41,7 @@ func BenchmarkPacket(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			in := benchFrame(c.src, c.dst)
-			kind := bpfPort{Kind: bpfPortKindPORT_LAN, Tenant: benchTenant, Slot: 900, Header: 1}
+			kind := bpfPort{Ifindex: 1, Kind: bpfPortKindPORT_LAN, Tenant: benchTenant, Slot: 900, Header: 1}
 			if c.program == programs[bpfProgCsTunnelIn] {
 				kind.Kind, kind.Group, kind.Mtu = bpfPortKindPORT_TUNNEL, benchTenant, 1420
 			}

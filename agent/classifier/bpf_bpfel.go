@@ -54,12 +54,14 @@ type bpfMember struct {
 
 type bpfPort struct {
 	_           structs.HostLayout
+	Ifindex     uint32
 	Kind        bpfPortKind
 	Tenant      uint32
 	Group       uint32
 	Mtu         uint32
 	Slot        uint32
 	Header      uint32
+	Shared      uint32
 	LocalProbe  [16]uint8
 	RemoteProbe [16]uint8
 }
@@ -101,6 +103,8 @@ const (
 	bpfReasonREASON_TOO_BIG            bpfReason = 16
 	bpfReasonREASON_NOT_CLASSIFIED     bpfReason = 17
 	bpfReasonREASON_NOT_EDITABLE       bpfReason = 18
+	bpfReasonREASON_ROUTER_MESSAGE     bpfReason = 19
+	bpfReasonREASON_NODE_IS_SHARED     bpfReason = 20
 )
 
 type bpfRemote struct {
@@ -121,6 +125,7 @@ const (
 	bpfProgCsLanIn     = "cs_lan_in"
 	bpfProgCsTunnelIn  = "cs_tunnel_in"
 	bpfProgCsTunnelOut = "cs_tunnel_out"
+	bpfVarMarkBase     = "mark_base"
 	bpfVarProbePrefix  = "probe_prefix"
 )
 
@@ -187,6 +192,7 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
+	MarkBase    *ebpf.VariableSpec `ebpf:"mark_base"`
 	ProbePrefix *ebpf.VariableSpec `ebpf:"probe_prefix"`
 }
 
@@ -233,6 +239,7 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
+	MarkBase    *ebpf.Variable `ebpf:"mark_base"`
 	ProbePrefix *ebpf.Variable `ebpf:"probe_prefix"`
 }
 

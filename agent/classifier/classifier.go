@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -27,7 +28,10 @@ import (
 
 // layout names the directory of pins. It changes whenever a map's key, value
 // or meaning changes, so that an agent never adopts what it would misread.
-const layout = "classifier-v1"
+const (
+	layoutPrefix = "classifier-v"
+	layout       = layoutPrefix + "2"
+)
 
 // Config is what New needs.
 type Config struct {
@@ -36,12 +40,18 @@ type Config struct {
 }
 
 // Classifier drives the programs and maps of one instance. Its methods may be
-// called at the same time; they exclude each other.
+// called at the same time. SetAlive waits for none of them, but for the moment
+// in which Sync reads and writes the groups.
 type Classifier struct {
 	prefix    string
 	directory string
+	markBase  uint32
 	log       *slog.Logger
 
+	// pass is held by whatever takes its time; mu, taken after it, by whatever
+	// reads groups in order to write them, and by close, so that objects stay
+	// while either is held.
+	pass    sync.Mutex
 	mu      sync.Mutex
 	home    netns.Namespace
 	netlink *netlink.Handle
@@ -57,6 +67,7 @@ func New(c Config) (*Classifier, error) {
 	d := &Classifier{
 		prefix:    c.Instance.DevicePrefix(),
 		directory: filepath.Join(c.Instance.BPFDir(), layout),
+		markBase:  markBase(c.Instance),
 		log:       c.Log,
 	}
 	if err := d.open(); err != nil {
@@ -87,6 +98,9 @@ func (c *Classifier) load() error {
 	if err := spec.Variables[bpfVarProbePrefix].Set([6]byte(address[:6])); err != nil {
 		return fmt.Errorf("set the probe prefix: %w", err)
 	}
+	if err := spec.Variables[bpfVarMarkBase].Set(c.markBase); err != nil {
+		return fmt.Errorf("set the mark: %w", err)
+	}
 	err = spec.LoadAndAssign(&c.objects, &ebpf.CollectionOptions{
 		Maps: ebpf.MapOptions{PinPath: c.directory},
 	})
@@ -99,19 +113,36 @@ func (c *Classifier) load() error {
 	return nil
 }
 
+// maxGroup is the greatest number of a group: it is the lower half of a mark.
+const maxGroup = 1<<16 - 1
+
+// markBase is the upper half of the marks of classified packets, never 0 and
+// never that of outer packets. Nothing breaks when two instances have the same:
+// their groups are on different devices.
+func markBase(i instance.Instance) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(i)) // never fails
+	base := h.Sum32()<<16 ^ h.Sum32()&0xffff0000
+	for base == 0 || base == instance.Mark(0) {
+		base += 1 << 16
+	}
+	return base
+}
+
 // Sync makes the kernel have exactly what want says. It returns what could not
 // be done, each error naming its interface, prefix or group; all else is done
 // nevertheless. Members whose device is missing or not yet checked by its
 // programs are left out until the next Sync. Which members of a group are
 // alive is kept, by member number; new members begin as not alive unless the
-// group uses all.
+// group uses all. On LANs the kernel's own ARP and neighbour discovery are held
+// to what a LAN host may ask; see sysctl.go.
 //
 // checked are the tunnel devices whose packets the programs judge, both ways:
 // only these may get packets from outside. It is nil when that could not be
 // found out, and everything is as it was then.
 func (c *Classifier) Sync(ctx context.Context, want plan.Classifier) (checked []string, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.pass.Lock()
+	defer c.pass.Unlock()
 	if err := c.usable(); err != nil {
 		return nil, err
 	}
@@ -126,12 +157,15 @@ func (c *Classifier) Sync(ctx context.Context, want plan.Classifier) (checked []
 // Close gives the process's handles up. Programs, maps and links stay in the
 // kernel and go on forwarding.
 func (c *Classifier) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.close()
+	c.pass.Lock()
+	defer c.pass.Unlock()
+	return c.close(false)
 }
 
-func (c *Classifier) close() error {
+func (c *Classifier) close(removed bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.removed = c.removed || removed
 	var errs []error
 	if c.netlink != nil {
 		c.netlink.Close()
@@ -149,18 +183,16 @@ func (c *Classifier) close() error {
 // Remove detaches every program and deletes every pin of the instance, then
 // closes c. Forwarding between LANs and tunnels ends.
 func (c *Classifier) Remove(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.pass.Lock()
+	defer c.pass.Unlock()
 	if err := c.usable(); err != nil {
 		return err
 	}
 	err := c.home.Do(func() error { return c.removePins(ctx) })
-	if err == nil {
-		c.removed = true
-	}
-	return errors.Join(err, c.close())
+	return errors.Join(err, c.close(err == nil))
 }
 
+// usable is called with pass or mu held.
 func (c *Classifier) usable() error {
 	switch {
 	case c.removed:

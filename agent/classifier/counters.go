@@ -32,6 +32,8 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_TOO_BIG:            "dropped_too_big",
 	bpfReasonREASON_NOT_CLASSIFIED:     "dropped_not_classified",
 	bpfReasonREASON_NOT_EDITABLE:       "dropped_not_editable",
+	bpfReasonREASON_ROUTER_MESSAGE:     "dropped_router_message",
+	bpfReasonREASON_NODE_IS_SHARED:     "dropped_node_is_shared",
 }
 
 // half is the reasons of one direction in a port's counters.
@@ -44,8 +46,8 @@ const half = len(bpfCounts{}.Packets) / 2
 // node's own stack. Drops that never happened are left out. They are read from
 // the kernel now and survive the process.
 func (c *Classifier) Counters() ([]desired.Counter, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.pass.Lock()
+	defer c.pass.Unlock()
 	if err := c.usable(); err != nil {
 		return nil, err
 	}

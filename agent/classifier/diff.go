@@ -14,7 +14,7 @@ type entry[K, V comparable] struct {
 	value V
 }
 
-// table is what has to happen to one map.
+// table is what has to happen to one map, in no order.
 type table[K, V comparable] struct {
 	put    []entry[K, V]
 	remove []K
@@ -51,8 +51,6 @@ func diffTable[K, V comparable](want, have map[K]V) table[K, V] {
 			t.remove = append(t.remove, k)
 		}
 	}
-	slices.SortFunc(t.put, func(a, b entry[K, V]) int { return strings.Compare(keyText(a.key), keyText(b.key)) })
-	slices.SortFunc(t.remove, func(a, b K) int { return strings.Compare(keyText(a), keyText(b)) })
 	return t
 }
 
@@ -74,11 +72,17 @@ func (c changes) String() string {
 }
 
 func printTable[K, V comparable](b *strings.Builder, name string, t table[K, V]) {
+	puts, removes := make([]string, 0, len(t.put)), make([]string, 0, len(t.remove))
 	for _, e := range t.put {
-		fmt.Fprintf(b, "+ %s %s %s\n", name, keyText(e.key), valueText(e.value))
+		puts = append(puts, fmt.Sprintf("+ %s %s %s\n", name, keyText(e.key), valueText(e.value)))
 	}
 	for _, k := range t.remove {
-		fmt.Fprintf(b, "- %s %s\n", name, keyText(k))
+		removes = append(removes, fmt.Sprintf("- %s %s\n", name, keyText(k)))
+	}
+	slices.Sort(puts)
+	slices.Sort(removes)
+	for _, line := range append(puts, removes...) {
+		b.WriteString(line)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -81,6 +82,9 @@ func newBed(t testing.TB) *bed {
 			"lan8":  {"10.1.0.1/16", "fd01::1/64", "fe80::1/64"},
 		}}
 	b.plan = renamed(testPlan(), b.instance.DevicePrefix())
+	// All tunnels of this one are pending.
+	b.plan.Groups = append(b.plan.Groups, plan.Group{ID: "fabrikam/c", Number: 5, Tenant: 8})
+	b.plan.Remotes = append(b.plan.Remotes, plan.Remote{Tenant: 8, Prefix: netip.MustParsePrefix("10.3.0.0/16"), Group: 5})
 	h, err := ns.Netlink()
 	if err != nil {
 		t.Fatal(err)
@@ -124,6 +128,14 @@ func newBed(t testing.TB) *bed {
 		t.Errorf("checked %q of %d interfaces", checked, n)
 	}
 	return b
+}
+
+// alive is the mask of a group that is in force, bit i for the i-th member.
+func (c *Classifier) alive(group uint32) (uint32, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g, err := c.readGroup(group)
+	return g.Alive, err
 }
 
 // masked is a mask of a group's members as SetAlive takes it.
@@ -237,7 +249,8 @@ func (b *bed) run(f frame) (outcome, error) {
 	}
 	wantMark := uint32(0)
 	if r.reason == bpfReasonREASON_FORWARDED && f.program == bpfProgCsLanIn {
-		wantMark = classifiedMark
+		g, _ := b.member(r.target)
+		wantMark = b.mark(g)
 	}
 	if got.Mark != wantMark {
 		return r, fmt.Errorf("mark %#x, want %#x", got.Mark, wantMark)

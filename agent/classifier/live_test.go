@@ -365,7 +365,7 @@ func TestLiveRestart(t *testing.T) {
 				_, err := a.classifier.Sync(t.Context(), a.plan)
 				must(t, err)
 			}
-			if got, err := a.classifier.Alive(5); err != nil || got != mask {
+			if got, err := a.classifier.alive(5); err != nil || got != mask {
 				t.Errorf("alive mask %b after a restart (%v), want %b", got, err, mask)
 			}
 		}
@@ -379,13 +379,13 @@ func TestLiveRestart(t *testing.T) {
 		far, _ := b.classifier.Counters()
 		t.Errorf("lost under restarts: %v\n%v\n%v", err, counted, far)
 	}
-	was, err := a.classifier.Alive(5)
+	was, err := a.classifier.alive(5)
 	must(t, err)
 	must(t, a.classifier.SetAlive(5, map[uint16]bool{999: true}))
-	if now, err := a.classifier.Alive(5); err != nil || now != was {
+	if now, err := a.classifier.alive(5); err != nil || now != was {
 		t.Errorf("a member that is not there changed the mask from %b to %b (%v)", was, now, err)
 	}
-	if _, err := a.classifier.Alive(6); !errors.Is(err, os.ErrNotExist) {
+	if _, err := a.classifier.alive(6); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("alive mask of an unknown group: %v, want os.ErrNotExist", err)
 	}
 }

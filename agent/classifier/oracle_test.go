@@ -9,8 +9,8 @@ import (
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
-// classifiedMark is CLASSIFIED in bpf/classifier.c.
-const classifiedMark = 0x53454143
+// mark is that of packets on their way into one of the group's tunnels.
+func (b *bed) mark(g plan.Group) uint32 { return b.classifier.markBase | g.Number }
 
 // oracle says what must become of a frame, by looking through the plan itself
 // and never at what was made of it for the kernel.
@@ -55,17 +55,17 @@ func (b *bed) oracleLAN(f frame, p parsed, alive map[uint32]uint32) outcome {
 	if f.mac != b.mac[f.device] {
 		return outcome{reason: bpfReasonREASON_OTHER_HOST}
 	}
-	for _, a := range b.addresses[f.device] {
-		if netip.MustParsePrefix(a).Addr() == p.dst {
-			return outcome{reason: bpfReasonREASON_PASSED}
-		}
+	i := slices.IndexFunc(b.plan.LANs, func(l plan.LAN) bool { return l.Interface == f.device })
+	tenant := b.plan.LANs[i].Tenant
+	l, ok := b.local(tenant, p.src)
+	fromHere := ok && l.Interface == f.device
+	if b.own(f.device, p.dst) {
+		return outcome{reason: b.oracleNode(p, fromHere)}
 	}
 	if nobody(p.src) || nobody(p.dst) {
 		return outcome{reason: bpfReasonREASON_UNROUTABLE_ADDRESS}
 	}
-	i := slices.IndexFunc(b.plan.LANs, func(l plan.LAN) bool { return l.Interface == f.device })
-	tenant := b.plan.LANs[i].Tenant
-	if l, ok := b.local(tenant, p.src); !ok || l.Interface != f.device {
+	if !fromHere {
 		return outcome{reason: bpfReasonREASON_SPOOFED_SOURCE}
 	}
 	r, ok := b.remote(tenant, p.dst)
@@ -86,6 +86,32 @@ func (b *bed) oracleLAN(f frame, p parsed, alive map[uint32]uint32) outcome {
 	return outcome{reason: bpfReasonREASON_FORWARDED, target: m.Device, data: edited(f.data, p, m.MTU)}
 }
 
+// own is true of an address that the node has on the interface.
+func (b *bed) own(device string, a netip.Addr) bool {
+	return slices.ContainsFunc(b.addresses[device], func(p string) bool { return netip.MustParsePrefix(p).Addr() == a })
+}
+
+// oracleNode judges packets to the node's own addresses.
+func (b *bed) oracleNode(p parsed, fromHere bool) bpfReason {
+	six := p.dst.Is6()
+	switch {
+	case six && p.l4 == 0 && !p.later:
+		return bpfReasonREASON_MALFORMED
+	case !six && p.icmp4 == 5, six && (p.icmp == 134 || p.icmp == 137):
+		return bpfReasonREASON_ROUTER_MESSAGE
+	case six && p.ttl == 255 && !p.fragment && (p.icmp == 136 || p.icmp == 135 && (fromHere || p.src.IsLinkLocalUnicast())):
+		return bpfReasonREASON_PASSED
+	case !fromHere:
+		return bpfReasonREASON_SPOOFED_SOURCE
+	}
+	for _, l := range b.plan.LANs {
+		if l.Tenant != b.plan.LANs[0].Tenant {
+			return bpfReasonREASON_NODE_IS_SHARED
+		}
+	}
+	return bpfReasonREASON_PASSED
+}
+
 func (b *bed) oracleTunnelIn(f frame, p parsed) outcome {
 	g, m := b.member(f.device)
 	if desired.ProbePrefix.Contains(p.src) || desired.ProbePrefix.Contains(p.dst) {
@@ -101,7 +127,7 @@ func (b *bed) oracleTunnelIn(f frame, p parsed) outcome {
 		return outcome{reason: bpfReasonREASON_WRONG_SELECTOR}
 	}
 	l, ok := b.local(g.Tenant, p.dst)
-	if !ok {
+	if !ok || b.own(l.Interface, p.dst) {
 		return outcome{reason: bpfReasonREASON_NO_LOCAL}
 	}
 	if p.ttl <= 1 {
@@ -121,7 +147,7 @@ func (b *bed) oracleTunnelOut(f frame, p parsed) outcome {
 		}
 		return outcome{reason: bpfReasonREASON_PROBE_ADDRESS}
 	}
-	if f.mark != classifiedMark {
+	if f.mark != b.mark(g) {
 		return outcome{reason: bpfReasonREASON_NOT_CLASSIFIED}
 	}
 	r, ok := b.remote(g.Tenant, p.dst)
@@ -166,12 +192,16 @@ func (b *bed) member(device string) (plan.Group, plan.Member) {
 }
 
 func (b *bed) rendezvous(g plan.Group, alive uint32, p parsed) (best plan.Member, ok bool) {
-	if alive == 0 {
+	usable := func(i int) bool {
+		_, there := b.index[g.Members[i].Device]
+		return there && alive&(1<<i) != 0
+	}
+	if !slices.ContainsFunc([]int{0, 1, 2}[:len(g.Members)], usable) {
 		alive = 1<<32 - 1
 	}
 	var top uint64
 	for i, m := range g.Members {
-		if _, there := b.index[m.Device]; !there || alive&(1<<i) == 0 {
+		if !usable(i) {
 			continue
 		}
 		if s := mix64(flowHash(p)^uint64(m.Number)*0x9e3779b97f4a7c15) | 1; !ok || s > top {

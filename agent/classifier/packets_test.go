@@ -27,20 +27,20 @@ func usual(r *rand.Rand) bool { return r.IntN(8) != 0 }
 
 // randomFrame makes a frame of one program and device.
 func (b *bed) randomFrame(r *rand.Rand) frame {
-	prefix := b.instance.DevicePrefix()
 	f := frame{program: pick(r, bpfProgCsLanIn, bpfProgCsLanIn, bpfProgCsTunnelIn, bpfProgCsTunnelOut)}
 	if f.program == bpfProgCsLanIn {
-		f.device = pick(r, "lan7a", "lan7b", "lan8")
+		f.device = pick(r, b.plan.LANs...).Interface
 	} else {
-		f.device = prefix + pick(r, "1", "2", "3", "4", "5", "6", "7")
+		f.device = pick(r, b.tunnels()...)
+		g, _ := b.member(f.device)
+		f.mark = b.mark(g)
 	}
 	f.mac = b.mac[f.device]
 	if !usual(r) {
 		f.mac = [6]byte{0x33, 0x33, 0, 0, 0, 1}
 	}
-	f.mark = classifiedMark
 	if !usual(r) {
-		f.mark = pick(r, uint32(0), 1, 0x43530001)
+		f.mark = pick(r, uint32(0), 1, 0x43530001, b.mark(pick(r, b.plan.Groups...)))
 	}
 	if r.IntN(2) == 0 {
 		f.ethertype, f.data = 0x0800, b.random4(r, f)
@@ -64,6 +64,18 @@ func (b *bed) randomFrame(r *rand.Rand) frame {
 		f.data = append(f.data, 0)
 	}
 	return f
+}
+
+// tunnels are the devices of the plan that exist.
+func (b *bed) tunnels() (list []string) {
+	for _, g := range b.plan.Groups {
+		for _, m := range g.Members {
+			if _, there := b.index[m.Device]; there {
+				list = append(list, m.Device)
+			}
+		}
+	}
+	return list
 }
 
 func fixedHeader(ethertype uint16) int {
@@ -93,7 +105,23 @@ func (b *bed) choose(r *rand.Rand, f frame, pool []string) (src, dst netip.Addr)
 		}
 		src, dst = any(), any()
 	}
+	if r.IntN(8) == 0 {
+		dst = b.nodeAddress(r, f, src.Is4())
+	}
 	return src, dst
+}
+
+// nodeAddress is one that the node has on a LAN: on the frame's if that is one.
+func (b *bed) nodeAddress(r *rand.Rand, f frame, four bool) netip.Addr {
+	device := f.device
+	if f.program != bpfProgCsLanIn {
+		device = pick(r, b.plan.LANs...).Interface
+	}
+	for {
+		if a := netip.MustParsePrefix(pick(r, b.addresses[device]...)).Addr(); a.Is4() == four {
+			return a
+		}
+	}
 }
 
 func (b *bed) random4(r *rand.Rand, f frame) []byte {
@@ -191,6 +219,9 @@ func transport(r *rand.Rand, protocol byte, src, dst netip.Addr) []byte {
 		d := make([]byte, 8+size)
 		for i := range d {
 			d[i] = byte(r.Uint32())
+		}
+		if protocol == 1 {
+			d[0] = pick[byte](r, 0, 5, 8)
 		}
 		if protocol == 58 {
 			d[0] = pick[byte](r, 128, 129, 130, 131, 133, 134, 135, 136, 137)

@@ -15,7 +15,8 @@ type parsed struct {
 	sport, dport    uint16
 	// echo is set for an ICMPv6 echo right behind the IPv6 header.
 	echo bool
-	icmp int
+	// icmp and icmp4 are types of messages, or -1.
+	icmp, icmp4 int
 }
 
 func parse(f frame, slack int) (p parsed, ok bool) {
@@ -49,7 +50,10 @@ func parse(f frame, slack int) (p parsed, ok bool) {
 	if p.l4 > 0 && !p.fragment && (p.protocol == 6 || p.protocol == 17) && len(d) >= p.l4+4 {
 		p.sport, p.dport = binary.BigEndian.Uint16(d[p.l4:]), binary.BigEndian.Uint16(d[p.l4+2:])
 	}
-	p.icmp = -1
+	p.icmp, p.icmp4 = -1, -1
+	if f.ethertype == 0x0800 && p.protocol == 1 && !p.later && len(d) > p.l4 {
+		p.icmp4 = int(d[p.l4])
+	}
 	if p.protocol == 58 && p.l4 > 0 && len(d) > p.l4 {
 		p.icmp = int(d[p.l4])
 	}

@@ -58,6 +58,10 @@ func render(prefix string, c plan.Classifier, f facts) (state, error) {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
+	shared := uint32(0)
+	if slices.ContainsFunc(c.LANs, func(l plan.LAN) bool { return l.Tenant != c.LANs[0].Tenant }) {
+		shared = 1
+	}
 	lans := map[string]plan.LAN{}
 	for _, lan := range c.LANs {
 		d, ok := f[lan.Interface]
@@ -72,7 +76,7 @@ func render(prefix string, c plan.Classifier, f facts) (state, error) {
 			fail("LAN interface %s: it is not an Ethernet interface", lan.Interface)
 		default:
 			lans[lan.Interface] = lan
-			s.ports[d.index] = bpfPort{Kind: bpfPortKindPORT_LAN, Tenant: lan.Tenant, Header: 1}
+			s.ports[d.index] = bpfPort{Ifindex: d.index, Kind: bpfPortKindPORT_LAN, Tenant: lan.Tenant, Header: 1, Shared: shared}
 			for _, a := range d.addresses {
 				s.hosts[hostKey(d.index, a)] = 1
 			}
@@ -113,6 +117,8 @@ func (s *state) addGroup(prefix string, g plan.Group, f facts) error {
 	switch _, twice := s.groups[g.Number]; {
 	case g.Number == 0 || g.Tenant == 0:
 		return fmt.Errorf("group %s: number %d and tenant %d must not be 0", g.ID, g.Number, g.Tenant)
+	case g.Number > maxGroup:
+		return fmt.Errorf("group %s: number %d is greater than %d, the greatest that a packet's mark can carry", g.ID, g.Number, maxGroup)
 	case twice:
 		return fmt.Errorf("group %s: number %d is taken by another group", g.ID, g.Number)
 	case len(g.Members) > plan.MaxMembers:
@@ -135,7 +141,7 @@ func (s *state) addGroup(prefix string, g plan.Group, f facts) error {
 			errs = append(errs, fmt.Errorf("tunnel %s: device %s belongs to another tunnel or LAN", m.Tunnel, m.Device))
 		default:
 			v.Members[i].Ifindex = d.index
-			p := bpfPort{Kind: bpfPortKindPORT_TUNNEL, Tenant: g.Tenant, Group: g.Number, Mtu: uint32(m.MTU)}
+			p := bpfPort{Ifindex: d.index, Kind: bpfPortKindPORT_TUNNEL, Tenant: g.Tenant, Group: g.Number, Mtu: uint32(m.MTU)}
 			if d.header {
 				p.Header = 1
 			}
@@ -194,12 +200,7 @@ func (s *state) withhold(ifindexes map[uint32]bool) {
 // adopt takes over from have what the plan does not say: which members are
 // alive and where ports count. It returns the ports whose slot is new.
 func (s *state) adopt(have state) (fresh []uint32) {
-	for n, g := range s.groups {
-		if was, ok := have.groups[n]; ok && was.Tenant == g.Tenant {
-			g.Alive = carryAlive(g, was)
-			s.groups[n] = g
-		}
-	}
+	s.adoptAlive(have.groups)
 	used := map[uint32]bool{}
 	for ifindex, p := range s.ports {
 		was := have.ports[ifindex]
@@ -228,6 +229,15 @@ func (s *state) adopt(have state) (fresh []uint32) {
 		fresh = append(fresh, ifindex)
 	}
 	return fresh
+}
+
+func (s *state) adoptAlive(have map[uint32]bpfGroup) {
+	for n, g := range s.groups {
+		if was, ok := have[n]; ok && was.Tenant == g.Tenant {
+			g.Alive = carryAlive(g, was)
+			s.groups[n] = g
+		}
+	}
 }
 
 func carryAlive(g, was bpfGroup) uint32 {

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -109,6 +110,7 @@ func TestRenderRefuses(t *testing.T) {
 		{"too many members", func(c *plan.Classifier) { c.Groups[2].Members = make([]plan.Member, 33) }, "33 members, at most 32"},
 		{"group twice", func(c *plan.Classifier) { c.Groups[2].Number = 1 }, "number 1 is taken"},
 		{"group 0", func(c *plan.Classifier) { c.Groups[2].Number = 0 }, "must not be 0"},
+		{"group beyond marks", func(c *plan.Classifier) { c.Groups[2].Number = 65536 }, "number 65536 is greater than 65535"},
 		{"host bits", func(c *plan.Classifier) { c.Locals[5].Prefix = netip.MustParsePrefix("10.1.2.3/16") }, "without host bits"},
 		{"mapped prefix", func(c *plan.Classifier) { c.Remotes[5].Prefix = netip.MustParsePrefix("::ffff:10.0.0.0/104") }, "want an IPv4 or IPv6 prefix"},
 		{"prefix of another tenant's LAN", func(c *plan.Classifier) { c.Locals[5].Interface = "lan7a" }, "LAN interface lan7a belongs to tenant 7"},
@@ -133,6 +135,44 @@ func TestRenderRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// One tenant has the node's stack for itself, several share it.
+func TestRenderSharesTheNode(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		lans int
+		want uint32
+	}{{"two LANs of one tenant", 2, 0}, {"LANs of two tenants", 3, 1}} {
+		t.Run(test.name, func(t *testing.T) {
+			c := testPlan()
+			s, _ := render(testPrefix, plan.Classifier{LANs: c.LANs[:test.lans]}, testFacts())
+			for _, p := range s.ports {
+				if p.Shared != test.want {
+					t.Errorf("shared is %d, want %d", p.Shared, test.want)
+				}
+			}
+		})
+	}
+}
+
+// Marks of instances differ from each other and from those of outer packets.
+func TestMarkBase(t *testing.T) {
+	seen := map[uint32]string{0: "none", instance.Mark(0): "outer packets"}
+	for _, name := range []string{"main", "a", "b", "lab1", "lab2", "prem", "nva"} {
+		i, err := instance.Parse(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := markBase(i)
+		if base&maxGroup != 0 {
+			t.Errorf("mark of %s is %#x, want its lower half to be the group's", i, base)
+		}
+		if was, twice := seen[base]; twice {
+			t.Errorf("%s has the mark %#x of %s", i, base, was)
+		}
+		seen[base] = name
 	}
 }
 

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -49,25 +52,26 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 		return nil, errors.Join(append(errs, err)...)
 	}
 	hooksTodo := diffAttachments(wantAttachments(want.ports), pins.conditions(), code)
-	c.announce(todo, hooksTodo)
+	c.announce(ctx, todo, hooksTodo)
 
+	note(quietAll(p, want, f))
 	note(putAll(c.objects.Ports, "port", todo.ports))
 	unchecked, err := c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_TUNNEL)
 	note(err)
 	checked = want.devices(p, f, unchecked)
-	if len(unchecked) > 0 {
-		want.withhold(unchecked)
-		todo.groups = diffTable(want.groups, have.groups)
-	}
+	want.withhold(unchecked)
 	note(putAll(c.objects.Hosts, "host", todo.hosts))
 	note(putAll(c.objects.Locals, "local", todo.locals))
-	note(putAll(c.objects.Groups, "group", todo.groups))
+	note(c.putGroups(want))
 	note(putAll(c.objects.Remotes, "remote", todo.remotes))
 	_, err = c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_LAN)
 	note(err)
+	if err == nil && len(unchecked) == 0 {
+		note(c.sweepLayouts())
+	}
 
 	note(removeAll(c.objects.Remotes, "remote", todo.remotes))
-	note(removeAll(c.objects.Groups, "group", todo.groups))
+	note(c.removeGroups(todo.groups))
 	note(removeAll(c.objects.Locals, "local", todo.locals))
 	note(c.detachAll(pins, hooksTodo.detach))
 	note(removeAll(c.objects.Ports, "port", todo.ports))
@@ -75,14 +79,36 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	return checked, errors.Join(errs...)
 }
 
-func (c *Classifier) announce(todo changes, h attachments) {
+// putGroups takes over who is alive from what is there at that moment: SetAlive
+// waits for this, not for the rest of a Sync.
+func (c *Classifier) putGroups(want state) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have := map[uint32]bpfGroup{}
+	if err := readAll(c.objects.Groups, have); err != nil {
+		return err
+	}
+	want.adoptAlive(have)
+	return putAll(c.objects.Groups, "group", diffTable(want.groups, have))
+}
+
+func (c *Classifier) removeGroups(t table[uint32, bpfGroup]) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return removeAll(c.objects.Groups, "group", t)
+}
+
+func (c *Classifier) announce(ctx context.Context, todo changes, h attachments) {
 	puts, removes := todo.size()
 	if puts+removes+len(h.attach)+len(h.replace)+len(h.detach) == 0 {
 		return
 	}
 	c.log.Info("change the classifier", "puts", puts, "removes", removes,
 		"attach", len(h.attach), "replace", len(h.replace), "detach", len(h.detach))
-	c.log.Debug("change the classifier", "changes", todo.String())
+	// The text of many prefixes takes its time.
+	if c.log.Enabled(ctx, slog.LevelDebug) {
+		c.log.Debug("change the classifier", "changes", todo.String())
+	}
 }
 
 func (c *Classifier) readState() (state, error) {
@@ -116,7 +142,7 @@ func putAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
 			errs = append(errs, fmt.Errorf("put %s %s: %w", name, keyText(e.key), err))
 		}
 	}
-	return errors.Join(errs...)
+	return joinSorted(errs)
 }
 
 func removeAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
@@ -126,6 +152,13 @@ func removeAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
 			errs = append(errs, fmt.Errorf("remove %s %s: %w", name, keyText(k), err))
 		}
 	}
+	return joinSorted(errs)
+}
+
+// joinSorted makes the same errors the same text, so that a fault that lasts is
+// logged once.
+func joinSorted(errs []error) error {
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }
 

@@ -22,7 +22,7 @@ func valueText(v any) string {
 	switch v := v.(type) {
 	case bpfPort:
 		if v.Kind == bpfPortKindPORT_LAN {
-			return fmt.Sprintf("lan tenant %d slot %d", v.Tenant, v.Slot)
+			return fmt.Sprintf("lan tenant %d slot %d shared %d", v.Tenant, v.Slot, v.Shared)
 		}
 		return fmt.Sprintf("tunnel tenant %d group %d mtu %d slot %d header %d probe %s %s", v.Tenant, v.Group, v.Mtu,
 			v.Slot, v.Header, address(6, v.LocalProbe), address(6, v.RemoteProbe))

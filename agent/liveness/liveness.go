@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // Config is what a Monitor needs.
@@ -46,11 +47,11 @@ type Target struct {
 type Health struct {
 	// Known is false until the tunnel has come up or has been found not to.
 	Known, Up bool
-	// Sent and Lost count probes since the tunnel was first set.
+	// Sent and Lost count probes since the tunnel was first set; late ones are
+	// lost.
 	Sent, Lost uint64
-	// RTT is of the last answer; LastReply is zero when there was none.
-	RTT       time.Duration
-	LastReply time.Time
+	// RTT is of the last answer, 0 when there was none.
+	RTT time.Duration
 }
 
 // Monitor probes a set of tunnels with one socket and one timer, whatever
@@ -63,10 +64,16 @@ type Monitor struct {
 	targets map[string]*target
 	byPath  map[path]*target
 	changes []change
+	problem string
 }
 
-// leastPause bounds how often the targets are looked through.
-const leastPause = 2 * time.Millisecond
+const (
+	// leastPause bounds how often the targets are looked through.
+	leastPause = 2 * time.Millisecond
+	// reopen is how long a socket that failed is let be, and how long a new one
+	// must work to be well.
+	reopen = time.Second
+)
 
 // path is what an answer must have in common with its target.
 type path struct {
@@ -102,7 +109,7 @@ type answer struct {
 // New makes a Monitor without targets; it does nothing until Run.
 func New(config Config) *Monitor {
 	if config.open == nil {
-		config.open = func() (transport, error) { return openSocket(config.Namespace) }
+		config.open = func() (transport, error) { return openSocket(config.Namespace, desired.ProbePrefix) }
 	}
 	return &Monitor{config: config, wake: make(chan struct{}, 1), targets: map[string]*target{}}
 }
@@ -144,28 +151,90 @@ func (m *Monitor) Snapshot() map[string]Health {
 	return all
 }
 
-// Run probes until ctx ends, and returns its error. It is called once.
+// Problem is a sentence that says why no tunnel is being probed, and empty when
+// tunnels are. Meanwhile Snapshot has what was known before: what could not be
+// asked is neither up nor down.
+func (m *Monitor) Problem() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.problem
+}
+
+// Run probes until ctx ends, and returns its error. It is called once. A socket
+// that cannot be opened, or fails, is opened again and again; see Problem.
 func (m *Monitor) Run(ctx context.Context) error {
+	for {
+		err := m.watch(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		m.settle(err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(reopen):
+		}
+	}
+}
+
+// watch probes with one socket until that fails or ctx ends.
+func (m *Monitor) watch(ctx context.Context) error {
 	socket, err := m.config.open()
 	if err != nil {
 		return fmt.Errorf("open probe socket: %w", err)
 	}
+	m.restart()
 	received := make(chan error, 1)
 	go func() { received <- m.receive(socket) }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	well := time.NewTimer(reopen)
+	defer well.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), socket.Close(), <-received)
 		case err := <-received:
 			return errors.Join(fmt.Errorf("receive probes: %w", err), socket.Close())
+		case <-well.C:
+			m.settle(nil)
+			continue
 		case <-m.wake:
 		case <-timer.C:
 		}
 		m.probe(socket)
 		m.report()
 		timer.Reset(m.pause())
+	}
+}
+
+// settle keeps the problem, nil when there is none, and logs it when it is
+// another one.
+func (m *Monitor) settle(err error) {
+	problem := ""
+	if err != nil {
+		problem = "tunnels are not probed: " + err.Error()
+	}
+	m.mu.Lock()
+	was := m.problem
+	m.problem = problem
+	m.mu.Unlock()
+	switch {
+	case problem == was:
+	case err == nil:
+		m.config.Log.Info("tunnels are probed again")
+	default:
+		m.config.Log.Error("tunnels are not probed", "error", err)
+	}
+}
+
+// restart forgets the probes of a socket that is gone: nobody can answer them,
+// which says nothing of the tunnels.
+func (m *Monitor) restart() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.targets {
+		t.restart(time.Now())
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -20,18 +21,27 @@ import (
 type wire struct {
 	mu      sync.Mutex
 	whole   bool
-	drop    int // so many of the next probes are lost
+	broken  error // what receive says
+	drop    int   // so many of the next probes are lost
 	delay   time.Duration
 	mangle  func(*answer)
 	err     error
 	sent    []time.Time
 	answers chan answer
+	broke   chan struct{}
 	closed  chan struct{}
 	once    sync.Once
 }
 
 func newWire(whole bool) *wire {
-	return &wire{whole: whole, delay: time.Millisecond, answers: make(chan answer), closed: make(chan struct{})}
+	return &wire{whole: whole, delay: time.Millisecond, answers: make(chan answer), broke: make(chan struct{}), closed: make(chan struct{})}
+}
+
+// probes is how many were sent.
+func (w *wire) probes() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.sent)
 }
 
 func (w *wire) set(whole bool) {
@@ -69,9 +79,17 @@ func (w *wire) receive() (answer, error) {
 	select {
 	case a := <-w.answers:
 		return a, nil
+	case <-w.broke:
+		return answer{}, w.broken
 	case <-w.closed:
 		return answer{}, os.ErrClosed
 	}
+}
+
+// fail makes receive fail.
+func (w *wire) fail(err error) {
+	w.broken = err
+	close(w.broke)
 }
 
 func (w *wire) Close() error {
@@ -90,18 +108,23 @@ func one() Target {
 // call.
 func run(t *testing.T, w *wire) (m *Monitor, events func() []string) {
 	t.Helper()
+	return runOn(t, slog.New(slog.DiscardHandler), func() (transport, error) { return w, nil })
+}
+
+func runOn(t *testing.T, log *slog.Logger, open func() (transport, error)) (m *Monitor, events func() []string) {
+	t.Helper()
 	var (
 		mu   sync.Mutex
 		seen []string
 	)
 	m = New(Config{
-		Log: slog.New(slog.DiscardHandler),
+		Log: log,
 		OnChange: func(tunnel string, up bool) {
 			mu.Lock()
 			defer mu.Unlock()
 			seen = append(seen, fmt.Sprintf("%s up=%t", tunnel, up))
 		},
-		open: func() (transport, error) { return w, nil },
+		open: open,
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -196,15 +219,15 @@ func TestNewOneIsProbedQuickly(t *testing.T) {
 		m.Set([]Target{one()})
 		time.Sleep(2500 * time.Millisecond)
 		want(t, events()) // the first answer may still come
-		if n := len(w.sent); n < 10 || n > 15 {
+		if n := w.probes(); n < 10 || n > 15 {
 			t.Errorf("%d probes in 2.5 s, want one in about 200 ms", n)
 		}
 		time.Sleep(time.Second)
 		want(t, events(), "a up=false")
 		time.Sleep(10 * time.Second)
-		before := len(w.sent)
+		before := w.probes()
 		time.Sleep(10 * time.Second)
-		if n := len(w.sent) - before; n < 9 || n > 11 {
+		if n := w.probes() - before; n < 9 || n > 11 {
 			t.Errorf("%d probes in 10 s later, want one a second", n)
 		}
 		w.set(true)
@@ -248,6 +271,121 @@ func TestSlowAnswersCount(t *testing.T) {
 		}
 		if !m.Snapshot()["a"].Up {
 			t.Error("a path of 1.5 s is down")
+		}
+	})
+}
+
+// A tunnel whose answers take longer than the interval comes up again after it
+// was down: each answer gives back what its own miss took.
+func TestSlowTunnelComesBack(t *testing.T) {
+	for _, delay := range []time.Duration{1300 * time.Millisecond, 2500 * time.Millisecond} {
+		t.Run(delay.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWire(true)
+				m, events := run(t, w)
+				m.Set([]Target{one()})
+				time.Sleep(time.Second)
+				w.set(false)
+				time.Sleep(10 * time.Second)
+				want(t, events(), "a up=true", "a up=false")
+				w.mu.Lock()
+				w.whole, w.delay = true, delay
+				w.mu.Unlock()
+				time.Sleep(20 * time.Second)
+				want(t, events(), "a up=true")
+			})
+		})
+	}
+}
+
+// journal is a log that several goroutines use.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+// What could not be asked is not known: neither a socket that cannot be opened
+// nor one that fails says anything of a tunnel, and probing goes on later.
+func TestSocketTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			mu     sync.Mutex
+			w      *wire
+			refuse = errors.New("too many open files")
+			log    journal
+		)
+		m, events := runOn(t, slog.New(slog.NewTextHandler(&log, nil)), func() (transport, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if refuse != nil {
+				return nil, refuse
+			}
+			w = newWire(true)
+			return w, nil
+		})
+		allow := func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			refuse = err
+		}
+		logged := func(text string, want int) {
+			t.Helper()
+			if n := strings.Count(log.String(), text); n != want {
+				t.Errorf("logged %q %d times, want %d:\n%s", text, n, want, log.String())
+			}
+		}
+		m.Set([]Target{one()})
+		time.Sleep(time.Minute)
+		want(t, events())
+		if h := m.Snapshot()["a"]; h.Known || h.Sent != 0 {
+			t.Errorf("health without a socket = %+v", h)
+		}
+		const problem = "tunnels are not probed: open probe socket: too many open files"
+		if got := m.Problem(); got != problem {
+			t.Errorf("problem %q, want %q", got, problem)
+		}
+		logged("tunnels are not probed", 1)
+
+		allow(nil)
+		time.Sleep(5 * time.Second)
+		want(t, events(), "a up=true")
+		if got := m.Problem(); got != "" {
+			t.Errorf("problem %q with a socket that works", got)
+		}
+		logged("tunnels are probed again", 1)
+
+		// Every socket works for a moment and then fails.
+		for range 10 {
+			mu.Lock()
+			w.fail(errors.New("no buffer space"))
+			mu.Unlock()
+			time.Sleep(1100 * time.Millisecond)
+		}
+		want(t, events())
+		if h := m.Snapshot()["a"]; !h.Up || h.Lost != 0 {
+			t.Errorf("health with sockets that fail = %+v", h)
+		}
+		if got := m.Problem(); !strings.Contains(got, "receive probes: no buffer space") {
+			t.Errorf("problem %q, want that of receiving", got)
+		}
+		logged("no buffer space", 1)
+
+		time.Sleep(5 * time.Second)
+		want(t, events())
+		if got := m.Problem(); got != "" {
+			t.Errorf("problem %q with a socket that works again", got)
 		}
 	})
 }
@@ -306,7 +444,7 @@ func TestThousand(t *testing.T) {
 		if n := len(events()); n != 1000 {
 			t.Errorf("%d tunnels came up, want 1000", n)
 		}
-		if n := len(w.sent); n < 9000 || n > 13000 {
+		if n := w.probes(); n < 9000 || n > 13000 {
 			t.Errorf("%d probes in 10 s, want about 10,000", n)
 		}
 	})

@@ -1,6 +1,7 @@
 package liveness
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
@@ -32,19 +34,20 @@ type socket struct {
 	buffer  []byte
 }
 
-func openSocket(n netns.Namespace) (transport, error) {
+// openSocket opens one that hears answers to addresses of prefix, a /48, only.
+func openSocket(n netns.Namespace, prefix netip.Prefix) (transport, error) {
 	if n.FD() < 0 {
-		return newSocket()
+		return newSocket(prefix)
 	}
 	var s transport
 	err := n.Do(func() (err error) {
-		s, err = newSocket()
+		s, err = newSocket(prefix)
 		return err
 	})
 	return s, err
 }
 
-func newSocket() (transport, error) {
+func newSocket(prefix netip.Prefix) (transport, error) {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ICMPV6)
 	if err != nil {
 		return nil, err
@@ -60,24 +63,62 @@ func newSocket() (transport, error) {
 		names:      map[int]string{}, indexes: map[string]int{},
 		buffer: make([]byte, 2048),
 	}
-	if err := s.prepare(); err != nil {
+	if err := s.prepare(prefix); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *socket) prepare() (err error) {
-	var filter ipv6.ICMPFilter
-	filter.SetAll(true)
-	filter.Accept(ipv6.ICMPTypeEchoReply)
-	if err := s.conn.SetICMPFilter(&filter); err != nil {
-		return fmt.Errorf("filter echo replies: %w", err)
+func (s *socket) prepare(prefix netip.Prefix) (err error) {
+	if err := s.filter(prefix); err != nil {
+		return err
 	}
 	if err := s.conn.SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true); err != nil {
 		return fmt.Errorf("ask for packet information: %w", err)
 	}
 	s.query, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	return err
+}
+
+// filter makes the kernel drop all else before it takes a place in the socket's
+// buffer: otherwise anybody who reaches an address of this host could fill it,
+// and every tunnel would seem dead.
+func (s *socket) filter(prefix netip.Prefix) error {
+	var filter ipv6.ICMPFilter
+	filter.SetAll(true)
+	filter.Accept(ipv6.ICMPTypeEchoReply)
+	if err := s.conn.SetICMPFilter(&filter); err != nil {
+		return fmt.Errorf("filter echo replies: %w", err)
+	}
+	program, err := bpf.Assemble(answersOnly(s.identifier, prefix))
+	if err != nil {
+		return fmt.Errorf("assemble the filter of answers: %w", err)
+	}
+	if err := s.conn.SetBPF(program); err != nil {
+		return fmt.Errorf("filter answers: %w", err)
+	}
+	return nil
+}
+
+// answersOnly passes answers to this identifier at an address of the /48. What
+// it loads begins with the ICMPv6 header; the IPv6 header is relative to
+// SKF_NET_OFF (include/uapi/linux/filter.h).
+func answersOnly(identifier uint16, prefix netip.Prefix) []bpf.Instruction {
+	const (
+		network     = 0xfff00000 // SKF_NET_OFF, -0x100000
+		destination = network + 24
+	)
+	want := prefix.Addr().As16()
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 4, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(identifier), SkipTrue: 5},
+		bpf.LoadAbsolute{Off: destination, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(want[:4]), SkipTrue: 3},
+		bpf.LoadAbsolute{Off: destination + 4, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(binary.BigEndian.Uint16(want[4:6])), SkipTrue: 1},
+		bpf.RetConstant{Val: 1 << 16},
+		bpf.RetConstant{Val: 0},
+	}
 }
 
 func (s *socket) send(t Target, p probe) error {

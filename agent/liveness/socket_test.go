@@ -14,6 +14,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // TestKernelAnswers probes from one namespace to another over a veth, deletes
@@ -31,7 +32,7 @@ func TestKernelAnswers(t *testing.T) {
 	go func() { done <- m.Run(ctx) }()
 	m.Set([]Target{x})
 	wantChange(t, changes, true)
-	if h := m.Snapshot()[x.Tunnel]; h.RTT <= 0 || h.RTT > time.Second || h.LastReply.IsZero() {
+	if h := m.Snapshot()[x.Tunnel]; h.RTT <= 0 || h.RTT > time.Second {
 		t.Errorf("health = %+v", h)
 	}
 
@@ -56,6 +57,67 @@ func TestKernelAnswers(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("Run = %v", err)
+	}
+}
+
+// Nobody who reaches this host can fill the socket's buffer: what is not an
+// answer to a probe takes no place in it.
+func TestFloodLeavesRoom(t *testing.T) {
+	_, n := netnstest.New(t)
+	x := one()
+	h, err := n.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := netip.MustParseAddr("fd01::1")
+	for _, a := range []netip.Addr{x.Local, x.Remote, elsewhere} {
+		if err := h.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(128, 128)}, Flags: unix.IFA_F_NODAD}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := openSocket(n, desired.ProbePrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := opened.(*socket)
+	defer func() { _ = s.Close() }()
+	flood := -1
+	if err := n.Do(func() (err error) {
+		flood, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(flood) }()
+	send := func(to netip.Addr, identifier uint16, p probe) {
+		t.Helper()
+		b := encode(identifier, p)
+		b[0] = typeEchoReply
+		if err := unix.Sendto(flood, b, 0, &unix.SockaddrInet6{Addr: to.As16()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Each takes some hundred bytes of a buffer of some hundred KiB.
+	for range 10_000 {
+		send(elsewhere, s.identifier, probe{nonce: 1})
+		send(x.Local, s.identifier+1, probe{nonce: 2})
+	}
+	want := probe{sequence: 7, nonce: 3}
+	send(x.Local, s.identifier, want)
+	if err := s.raw.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.receive()
+	if err != nil || got.probe != want || got.local != x.Local {
+		t.Errorf("received %+v (%v), want %+v for %s", got, err, want, x.Local)
 	}
 }
 

@@ -37,6 +37,8 @@ type sentProbe struct {
 	at               time.Time
 	answered, missed bool
 	valid            bool
+	// took is how many answers in a row ended when this one was missed.
+	took int
 }
 
 // target is the state of one tunnel. It has no clock: times are passed in.
@@ -54,7 +56,6 @@ type target struct {
 	answers       int
 	sent, lost    uint64
 	rtt           time.Duration
-	lastReply     time.Time
 	lastFailure   string
 	sequenceStart uint16
 }
@@ -66,7 +67,7 @@ func newTarget(t Target, now time.Time) *target {
 func (t *target) health() Health {
 	return Health{
 		Known: t.everUp || t.reported, Up: t.up,
-		Sent: t.sent, Lost: t.lost, RTT: t.rtt, LastReply: t.lastReply,
+		Sent: t.sent, Lost: t.lost, RTT: t.rtt,
 	}
 }
 
@@ -78,6 +79,7 @@ func (t *target) expire(now time.Time) (changed bool) {
 		return false
 	}
 	last.missed = true
+	last.took = t.answers
 	t.lost++
 	t.losses++
 	t.answers = 0
@@ -90,6 +92,16 @@ func (t *target) expire(now time.Time) (changed bool) {
 		return true
 	}
 	return false
+}
+
+// restart forgets what is outstanding, and gives one of which nothing is known
+// its time anew.
+func (t *target) restart(now time.Time) {
+	t.ring = [outstanding]sentProbe{}
+	t.next = now
+	if !t.everUp && !t.reported {
+		t.since = now
+	}
 }
 
 // begin is the next probe, due now.
@@ -108,7 +120,9 @@ func (t *target) begin(now time.Time) probe {
 
 // reply takes an answer, and reports whether the tunnel came up by it. An
 // answer to no outstanding probe, or a second one, does nothing; one that comes
-// after its probe counted as lost still shows that packets pass.
+// after its probe counted as lost still shows that packets pass, and gives back
+// what its miss took: a path that is slower than the interval must be able to
+// come up again.
 func (t *target) reply(p probe, at time.Time) (changed bool) {
 	for i := range t.ring {
 		s := &t.ring[i]
@@ -117,9 +131,8 @@ func (t *target) reply(p probe, at time.Time) (changed bool) {
 		}
 		s.answered = true
 		t.losses = 0
-		t.answers++
+		t.answers += s.took + 1
 		t.rtt = max(at.Sub(s.at), 0)
-		t.lastReply = at
 		if !t.up && (!t.everUp || t.answers >= answersUp) {
 			t.up, t.everUp = true, true
 			return true

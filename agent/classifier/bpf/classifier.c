@@ -15,19 +15,18 @@
 #define TC_NEXT (-1)
 #define TC_DROP 2
 
-// The mark of a packet between a LAN's ingress and a tunnel's egress. Nothing
-// but a program or a privileged socket of this host can set it, and both
-// ingresses clear what a packet brings.
-#define CLASSIFIED 0x53454143
-
 #define PACKET_HOST 0
+
+#define ICMP_REDIRECT 5
 
 #define ICMPV6_ECHO_REQUEST_ 128
 #define ICMPV6_ECHO_REPLY_ 129
 #define ICMPV6_MLD_QUERY 130
 #define ICMPV6_RS 133
+#define ICMPV6_RA 134
 #define ICMPV6_NS 135
 #define ICMPV6_NA 136
+#define ICMPV6_REDIRECT 137
 
 // bpf_check_mtu is for programs that the kernel takes for compatible with its
 // own licence.
@@ -35,6 +34,16 @@ char __license[] SEC("license") = "Dual BSD/GPL";
 
 // The /48 that holds every probe address; set by the driver at load.
 const volatile __u8 probe_prefix[6] __attribute__((aligned(4)));
+
+// The upper half of the mark of a packet between a LAN's ingress and a tunnel's
+// egress; the lower half is the number of the group that its prefix names.
+// Nothing but a program or a privileged socket of this host can set it, and
+// both ingresses clear what a packet brings. The driver sets it at load: other
+// instances on the host have others.
+const volatile __u32 mark_base;
+
+// Loads after it happen after it.
+#define barrier() asm volatile("" ::: "memory")
 
 static __always_inline void count(__u32 slot, enum direction direction, enum reason reason)
 {
@@ -52,6 +61,20 @@ static __noinline int verdict(struct __sk_buff *skb, __u32 slot, enum direction 
 	count(slot, direction, reason);
 	skb->cb[0] = reason;
 	return reason == REASON_PASSED ? TC_NEXT : TC_DROP;
+}
+
+// read_port copies the port of an interface and then makes sure that it was
+// that interface's all the while: by now the element may belong to another key,
+// perhaps another tenant's. It returns 0 if there is no such port.
+static __always_inline int read_port(__u32 ifindex, enum port_kind kind, struct port *copy)
+{
+	const struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+
+	if (!port)
+		return 0;
+	*copy = *port;
+	barrier();
+	return *(const volatile __u32 *)&port->ifindex == ifindex && copy->ifindex == ifindex && copy->kind == kind;
 }
 
 static __always_inline int is_probe(const union address *a)
@@ -139,6 +162,52 @@ static __always_inline int for_stack(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+static __always_inline int is_link_local6(const union address *a)
+{
+	return a->bytes[0] == 0xfe && (a->bytes[1] & 0xc0) == 0x80;
+}
+
+// to_node judges what a LAN host sends to an address that the node has there.
+// The node's answers take the main table, which knows no tenants: they go
+// wherever the source seems to be. So the source must be one that the LAN may
+// use, and where several tenants are, whose prefixes may be the same, the stack
+// gets neighbour discovery only, which it answers on the interface itself.
+// What tells a host where to route (ICMPv4 and ICMPv6 redirects, router
+// advertisements) is nobody's business here.
+static __always_inline enum reason to_node(struct __sk_buff *skb, struct packet *p, int own_source, int shared)
+{
+	__u8 type = 0;
+	int known;
+
+	parse_transport(skb, p);
+	// The stack might find what was not found here.
+	if (p->family == 6 && !p->l4 && !p->later)
+		return REASON_MALFORMED;
+	known = p->l4 && !p->later && !load_net(skb, p->l4, &type, sizeof(type));
+	if (p->family == 4 && p->protocol == IPPROTO_ICMP && known && type == ICMP_REDIRECT)
+		return REASON_ROUTER_MESSAGE;
+	if (p->family == 6 && p->protocol == IPPROTO_ICMPV6 && known) {
+		if (type == ICMPV6_RA || type == ICMPV6_REDIRECT)
+			return REASON_ROUTER_MESSAGE;
+		// An advertisement gets no answer. It comes from a router on the LAN
+		// too, whose own address need not be one of the site's.
+		if (p->ttl == 255 && !p->fragment &&
+		    (type == ICMPV6_NA || (type == ICMPV6_NS && (own_source || is_link_local6(&p->src)))))
+			return REASON_PASSED;
+	}
+	if (!own_source)
+		return REASON_SPOOFED_SOURCE;
+	return shared ? REASON_NODE_IS_SHARED : REASON_PASSED;
+}
+
+static __always_inline int is_host(__u32 ifindex, __u32 family, const union address *a)
+{
+	struct host_key k = { .ifindex = ifindex, .family = family };
+
+	__builtin_memcpy(k.addr, a->bytes, sizeof(k.addr));
+	return bpf_map_lookup_elem(&hosts, &k) != NULL;
+}
+
 // probe_pair is true of an echo between exactly these two addresses.
 static __always_inline int probe_pair(struct __sk_buff *skb, const struct packet *p, const __u8 *src, const __u8 *dst)
 {
@@ -154,74 +223,81 @@ static __always_inline int probe_pair(struct __sk_buff *skb, const struct packet
 SEC("tc")
 int cs_lan_in(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, target, mtu;
+	__u32 ifindex = skb->ifindex, number, target, mtu, at;
 	struct packet p = {};
-	struct port *port;
+	struct port port;
 	struct local *local;
 	struct remote *remote;
 	struct group *group;
-	struct host_key host = { .ifindex = ifindex };
-	int r, i;
+	int r, i, own_source;
 
 	skb->mark = 0;
 	skb->cb[0] = skb->cb[1] = 0;
-	port = bpf_map_lookup_elem(&ports, &ifindex);
-	if (!port || port->kind != PORT_LAN)
+	if (!read_port(ifindex, PORT_LAN, &port))
 		return verdict(skb, 0, DIRECTION_IN, REASON_UNKNOWN_INTERFACE);
 	// The tag of another network; the kernel would hand it to a VLAN device.
 	if (skb->vlan_present)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_VLAN_TAGGED);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_VLAN_TAGGED);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_PASSED);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_PASSED);
 
 	make_linear(skb);
 	r = parse_addresses(skb, ETH_HLEN, &p);
 	if (r)
-		return verdict(skb, port->slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+		return verdict(skb, port.slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
 	if (p.family == 6) {
 		if (is_probe(&p.src) || is_probe(&p.dst))
-			return verdict(skb, port->slot, DIRECTION_IN, REASON_PROBE_ADDRESS);
+			return verdict(skb, port.slot, DIRECTION_IN, REASON_PROBE_ADDRESS);
 		if (is_multicast6(&p.dst))
-			return verdict(skb, port->slot, DIRECTION_IN,
+			return verdict(skb, port.slot, DIRECTION_IN,
 				       for_stack(skb, &p) ? REASON_PASSED : REASON_UNROUTABLE_ADDRESS);
 	}
 	// A bridge or a tap may show frames that are for someone else.
 	if (skb->pkt_type != PACKET_HOST)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_OTHER_HOST);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_OTHER_HOST);
 
-	host.family = p.family;
-	__builtin_memcpy(host.addr, p.dst.bytes, sizeof(host.addr));
-	if (bpf_map_lookup_elem(&hosts, &host))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_PASSED);
+	local = find_local(port.tenant, p.family, &p.src);
+	own_source = local && local->ifindex == ifindex;
+	if (is_host(ifindex, p.family, &p.dst))
+		return verdict(skb, port.slot, DIRECTION_IN, to_node(skb, &p, own_source, port.shared));
 	if (unroutable(p.family, &p.src) || unroutable(p.family, &p.dst))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
-
-	local = find_local(port->tenant, p.family, &p.src);
-	if (!local || local->ifindex != ifindex)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_SPOOFED_SOURCE);
-	remote = find_remote(port->tenant, p.family, &p.dst);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
+	if (!own_source)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_SPOOFED_SOURCE);
+	remote = find_remote(port.tenant, p.family, &p.dst);
 	if (!remote)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_REMOTE);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_REMOTE);
 	if (p.ttl <= 1)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_EXPIRED);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_EXPIRED);
 
-	group = bpf_map_lookup_elem(&groups, &remote->group);
-	if (!group || group->tenant != port->tenant)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_GROUP);
+	// Read once: the lookup and the mark must mean the same group.
+	number = *(const volatile __u32 *)&remote->group;
+	group = bpf_map_lookup_elem(&groups, &number);
+	if (!group)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_GROUP);
 	parse_transport(skb, &p);
 	i = choose_member(group, flow_hash(&p));
 	if (i < 0 || i >= MAX_MEMBERS)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_MEMBER);
-	target = group->members[i].ifindex;
-	mtu = group->members[i].mtu;
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_MEMBER);
+	// The compiler knows that this changes nothing, the verifier does not.
+	at = i;
+	asm volatile("" : "+r"(at));
+	at &= MAX_MEMBERS - 1;
+	target = group->members[at].ifindex;
+	mtu = group->members[at].mtu;
+	barrier();
+	// Last, for the element may have become another group's meanwhile. A group
+	// of another number is found out where the mark meets the device.
+	if (*(const volatile __u32 *)&group->tenant != port.tenant)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_GROUP);
 
 	r = too_big(skb, &p, target, mtu);
 	if (r)
-		return verdict(skb, port->slot, DIRECTION_IN, r < 0 ? REASON_NO_MEMBER : REASON_TOO_BIG);
+		return verdict(skb, port.slot, DIRECTION_IN, r < 0 ? REASON_NO_MEMBER : REASON_TOO_BIG);
 	if (clamp_mss(skb, ETH_HLEN, &p, mtu) || decrement_ttl(skb, ETH_HLEN, &p))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
-	count(port->slot, DIRECTION_IN, REASON_FORWARDED);
-	skb->mark = CLASSIFIED;
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	count(port.slot, DIRECTION_IN, REASON_FORWARDED);
+	skb->mark = mark_base | number;
 	skb->cb[1] = target;
 	return bpf_redirect(target, 0);
 }
@@ -231,7 +307,7 @@ int cs_tunnel_in(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, target, l2;
 	struct packet p = {};
-	struct port *port;
+	struct port port;
 	struct local *local;
 	struct remote *remote;
 	__u16 protocol = skb->protocol;
@@ -239,46 +315,49 @@ int cs_tunnel_in(struct __sk_buff *skb)
 
 	skb->mark = 0;
 	skb->cb[0] = skb->cb[1] = 0;
-	port = bpf_map_lookup_elem(&ports, &ifindex);
-	if (!port || port->kind != PORT_TUNNEL)
+	if (!read_port(ifindex, PORT_TUNNEL, &port))
 		return verdict(skb, 0, DIRECTION_IN, REASON_UNKNOWN_INTERFACE);
-	l2 = port->header ? ETH_HLEN : 0;
+	l2 = port.header ? ETH_HLEN : 0;
 
 	make_linear(skb);
 	r = parse_addresses(skb, l2, &p);
 	if (r)
-		return verdict(skb, port->slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+		return verdict(skb, port.slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
 	if (p.family == 6 && (is_probe(&p.src) || is_probe(&p.dst))) {
-		r = probe_pair(skb, &p, port->remote_probe, port->local_probe);
-		return verdict(skb, port->slot, DIRECTION_IN, r ? REASON_PASSED : REASON_PROBE_ADDRESS);
+		r = probe_pair(skb, &p, port.remote_probe, port.local_probe);
+		return verdict(skb, port.slot, DIRECTION_IN, r ? REASON_PASSED : REASON_PROBE_ADDRESS);
 	}
 	if (unroutable(p.family, &p.src) || unroutable(p.family, &p.dst))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
 
 	// Redirects skip XFRM's inbound policy, so nothing else checks this.
-	remote = find_remote(port->tenant, p.family, &p.src);
-	if (!remote || remote->group != port->group)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_WRONG_SELECTOR);
-	local = find_local(port->tenant, p.family, &p.dst);
+	remote = find_remote(port.tenant, p.family, &p.src);
+	if (!remote || remote->group != port.group)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_WRONG_SELECTOR);
+	local = find_local(port.tenant, p.family, &p.dst);
 	if (!local)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NO_LOCAL);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_LOCAL);
 	target = local->ifindex;
+	// The node is no host of the site to the far end, and nobody would answer
+	// on the LAN for its address.
+	if (is_host(target, p.family, &p.dst))
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_LOCAL);
 	if (p.ttl <= 1)
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_EXPIRED);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_EXPIRED);
 
 	parse_transport(skb, &p);
 	r = too_big(skb, &p, target, 0);
 	if (r)
-		return verdict(skb, port->slot, DIRECTION_IN, r < 0 ? REASON_NO_LOCAL : REASON_TOO_BIG);
-	if (clamp_mss(skb, l2, &p, port->mtu) || decrement_ttl(skb, l2, &p))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+		return verdict(skb, port.slot, DIRECTION_IN, r < 0 ? REASON_NO_LOCAL : REASON_TOO_BIG);
+	if (clamp_mss(skb, l2, &p, port.mtu) || decrement_ttl(skb, l2, &p))
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_EDITABLE);
 	// bpf_redirect_neigh drops what has no link-layer header. Where there is
 	// one, it is the outer packet's, and so may be its protocol.
-	if (!port->header && bpf_skb_change_head(skb, ETH_HLEN, 0))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	if (!port.header && bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_EDITABLE);
 	if (bpf_skb_store_bytes(skb, 12, &protocol, sizeof(protocol), 0))
-		return verdict(skb, port->slot, DIRECTION_IN, REASON_NOT_EDITABLE);
-	count(port->slot, DIRECTION_IN, REASON_FORWARDED);
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	count(port.slot, DIRECTION_IN, REASON_FORWARDED);
 	skb->cb[1] = target;
 	return bpf_redirect_neigh(target, NULL, 0, 0);
 }
@@ -288,31 +367,31 @@ int cs_tunnel_out(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, mark = skb->mark;
 	struct packet p = {};
-	struct port *port;
+	struct port port;
 	struct remote *remote;
 	int r;
 
 	skb->mark = 0;
 	skb->cb[0] = skb->cb[1] = 0;
-	port = bpf_map_lookup_elem(&ports, &ifindex);
-	if (!port || port->kind != PORT_TUNNEL)
+	if (!read_port(ifindex, PORT_TUNNEL, &port))
 		return verdict(skb, 0, DIRECTION_OUT, REASON_UNKNOWN_INTERFACE);
 	make_linear(skb);
 	// Nothing is edited here, so only the network header's place matters.
 	r = parse_addresses(skb, 0, &p);
 	if (r)
-		return verdict(skb, port->slot, DIRECTION_OUT, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+		return verdict(skb, port.slot, DIRECTION_OUT, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
 	if (p.family == 6 && (is_probe(&p.src) || is_probe(&p.dst))) {
-		r = probe_pair(skb, &p, port->local_probe, port->remote_probe);
-		return verdict(skb, port->slot, DIRECTION_OUT, r ? REASON_PASSED : REASON_PROBE_ADDRESS);
+		r = probe_pair(skb, &p, port.local_probe, port.remote_probe);
+		return verdict(skb, port.slot, DIRECTION_OUT, r ? REASON_PASSED : REASON_PROBE_ADDRESS);
 	}
-	// The node's own stack and what it forwards come without the mark; a
-	// member table that is being changed could name another group's device.
-	if (mark != CLASSIFIED)
-		return verdict(skb, port->slot, DIRECTION_OUT, REASON_NOT_CLASSIFIED);
-	remote = find_remote(port->tenant, p.family, &p.dst);
-	if (!remote || remote->group != port->group || !find_local(port->tenant, p.family, &p.src))
-		return verdict(skb, port->slot, DIRECTION_OUT, REASON_WRONG_SELECTOR);
-	count(port->slot, DIRECTION_OUT, REASON_FORWARDED);
+	// The node's own stack and what it forwards come without the mark. One of
+	// another group means that the member table changed while it was read;
+	// addresses do not tell tenants apart.
+	if (mark != (mark_base | port.group))
+		return verdict(skb, port.slot, DIRECTION_OUT, REASON_NOT_CLASSIFIED);
+	remote = find_remote(port.tenant, p.family, &p.dst);
+	if (!remote || remote->group != port.group || !find_local(port.tenant, p.family, &p.src))
+		return verdict(skb, port.slot, DIRECTION_OUT, REASON_WRONG_SELECTOR);
+	count(port.slot, DIRECTION_OUT, REASON_FORWARDED);
 	return TC_NEXT;
 }

@@ -35,24 +35,23 @@ static __always_inline __u64 flow_hash(const struct packet *p)
 	return mix(mix(end_hash(&p->src, p->sport)) + mix(end_hash(&p->dst, p->dport)) + protocol);
 }
 
-// choose_member returns the index of the member that carries the flow, or a
-// negative number if there is none. It is a global function, which the
-// verifier examines once and not for every path that leads here.
-__noinline int choose_member(struct group *g, __u64 hash)
+// choose_among returns the index of the member that carries the flow, of those
+// with a bit in mask, or a negative number if there is none. It is a global
+// function, which the verifier examines once and not for every path that leads
+// here.
+__noinline int choose_among(struct group *g, __u64 hash, __u32 mask)
 {
 	__u64 best = 0;
-	__u32 alive;
 	int chosen = -1;
 
 	if (!g)
 		return -1;
-	alive = g->alive ? g->alive : ~0U;
 	for (__u32 i = 0; i < MAX_MEMBERS; i++) {
 		__u64 score;
 
 		if (i >= g->count)
 			break;
-		if (!(alive & (1U << i)) || g->members[i].ifindex == 0)
+		if (!(mask & (1U << i)) || g->members[i].ifindex == 0)
 			continue;
 		// Never 0, so that the first member wins against none.
 		score = mix(hash ^ ((__u64)g->members[i].number * 0x9e3779b97f4a7c15ULL)) | 1;
@@ -62,4 +61,14 @@ __noinline int choose_member(struct group *g, __u64 hash)
 		}
 	}
 	return chosen;
+}
+
+// choose_member takes one that is alive. Where none of those has a device, as
+// where none is alive, all share the flows: a member that is not alive may
+// still work, one without a device can not.
+static __always_inline int choose_member(struct group *g, __u64 hash)
+{
+	int i = choose_among(g, hash, g->alive);
+
+	return i < 0 ? choose_among(g, hash, ~0U) : i;
 }

@@ -34,6 +34,8 @@ enum reason {
 	REASON_TOO_BIG = 16,
 	REASON_NOT_CLASSIFIED = 17,
 	REASON_NOT_EDITABLE = 18,
+	REASON_ROUTER_MESSAGE = 19,
+	REASON_NODE_IS_SHARED = 20,
 };
 
 // Direction halves of a port's counters: a LAN has the first only.
@@ -48,8 +50,11 @@ enum port_kind {
 };
 
 // A port is an attachment: what a program knows about the interface on which
-// it runs.
+// it runs. ifindex repeats the key and comes first: the kernel gives an element
+// that was replaced to the next key at once, while programs may still read it,
+// and then overwrites it from the front. See read_port.
 struct port {
+	__u32 ifindex;
 	enum port_kind kind;
 	__u32 tenant;
 	// group, mtu and the probe addresses are a tunnel's.
@@ -59,6 +64,8 @@ struct port {
 	__u32 slot;
 	// header is 1 if packets that come in begin with a link-layer header.
 	__u32 header;
+	// shared is a LAN's: 1 if the node serves other tenants too.
+	__u32 shared;
 	__u8 local_probe[16];
 	__u8 remote_probe[16];
 };
@@ -92,7 +99,8 @@ struct member {
 	__u32 mtu;
 };
 
-// All of a group is one value, so that one update moves its flows.
+// All of a group is one value, so that one update moves its flows. A program
+// may see another group's in the midst, as with ports; see cs_lan_in.
 struct group {
 	__u32 tenant;
 	// alive has bit i for members[i]; 0 means all.
@@ -105,9 +113,10 @@ struct counts {
 	__u64 packets[2 * MAX_REASONS];
 };
 
+// Ports and groups have all their memory from the start: moving a group off a
+// dead tunnel must not fail for want of it.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 2048);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u32);
@@ -123,6 +132,7 @@ struct {
 	__type(value, __u32);
 } hosts SEC(".maps");
 
+// The kernel keeps the nodes of a trie until nobody reads them any more.
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -143,7 +153,6 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u32);
