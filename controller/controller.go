@@ -6,6 +6,7 @@ package controller
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,6 +45,12 @@ type Config struct {
 // Run runs a controller until ctx is done, which is no error, and returns within
 // three seconds of that. An error says in one sentence what to do.
 func Run(ctx context.Context, c Config) (err error) {
+	if c.DataDir == "" {
+		return errors.New("--data-dir is empty: name the directory that holds everything")
+	}
+	if err := pki.CheckNames(c.Names); err != nil {
+		return fmt.Errorf("--name: %w", err)
+	}
 	listener, err := listen(ctx, c.Listen)
 	if err != nil {
 		return err
@@ -82,7 +89,11 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return hub.Run(ctx) })
-	group.Go(func() error { return serve(ctx, listener, config, handler, c.Log.With("part", "http")) })
+	identify := func(chain []*x509.Certificate) bool {
+		_, err := authority.Identify(chain, time.Now())
+		return err == nil
+	}
+	group.Go(func() error { return serve(ctx, listener, config, handler, identify, c.Log.With("part", "http")) })
 	c.Log.Info("ready", "address", listener.Addr().String(), "root_pin", authority.RootPin(),
 		"admin_identity", filepath.Join(c.DataDir, "admin", "identity.pem"))
 	if c.Ready != nil {
@@ -96,8 +107,13 @@ func Run(ctx context.Context, c Config) (err error) {
 // explainDir says what to do about a data directory that cannot be used.
 func explainDir(dir string, err error) error {
 	hint := fmt.Sprintf("see that %s is on a writable disk and belongs to this user, or name another with --data-dir", dir)
-	if errors.Is(err, store.ErrInUse) {
+	switch {
+	case errors.Is(err, store.ErrInUse):
 		hint = "stop that controller first, or name another directory with --data-dir"
+	case errors.Is(err, store.ErrNoParent):
+		hint = "make it, or name another directory with --data-dir"
+	case errors.Is(err, store.ErrDamaged):
+		hint = fmt.Sprintf("see that this user may read and write all files in %s and that the disk is sound, or restore the directory from a backup", dir)
 	}
 	return fmt.Errorf("%w; %s", err, hint)
 }

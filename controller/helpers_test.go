@@ -26,6 +26,10 @@ import (
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
+// patience is how long tests wait for what comes at once on an idle machine.
+// Waiting is not asserting: a disk may stall for many seconds.
+const patience = 60 * time.Second
+
 // running is a controller in this process, with its own data directory.
 type running struct {
 	t    testing.TB
@@ -82,7 +86,7 @@ func start(t testing.TB, dir string) *running {
 	case err := <-done:
 		done <- err
 		t.Fatalf("the controller did not start: %v", err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the controller does not start")
 	}
 	block, _ := pem.Decode(r.read("admin/root.pem"))
@@ -125,7 +129,7 @@ func (r *running) client(cert *tls.Certificate, curves ...tls.CurveID) *http.Cli
 		transport.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
 	r.t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: 60 * time.Second}
+	return &http.Client{Transport: transport, Timeout: patience}
 }
 
 type operator struct {
@@ -219,7 +223,7 @@ func (r *running) enrol(node string) *tls.Certificate {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if f() {
 			return
 		}

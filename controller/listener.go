@@ -9,18 +9,20 @@ import (
 	"time"
 )
 
-// guardedListener bounds connections. Those that have not finished their TLS
-// handshake and spoken HTTP are bounded apart: when there are too many, the
-// oldest goes, so that idle handshakes, however many, do not keep out a peer
-// that is quick.
+// guardedListener bounds connections. Those of strangers, which have shown no
+// identity, are bounded apart, whatever they have asked for: when there are too
+// many, the oldest goes. So strangers, however many, keep out nobody who is
+// known, and delay those who are not yet.
 type guardedListener struct {
 	net.Listener
 	log             *slog.Logger
 	most, mostFresh int
+	// known says whether a connection's peer has shown an identity that counts.
+	known func(net.Conn) bool
 
 	mu    sync.Mutex
 	open  int
-	fresh *list.List // of *guardedConn, oldest first
+	fresh *list.List // of *guardedConn, the strangers', oldest first
 	// told is when a refusal was last logged.
 	told time.Time
 }
@@ -28,13 +30,13 @@ type guardedListener struct {
 type guardedConn struct {
 	net.Conn
 	listener *guardedListener
-	// place is in listener.fresh; nil once the connection is established.
+	// place is in listener.fresh; nil once the peer is known.
 	place *list.Element
 	once  sync.Once
 }
 
-func newGuardedListener(l net.Listener, most, mostFresh int, log *slog.Logger) *guardedListener {
-	return &guardedListener{Listener: l, log: log, most: most, mostFresh: mostFresh, fresh: list.New()}
+func newGuardedListener(l net.Listener, most, mostFresh int, known func(net.Conn) bool, log *slog.Logger) *guardedListener {
+	return &guardedListener{Listener: l, log: log, most: most, mostFresh: mostFresh, known: known, fresh: list.New()}
 }
 
 // Accept waits for a connection for which there is room.
@@ -55,7 +57,7 @@ func (g *guardedListener) take(c net.Conn) net.Conn {
 	g.mu.Lock()
 	var oldest *guardedConn
 	full := g.open >= g.most
-	if g.fresh.Len() >= g.mostFresh {
+	if g.fresh.Len() >= g.mostFresh || full && g.fresh.Len() > 0 {
 		oldest = g.fresh.Front().Value.(*guardedConn)
 		g.settle(oldest)
 		full = false
@@ -86,11 +88,11 @@ func (g *guardedListener) tell() {
 	if now := time.Now(); now.Sub(g.told) > time.Minute {
 		g.told = now
 		g.log.Warn("too many connections; some are closed", "open", g.open, "most", g.most,
-			"unfinished_handshakes", g.fresh.Len(), "most_unfinished", g.mostFresh)
+			"without_identity", g.fresh.Len(), "most_without_identity", g.mostFresh)
 	}
 }
 
-// settle takes a connection off the list of fresh ones.
+// settle takes a connection off the list of strangers.
 func (g *guardedListener) settle(c *guardedConn) {
 	if c.place != nil {
 		g.fresh.Remove(c.place)
@@ -98,17 +100,29 @@ func (g *guardedListener) settle(c *guardedConn) {
 	}
 }
 
-// state is http.Server.ConnState: a connection that has a request has finished
-// its handshake.
+// state is http.Server.ConnState. A connection becomes active when its handshake
+// is over, and again with every request.
 func (g *guardedListener) state(c net.Conn, s http.ConnState) {
+	if s != http.StateActive {
+		return
+	}
+	inner := c
 	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = t.NetConn()
+		inner = t.NetConn()
 	}
-	if mine, ok := c.(*guardedConn); ok && s != http.StateNew {
-		g.mu.Lock()
-		g.settle(mine)
-		g.mu.Unlock()
+	mine, ok := inner.(*guardedConn)
+	if !ok {
+		return
 	}
+	g.mu.Lock()
+	stranger := mine.place != nil
+	g.mu.Unlock()
+	if !stranger || !g.known(c) {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.settle(mine)
 }
 
 // Close counts the connection out.

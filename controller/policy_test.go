@@ -183,7 +183,8 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// peakDuring is how much the heap grows, at most, while f runs.
+// peakDuring is how much the heap grows, at most, while f runs. Garbage does not
+// count: how much of it there is says how busy the machine is.
 func peakDuring(f func()) uint64 {
 	var m runtime.MemStats
 	runtime.GC()
@@ -197,6 +198,7 @@ func peakDuring(f func()) uint64 {
 			case <-stop:
 				return
 			default:
+				runtime.GC()
 				runtime.ReadMemStats(&m)
 				peak = max(peak, m.HeapAlloc)
 			}
@@ -228,13 +230,14 @@ func TestOversizedRequests(t *testing.T) {
 		q.Header.Set("Content-Type", contentType)
 		a, err := c.Do(q)
 		if err != nil {
-			// The server may answer and hang up before all is sent.
+			// The server may answer and hang up before all is sent, and then
+			// the answer can get lost.
 			return 0, err.Error()
 		}
 		defer func() { _ = a.Body.Close() }()
 		b, err := io.ReadAll(a.Body)
 		if err != nil {
-			t.Fatal(err)
+			return 0, err.Error()
 		}
 		return a.StatusCode, string(b)
 	}
@@ -254,11 +257,15 @@ func TestOversizedRequests(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			grown := peakDuring(func() {
-				if code, text := post(tt.client, tt.procedure, tt.contentType, tt.body()); code != http.StatusTooManyRequests || !strings.Contains(text, "resource_exhausted") {
-					t.Errorf("got %d %.300s", code, text)
-				}
-			})
+			var code int
+			var text string
+			var grown uint64
+			for hungUp := 0; code == 0 && hungUp < 20; hungUp++ {
+				grown = peakDuring(func() { code, text = post(tt.client, tt.procedure, tt.contentType, tt.body()) })
+			}
+			if code != http.StatusTooManyRequests || !strings.Contains(text, "resource_exhausted") {
+				t.Errorf("got %d %.300s", code, text)
+			}
 			if grown > tt.most {
 				t.Errorf("the heap grew by %d MiB", grown>>20)
 			}

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,9 +33,9 @@ const (
 	connectionBuffer = 128 << 10
 	streamBuffer     = 64 << 10
 
-	// maxHandshakes are connections that have not yet shown that they speak
-	// HTTP; maxConnections are those that are open.
-	maxHandshakes  = 1024
+	// maxStrangers are connections whose peer has shown no identity;
+	// maxConnections are all that are open.
+	maxStrangers   = 1024
 	maxConnections = 16384
 
 	// stopTimeout is how long calls under way may take when the controller
@@ -60,9 +61,14 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 }
 
 // serve serves until ctx is done. Streams end by themselves when the hub does;
-// what is left after stopTimeout is cut.
-func serve(ctx context.Context, l net.Listener, config *tls.Config, handler http.Handler, log *slog.Logger) error {
-	guarded := newGuardedListener(l, maxConnections, maxHandshakes, log)
+// what is left after stopTimeout is cut. identify says whether certificates name
+// somebody.
+func serve(ctx context.Context, l net.Listener, config *tls.Config, handler http.Handler, identify func([]*x509.Certificate) bool, log *slog.Logger) error {
+	known := func(c net.Conn) bool {
+		t, ok := c.(*tls.Conn)
+		return ok && identify(t.ConnectionState().PeerCertificates)
+	}
+	guarded := newGuardedListener(l, maxConnections, maxStrangers, known, log)
 	server := &http.Server{
 		Handler:           handler,
 		TLSConfig:         config,

@@ -88,7 +88,7 @@ func (a *agent) next() received {
 	case err := <-a.ended:
 		a.ended <- err
 		a.t.Fatalf("the session of %s ended: %v", a.node, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		a.t.Fatalf("no state for %s", a.node)
 	}
 	return received{}
@@ -101,7 +101,7 @@ func (a *agent) end() error {
 	case err := <-a.ended:
 		a.ended <- err
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		a.t.Fatalf("the session of %s does not end", a.node)
 	}
 	return nil
@@ -285,7 +285,7 @@ func TestPositionsRiseOverRestarts(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
 	if err := a.end(); connect.CodeOf(err) != connect.CodeUnavailable {
@@ -346,14 +346,7 @@ func TestDeadPeerIsFound(t *testing.T) {
 	a.report(&v1.NodeStatus{})
 	a.next()
 	way.cut.Store(true)
-	began := time.Now()
-	for time.Since(began) < 15*time.Second {
-		if !o.getStatus(t).GetNodes()[0].GetConnected() {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Error("a dead peer is connected for 15 seconds")
+	eventually(t, "a dead peer is found", func() bool { return !o.getStatus(t).GetNodes()[0].GetConnected() })
 }
 
 // way carries bytes between a client and a server until it is cut.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/controller/pki"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // Access says who may call a procedure. The zero value is nobody.
@@ -38,7 +39,7 @@ type rule struct {
 const (
 	maxOperatorMessage = 5 << 20
 	maxEnrolMessage    = 64 << 10
-	maxSessionMessage  = 1 << 20
+	maxSessionMessage  = desired.MaxStatus + framing
 )
 
 // rules is every procedure that exists for callers. What is not here is

@@ -24,12 +24,15 @@ type agents struct {
 	log       *slog.Logger
 	now       func() time.Time
 	failures  *failures
+	// told bounds what is logged of calls that say nothing but that somebody is
+	// there.
+	told *bucket
 }
 
 // Session implements circuitsealv1connect.AgentServiceHandler.
 func (a *agents) Session(ctx context.Context, stream *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error {
 	c := callOf(ctx)
-	peer := session.Peer{Node: c.caller.Name, Serial: c.caller.Serial, Address: c.address, Deadlines: c.deadlines}
+	peer := session.Peer{Node: c.caller.Name, Serial: c.caller.Serial, Expires: c.expires, Address: c.address, Deadlines: c.deadlines}
 	return a.sessions.Serve(ctx, peer, stream)
 }
 
@@ -41,15 +44,22 @@ func (a *agents) Enrol(ctx context.Context, q *connect.Request[v1.EnrolRequest])
 		// What a stranger says is worth a look in the log, no more.
 		name = model.Shorten(q.Msg.GetNode())
 	}
-	audit(ctx, a.log, "enrolment", err, "node", name)
+	attributes, tell := []any{"node", name}, true
+	// Guesses at tokens and used ones are told always, and slowed down.
+	if code := connect.CodeOf(err); code == connect.CodeInvalidArgument || code == connect.CodeResourceExhausted {
+		var leftOut int
+		if tell, leftOut = a.told.take(); leftOut > 0 {
+			attributes = append(attributes, "left_out", leftOut)
+		}
+	}
+	if tell {
+		audit(ctx, a.log, "enrolment", err, attributes...)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(answer), nil
 }
-
-// errOtherNode keeps a token that is good but for another node than expected.
-var errOtherNode = errors.New("the token is for another node")
 
 func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolResponse, error) {
 	address := callOf(ctx).address
@@ -68,22 +78,15 @@ func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolRespon
 		a.failures.add(address)
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("token: %w", err))
 	}
-	tokenNode := ""
-	node, got, err := a.store.Redeem(ctx, store.Redemption{ID: token.ID(), Hash: token.Hash(), SPKI: request.SPKI, Now: a.now()},
+	node, got, err := a.store.Redeem(ctx, store.Redemption{ID: token.ID(), Hash: token.Hash(), SPKI: request.SPKI, Node: q.GetNode(), Now: a.now()},
 		func(node string) (store.Issued, error) {
-			if tokenNode = node; q.GetNode() != "" && q.GetNode() != node {
-				return store.Issued{}, errOtherNode
-			}
 			i, err := a.authority.IssueNode(request, node)
 			return store.Issued{Enrolment: model.Enrolment{Serial: i.Serial, Expires: i.Expires}, Certificates: i.Chain}, err
 		})
-	if err == nil && q.GetNode() != "" && q.GetNode() != node {
-		tokenNode, err = node, errOtherNode
-	}
 	switch {
-	case errors.Is(err, errOtherNode):
+	case errors.Is(err, store.ErrOtherNode):
 		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf(
-			"the token is for node %q and this host wants to be %q; the token is still good: use it there, or make one with `sealctl token create %s`", tokenNode, q.GetNode(), q.GetNode()))
+			"the token is for node %q and this host wants to be %q; the token is still good: use it there, or make one with `sealctl token create %s`", node, q.GetNode(), q.GetNode()))
 	case errors.Is(err, store.ErrTokenUnknown):
 		a.failures.add(address)
 		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the token is unknown: it was mistyped, a newer one for the same node has voided it, or its node was deleted; make a new one with `sealctl token create`"))
@@ -95,7 +98,11 @@ func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolRespon
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("certificate_request: %w", err))
 	case err != nil:
 		a.log.Error("enrolment failed", "address", address, "error", err)
-		return nil, connect.NewError(connect.CodeOf(storeError(err)), errors.New("the controller could not enrol the node; its log says why"))
+		answer := errors.New("the controller could not enrol the node; its log says why")
+		if kept := writeError(err); errors.As(kept, &unknownOutcome{}) {
+			answer = unknownOutcome{errors.New("the controller's store did not answer, so that it is not known whether the token is used; repeat the enrolment on this host, with the same token")}
+		}
+		return nil, connect.NewError(connect.CodeOf(storeError(err)), answer)
 	}
 	return &v1.EnrolResponse{Node: node, Certificates: got.Certificates, Root: a.authority.Root()}, nil
 }

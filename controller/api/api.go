@@ -64,14 +64,16 @@ func New(c Config) http.Handler {
 			// No compression: a bomb of it costs time even where its size is
 			// bounded, and nothing here is large.
 			connect.WithCompression("gzip", nil, nil),
+			codecs(),
 		}
 	})
+	told := &bucket{now: c.Now, burst: refusalBurst, every: refusalEvery}
 
 	handlers := map[string]http.Handler{}
 	mount := func(path string, h http.Handler) { handlers[path] = h }
 	mount(circuitsealv1connect.NewAgentServiceHandler(&agents{
 		store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now,
-		failures: newFailures(c.Now),
+		failures: newFailures(c.Now), told: told,
 	}, perProcedure))
 	mount(circuitsealv1connect.NewPolicyServiceHandler(&policy{store: c.Store, log: c.Log}, perProcedure))
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, log: c.Log, now: c.Now}, perProcedure))
@@ -79,6 +81,6 @@ func New(c Config) http.Handler {
 	return &gate{
 		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,
 		errors:    connect.NewErrorWriter(connect.WithCompression("gzip", nil, nil)),
-		strangers: make(chan struct{}, maxStrangers),
+		strangers: make(chan struct{}, maxStrangers), told: told, sessions: map[string]int{},
 	}
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"connectrpc.com/connect"
@@ -10,12 +11,21 @@ import (
 	"github.com/circuitseal/circuitseal/controller/store"
 )
 
+// unknownOutcome is an error of a write that may have taken effect all the same.
+type unknownOutcome struct{ error }
+
+func (u unknownOutcome) Unwrap() error { return u.error }
+
 // audit logs who did what with which outcome. Attributes never hold a secret.
 func audit(ctx context.Context, log *slog.Logger, action string, err error, attributes ...any) {
 	c := callOf(ctx)
 	log = log.With("caller", callerName(c.caller), "address", c.address).With(attributes...)
 	if err != nil {
-		log.Warn(action+" refused", "code", connect.CodeOf(err), "reason", message(err))
+		outcome := "refused"
+		if errors.As(err, &unknownOutcome{}) {
+			outcome = "outcome unknown"
+		}
+		log.Warn(action+" "+outcome, "code", connect.CodeOf(err), "reason", message(err))
 		return
 	}
 	log.Info(action)
@@ -38,7 +48,7 @@ func storeError(err error) error {
 		code = connect.CodeCanceled
 	case errors.Is(err, context.DeadlineExceeded):
 		code = connect.CodeDeadlineExceeded
-	case errors.Is(err, store.ErrClosed):
+	case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrSlow):
 		code = connect.CodeUnavailable
 	case errors.Is(err, store.ErrFull):
 		code = connect.CodeResourceExhausted
@@ -46,6 +56,19 @@ func storeError(err error) error {
 		code = connect.CodeAborted
 	case errors.Is(err, store.ErrTooLarge):
 		code = connect.CodeInvalidArgument
+	}
+	return connect.NewError(code, err)
+}
+
+// writeError is storeError for a write: of one that was not answered nobody
+// knows whether it took effect. Every write is safe to repeat.
+func writeError(err error) error {
+	code := connect.CodeOf(storeError(err))
+	switch {
+	case errors.Is(err, store.ErrSlow):
+		err = unknownOutcome{fmt.Errorf("%w; whether the change was written is not known; look with `sealctl get` and repeat", store.ErrSlow)}
+	case errors.Is(err, store.ErrClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		err = unknownOutcome{fmt.Errorf("%w; whether the change was written is not known; look with `sealctl get` and repeat", err)}
 	}
 	return connect.NewError(code, err)
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -28,6 +29,13 @@ const (
 	maxStrangers    = 256
 	// framing is what a message may have around it.
 	framing = 64
+	// maxSessions is how many streams a node may have at once: one, and one
+	// that takes its place.
+	maxSessions = 2
+	// refusalBurst refusals of strangers are logged at once, and then one every
+	// refusalEvery: nobody who has no identity can fill a disk.
+	refusalBurst = 20
+	refusalEvery = 10 * time.Second
 )
 
 // gate stands before all services.
@@ -40,12 +48,20 @@ type gate struct {
 	errors   *connect.ErrorWriter
 	// strangers has room for the calls of those who need no certificate.
 	strangers chan struct{}
+	// told bounds what is logged of strangers.
+	told *bucket
+
+	mu sync.Mutex
+	// sessions are the open streams of each node.
+	sessions map[string]int
 }
 
 // call is what handlers know of the call they serve.
 type call struct {
 	// caller is nobody where no certificate counts.
-	caller    pki.Identity
+	caller pki.Identity
+	// expires is when the caller's certificate ends.
+	expires   time.Time
 	address   string
 	deadlines *http.ResponseController
 }
@@ -62,7 +78,13 @@ func callOf(ctx context.Context) call {
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := call{address: host(r.RemoteAddr), deadlines: http.NewResponseController(w)}
 	rule, handler, err := g.admit(r, &c)
-	if err := bound(c.deadlines, rule); err != nil {
+	if err == nil && rule.stream {
+		if err = g.enter(c.caller.Name); err == nil {
+			defer g.leave(c.caller.Name)
+		}
+	}
+	// A stream needs HTTP/2; on HTTP/1.1 it is refused by its handler.
+	if err := bound(c, err == nil && rule.stream && r.ProtoMajor >= 2); err != nil {
 		g.log.Error("a call could not be bounded in time", "address", c.address, "error", err)
 		panic(http.ErrAbortHandler)
 	}
@@ -85,17 +107,38 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
 }
 
-// bound gives a call its time. What an earlier call set on the same connection
-// is replaced.
-func bound(deadlines *http.ResponseController, r rule) error {
-	deadline := time.Time{}
-	switch {
-	case r.access == AccessToken:
-		deadline = time.Now().Add(strangerTimeout)
-	case !r.stream:
-		deadline = time.Now().Add(callTimeout)
+// enter counts a stream of a node in, if there is room.
+func (g *gate) enter(node string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.sessions[node] >= maxSessions {
+		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf(
+			"node %q has %d sessions already, and one is enough: see that no two hosts have the same identity", node, maxSessions))
 	}
-	return errors.Join(deadlines.SetReadDeadline(deadline), deadlines.SetWriteDeadline(deadline))
+	g.sessions[node]++
+	return nil
+}
+
+// leave counts it out.
+func (g *gate) leave(node string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.sessions[node]--; g.sessions[node] == 0 {
+		delete(g.sessions, node)
+	}
+}
+
+// bound gives a call its time; a stream that is let in lives on. What an earlier
+// call set on the same connection is replaced.
+func bound(c call, stream bool) error {
+	deadline := time.Now().Add(callTimeout)
+	switch {
+	case stream:
+		deadline = time.Time{}
+	case c.caller == pki.Identity{}:
+		deadline = time.Now().Add(strangerTimeout)
+	}
+	return errors.Join(c.deadlines.SetReadDeadline(deadline), c.deadlines.SetWriteDeadline(deadline))
 }
 
 // admit judges a call by its headers alone.
@@ -118,7 +161,7 @@ func (g *gate) admit(r *http.Request, c *call) (rule, http.Handler, error) {
 		if err != nil {
 			return rule, nil, connect.NewError(connect.CodeUnauthenticated, err)
 		}
-		c.caller = caller
+		c.caller, c.expires = caller, r.TLS.PeerCertificates[0].NotAfter
 	}
 	if err := rule.access.permit(c.caller); err != nil {
 		return rule, nil, err
@@ -134,8 +177,17 @@ func (g *gate) admit(r *http.Request, c *call) (rule, http.Handler, error) {
 }
 
 func (g *gate) refuse(w http.ResponseWriter, r *http.Request, c call, err error) {
-	g.log.Warn("call refused", "procedure", model.Shorten(r.URL.Path), "caller", callerName(c.caller), "address", c.address,
-		"code", connect.CodeOf(err), "reason", message(err))
+	log, tell := g.log, true
+	if c.caller == (pki.Identity{}) {
+		var leftOut int
+		if tell, leftOut = g.told.take(); leftOut > 0 {
+			log = log.With("left_out", leftOut)
+		}
+	}
+	if tell {
+		log.Warn("call refused", "procedure", model.Shorten(r.URL.Path), "caller", callerName(c.caller), "address", c.address,
+			"code", connect.CodeOf(err), "reason", message(err))
+	}
 	if err := g.errors.Write(w, r, err); err != nil {
 		g.log.Debug("a refusal did not reach its caller", "address", c.address, "error", err)
 	}

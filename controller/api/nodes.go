@@ -69,7 +69,7 @@ func (n *nodes) createToken(ctx context.Context, q *v1.CreateTokenRequest) (*v1.
 		return nil, unknownNode(s, q.GetNode())
 	}
 	if err != nil {
-		return nil, storeError(err)
+		return nil, writeError(err)
 	}
 	return &v1.CreateTokenResponse{
 		Node: q.GetNode(), Token: token.Reveal(), Expires: timestamppb.New(expires), RootPin: n.authority.RootPin(),

@@ -24,6 +24,9 @@ const (
 	writeAttempts = 8
 	// maxSourceName is the longest name of a source in bytes: problems repeat it.
 	maxSourceName = 1024
+	// maxSources is how many sources an apply may have: each costs much more
+	// than its bytes.
+	maxSources = 4096
 )
 
 // policy is the PolicyService.
@@ -51,6 +54,9 @@ func (p *policy) Apply(ctx context.Context, q *connect.Request[v1.ApplyRequest])
 }
 
 func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyResponse, error) {
+	if n := len(q.GetSources()); n > maxSources {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources: %d are more than the %d that are taken; put several documents into one", n, maxSources))
+	}
 	sources := make([]document.Source, len(q.GetSources()))
 	for i, s := range q.GetSources() {
 		if n := len(s.GetName()); n > maxSourceName {
@@ -86,7 +92,7 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 			continue
 		}
 		if err != nil {
-			return nil, storeError(err)
+			return nil, writeError(err)
 		}
 		return &v1.ApplyResponse{Revision: revision, Changes: changes}, nil
 	}
@@ -181,7 +187,10 @@ func (p *policy) delete(ctx context.Context, q *v1.DeleteRequest) (uint64, error
 		return 0, err
 	}
 	key := model.Key{Kind: kind, Customer: q.GetCustomer(), Name: q.GetName()}
-	if err := validNames(field{"customer", key.Customer, kind.HasCustomer()}, field{"name", key.Name, true}); err != nil {
+	if kind.HasCustomer() && key.Customer == "" {
+		return 0, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer is required: documents of kind %s belong to a customer", kind))
+	}
+	if err := validNames(field{"customer", key.Customer, false}, field{"name", key.Name, true}); err != nil {
 		return 0, err
 	}
 	if !kind.HasCustomer() && key.Customer != "" {
@@ -209,7 +218,7 @@ func (p *policy) delete(ctx context.Context, q *v1.DeleteRequest) (uint64, error
 			continue
 		}
 		if err != nil {
-			return 0, storeError(err)
+			return 0, writeError(err)
 		}
 		return revision, nil
 	}

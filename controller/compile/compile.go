@@ -44,18 +44,6 @@ func Compile(s *model.Snapshot) map[string]desired.State {
 	return states
 }
 
-// TunnelIDs are the tunnels of a connection, sorted; none for a connection that
-// does not exist.
-func TunnelIDs(s *model.Snapshot, connection model.Key) []string {
-	tunnels, _ := model.Tunnels(s.Documents, connection)
-	ids := make([]string, len(tunnels))
-	for i, t := range tunnels {
-		ids[i] = t.ID
-	}
-	slices.Sort(ids)
-	return ids
-}
-
 type compiler struct {
 	snapshot *model.Snapshot
 	builders map[string]*builder

@@ -189,22 +189,6 @@ func readable(s desired.State) any {
 	return out
 }
 
-func TestTunnelIDs(t *testing.T) {
-	var sources []document.Source
-	for _, f := range samples(t) {
-		sources = append(sources, document.Source{Name: f.Name, Text: string(f.Data)})
-	}
-	s := snapshot(t, sources...)
-	got := compile.TunnelIDs(s, model.Key{Kind: model.KindConnection, Customer: "contoso", Name: "hq-weu"})
-	want := []string{"contoso/hq-weu/er-ams/primary", "contoso/hq-weu/er-ams/secondary"}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("tunnels (-want +got):\n%s", diff)
-	}
-	if got := compile.TunnelIDs(s, model.Key{Kind: model.KindConnection, Customer: "contoso", Name: "none"}); len(got) != 0 {
-		t.Errorf("tunnels of no connection: %v", got)
-	}
-}
-
 // A snapshot that was never validated or numbered must not end the controller.
 func TestCompileIncomplete(t *testing.T) {
 	var sources []document.Source

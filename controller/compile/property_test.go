@@ -103,7 +103,7 @@ func TestCompileProperties(t *testing.T) {
 				continue
 			}
 			for _, c := range connections(docs) {
-				for _, id := range compile.TunnelIDs(s, c) {
+				for _, id := range tunnelIDs(s, c) {
 					if rapid.Bool().Draw(t, "key known") {
 						s.Keys[model.TunnelEnd{Tunnel: id, Node: d.Key.Name}] = keyFor(id, d.Key.Name)
 					}
@@ -183,7 +183,7 @@ func check(t *rapid.T, s *model.Snapshot, states map[string]desired.State) {
 	want := 0
 	for _, c := range connections(s.Documents) {
 		spec, _ := model.Lookup[*model.ConnectionSpec](s.Documents, c)
-		ids := compile.TunnelIDs(s, c)
+		ids := tunnelIDs(s, c)
 		if len(ids) != 2*len(spec.Circuits) {
 			t.Fatalf("%s has %d tunnels over %d circuits", c, len(ids), len(spec.Circuits))
 		}
@@ -314,4 +314,14 @@ func change(t *rapid.T, docs map[model.Key]model.Document) {
 			docs[name] = model.Document{Key: name, Spec: &model.ConnectionSpec{Endpoints: spec.Endpoints, Circuits: spec.Circuits, EncryptionPolicy: spec.EncryptionPolicy}}
 		}
 	}
+}
+
+// tunnelIDs are the tunnels of a connection, sorted.
+func tunnelIDs(s *model.Snapshot, connection model.Key) []string {
+	tunnels, _ := model.Tunnels(s.Documents, connection)
+	ids := make([]string, len(tunnels))
+	for i, t := range tunnels {
+		ids[i] = t.ID
+	}
+	return ids
 }

@@ -101,7 +101,7 @@ type LinkSpec struct {
 	// VLAN is the 802.1Q tag on the provider's port, 1 to 4094; 0 for a port
 	// that is handed over untagged.
 	VLAN int `json:"vlan,omitempty"`
-	// Subnet is a /30 or /126: its first address is the customer side's, the
+	// Subnet is a /30: its first address is the customer side's, the
 	// second Microsoft's.
 	Subnet netip.Prefix `json:"subnet"`
 }

@@ -248,22 +248,22 @@ func (c *checker) circuit(k Key, s *CircuitSpec) {
 	}
 }
 
+// linkBits is the length of a link's subnet.
+const linkBits = 30
+
 func (c *checker) link(k Key, field string, l LinkSpec) {
 	if l.VLAN != 0 && c.between(k, field+".vlan", l.VLAN, 1, 4094, "") {
 		c.add(k, field+".vlan", strconv.Itoa(l.VLAN), "agents cannot make VLAN devices yet: the link would stay down",
-			"leave it out and have the port handed over untagged, or give the agent an interface that is already the VLAN's")
+			"leave it out and have the port handed over untagged")
 	}
 	field += ".subnet"
-	if !c.prefix(k, field, l.Subnet, "a /30 such as 172.16.10.0/30, or a /126") || !c.masked(k, field, l.Subnet) {
+	const want = "a /30 such as 172.16.10.0/30"
+	if !c.prefix(k, field, l.Subnet, want) || !c.outside4(k, field, l.Subnet.Addr(), l.Subnet.String(), want) || !c.masked(k, field, l.Subnet) {
 		return
 	}
-	want := 30
-	if l.Subnet.Addr().Is6() {
-		want = 126
-	}
-	if l.Subnet.Bits() != want {
-		c.add(k, field, l.Subnet.String(), fmt.Sprintf("is no /%d: a link has two addresses, the customer side's and Microsoft's", want),
-			netip.PrefixFrom(l.Subnet.Addr(), want).Masked().String())
+	if l.Subnet.Bits() != linkBits {
+		c.add(k, field, l.Subnet.String(), fmt.Sprintf("is no /%d: a link has two addresses, the customer side's and Microsoft's", linkBits),
+			netip.PrefixFrom(l.Subnet.Addr(), linkBits).Masked().String())
 		return
 	}
 	if r, ok := reservedFor(l.Subnet); ok && r.what != linkLocal4 {

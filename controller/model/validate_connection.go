@@ -82,6 +82,7 @@ func (c *checker) groups() {
 	remotes := map[string]Key{}
 	ways := map[string]way{}
 	fars := map[string]far{}
+	places := map[string]place{}
 	for _, k := range c.keys {
 		s, ok := c.docs[k].Spec.(*ConnectionSpec)
 		if !ok {
@@ -95,6 +96,8 @@ func (c *checker) groups() {
 				if node == nil {
 					continue
 				}
+				c.microsofts(k.Customer, t, e)
+				c.oneFarNode(places, k, t, e.Node, t.Ends[1-i])
 				if in, ok := InterfaceWith(c.docs, node, e.Address); ok {
 					c.oneWay(ways, k.Customer, t, e, in)
 					c.oneFar(fars, k, t, e.Node, in, t.Ends[1-i])
@@ -237,4 +240,42 @@ func (c *checker) oneFar(fars map[string]far, k Key, t Tunnel, node string, in I
 	c.add(mine.connection, "spec.endpoints", e.Address.String(),
 		"is the far underlay address over link "+mine.link+", and over "+other+" as well: the router behind interface "+quoted(in.Name)+" of node "+quoted(node)+" sends both the same way, so they cannot be pinned to different links",
 		"an underlay address of its own for every link that the node reaches")
+}
+
+// place is the node that has an underlay address on a circuit.
+type place struct {
+	node       string
+	connection Key
+}
+
+// oneFarNode reports a far address that a node is to find at two nodes behind
+// the same circuit: its packets reach one of them only.
+func (c *checker) oneFarNode(places map[string]place, k Key, t Tunnel, node string, e End) {
+	id := node + "\x00" + k.Customer + "\x00" + t.Circuit + "\x00" + e.Address.String()
+	mine := place{e.Node, k}
+	first, taken := places[id]
+	if !taken {
+		places[id] = mine
+		return
+	}
+	if first.node == mine.node {
+		return
+	}
+	if blamed, _ := c.newer(first.connection, k); blamed == first.connection {
+		first, mine = mine, first
+	}
+	c.add(mine.connection, "spec.endpoints", e.Address.String(),
+		"is the underlay address of node "+quoted(mine.node)+", and for "+first.connection.String()+" of node "+quoted(first.node)+": over circuit "+quoted(t.Circuit)+" node "+quoted(node)+" reaches one of the two only",
+		"nodes with underlay addresses of their own")
+}
+
+// microsofts reports an end that has the address of Microsoft's edge on the
+// link that its tunnel runs over: the edge would keep its packets.
+func (c *checker) microsofts(customer string, t Tunnel, e End) {
+	l, ok := lookupLink(c.docs, LinkRef{Customer: customer, Circuit: t.Circuit, Link: t.Link})
+	if !ok || l.MicrosoftAddress() != e.Address {
+		return
+	}
+	c.add(Key{Kind: KindEndpoint, Customer: customer, Name: e.Endpoint}, "spec.underlay", e.Address.String(),
+		"is Microsoft's own address on link "+LinkID(customer, t.Circuit, t.Link)+", which its tunnel runs over", "an address of the node's subnet")
 }

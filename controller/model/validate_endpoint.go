@@ -33,11 +33,8 @@ func (c *checker) endpoint(k Key, s *EndpointSpec) {
 		if u.Link != "" {
 			bound = enum(c, k, field+".link", u.Link, LinkNames()...) && bound
 		}
-		if !c.address(k, field+".address", u.Address) {
-			continue
-		}
-		if !u.Address.Is4() {
-			c.add(k, field+".address", u.Address.String(), "is IPv6; agents cannot send the outside of tunnels over IPv6 yet (inside, IPv6 works)", "an IPv4 address of the node's circuit interfaces")
+		if !c.address(k, field+".address", u.Address) ||
+			!c.outside4(k, field+".address", u.Address, u.Address.String(), "an IPv4 address of the node's circuit interfaces") {
 			continue
 		}
 		if node != nil {
@@ -73,7 +70,7 @@ func (c *checker) underlayOf(k Key, field string, u UnderlaySpec, name string, n
 		hint := "an address of the node's circuit interfaces"
 		var have []string
 		for a, i := range c.underlay(node) {
-			if l := node.Interfaces[i].Link; l != nil && l.Customer != k.Customer {
+			if l := node.Interfaces[i].Link; l != nil && l.Customer != k.Customer || !a.Is4() {
 				continue
 			}
 			if have = append(have, a.String()); len(have) == 8 {

@@ -78,6 +78,26 @@ func (c *checker) node(k Key, s *NodeSpec) {
 			addresses[p.Addr()] = field
 		}
 	}
+	c.ownNextHops(k, s, addresses)
+}
+
+// ownNextHops reports interfaces whose next hop is an address of the node
+// itself: what is to leave there would never leave the host.
+func (c *checker) ownNextHops(k Key, s *NodeSpec, addresses map[netip.Addr]string) {
+	for i, in := range s.Interfaces {
+		field := at("spec.interfaces", i)
+		hop := NextHop(c.docs, in)
+		owner, own := addresses[hop]
+		// An interface's own address as its gateway is told as that.
+		if in.Role != RoleCircuit || !own || owner == field {
+			continue
+		}
+		here, hint := field+".gateway", "the address of the router"
+		if in.Link != nil {
+			here, hint = field+".link", "another address at "+owner
+		}
+		c.add(k, here, hop.String(), "is the neighbour that leads to the links, and an address of "+owner+" as well: packets would not leave the host", hint)
+	}
 }
 
 func (c *checker) interfaceOfRole(k Key, field string, s *NodeSpec, in InterfaceSpec) {
@@ -148,14 +168,15 @@ func (c *checker) circuitInterface(k Key, field string, s *NodeSpec, in Interfac
 	}
 	if !in.Gateway.IsValid() {
 		c.add(k, field+".gateway", "", "is required beside addresses: the router that leads to the links", "in Azure, the first address of the subnet")
-	} else if c.address(k, field+".gateway", in.Gateway) && !inside && subnet.IsValid() {
+	} else if c.outside4(k, field+".gateway", in.Gateway, in.Gateway.String(), "an IPv4 address") && c.address(k, field+".gateway", in.Gateway) && !inside && subnet.IsValid() {
 		c.add(k, field+".gateway", in.Gateway.String(), "is not a neighbour on the interface: it is in none of its subnets, or it is the interface's own address", "a neighbour's address inside "+subnet.String())
 	}
 }
 
 // interfaceAddress checks an address with its subnet's length.
 func (c *checker) interfaceAddress(k Key, field string, p netip.Prefix) bool {
-	if !c.prefix(k, field, p, "an address with its subnet's length such as 172.20.255.4/28") || !c.address(k, field, p.Addr()) {
+	const want = "an address with its subnet's length such as 172.20.255.4/28"
+	if !c.prefix(k, field, p, want) || !c.outside4(k, field, p.Addr(), p.String(), want) || !c.address(k, field, p.Addr()) {
 		return false
 	}
 	last := p.Addr().Is4() && p.Bits() < 31 && !p.Contains(p.Addr().Next())

@@ -46,7 +46,7 @@ func (a *Authority) writeAdmin(d directory) error {
 	if err != nil {
 		return err
 	}
-	cert, err := a.issue(clientTemplate("administrator", adminURIPrefix+adminName, a.now(), adminLife), key.publicKey())
+	cert, err := a.issue(clientTemplate("administrator", adminURI+adminName, a.now(), adminLife), key.publicKey())
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // ErrIdentity says that the certificates that a peer showed name nobody here.
@@ -83,9 +84,9 @@ func (a *Authority) Identify(certs []*x509.Certificate, now time.Time) (Identity
 	uri := leaf.URIs[0].String()
 	id := Identity{Serial: serial(leaf)}
 	var ok bool
-	if id.Name, ok = strings.CutPrefix(uri, identityURI(adminURIPrefix).String()); ok {
+	if id.Name, ok = strings.CutPrefix(uri, adminURI); ok {
 		id.Kind = KindAdmin
-	} else if id.Name, ok = strings.CutPrefix(uri, identityURI(nodeURIPrefix).String()); ok {
+	} else if id.Name, ok = strings.CutPrefix(uri, desired.NodeURI); ok {
 		id.Kind = KindNode
 	}
 	if problem, _ := model.ValidName(id.Name); !ok || problem != "" {

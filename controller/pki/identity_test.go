@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 func TestIdentify(t *testing.T) {
@@ -21,7 +23,7 @@ func TestIdentify(t *testing.T) {
 		t.Fatal(err)
 	}
 	leaf := func(by *Authority, change func(*x509.Certificate)) []*x509.Certificate {
-		c := clientTemplate("x", "/node/prem-1", now, nodeLife)
+		c := clientTemplate("x", desired.NodeURI+"prem-1", now, nodeLife)
 		if change != nil {
 			change(c)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // ErrRequest says that a certificate request is malformed or asks for what it
@@ -69,7 +70,7 @@ func (a *Authority) IssueNode(r *Request, node string) (Issued, error) {
 	if err := r.check(node); err != nil {
 		return Issued{}, fmt.Errorf("issue certificate of node %s: %w: %w", node, ErrRequest, err)
 	}
-	cert, err := a.issue(clientTemplate(node, nodeURIPrefix+node, a.now(), nodeLife), r.key)
+	cert, err := a.issue(clientTemplate(node, desired.NodeURI+node, a.now(), nodeLife), r.key)
 	if err != nil {
 		return Issued{}, fmt.Errorf("issue certificate of node %s: %w", node, err)
 	}
@@ -102,7 +103,7 @@ func (r *Request) check(node string) error {
 			return fmt.Errorf("it asks for the name %q", model.Shorten(n))
 		}
 	}
-	want := identityURI(nodeURIPrefix + node).String()
+	want := desired.NodeURI + node
 	for _, u := range r.csr.URIs {
 		if u.String() != want {
 			return fmt.Errorf("it asks for the URI %q; want none, or %q", model.Shorten(u.String()), want)

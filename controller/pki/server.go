@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 )
@@ -20,6 +21,10 @@ const (
 	serverKeyFile  = "server.key"
 	serverCertFile = "server.crt"
 )
+
+// renewPause is how long a renewal that failed is left alone: every peer that
+// connects asks for it.
+const renewPause = time.Minute
 
 // DefaultNames are what the server is called where nobody says more: the
 // loopback names and the host's own.
@@ -79,7 +84,15 @@ type server struct {
 
 	mu      sync.Mutex
 	current *tls.Certificate
+	// failed is why the last renewal failed, if it did; next is when it is
+	// tried again.
+	failed error
+	next   time.Time
 }
+
+// CheckNames says which of a server's names are no names. Nothing is needed
+// for it, so that it can be known first.
+func CheckNames(names []string) error { return new(server).setNames(names) }
 
 func (s *server) setNames(names []string) error {
 	var errs []error
@@ -128,14 +141,19 @@ func (s *server) certificate() (*tls.Certificate, error) {
 	if s.current != nil && !nearEnd(s.current.Leaf, a.now()) {
 		return s.current, nil
 	}
-	renewed, err := s.issue()
-	switch {
-	case err == nil:
-		s.current = renewed
-	case s.current == nil || a.now().After(s.current.Leaf.NotAfter):
-		return nil, err
-	default:
-		a.log.Error("the server's certificate was not renewed", "expires", s.current.Leaf.NotAfter, "error", err)
+	if s.failed == nil || !a.now().Before(s.next) {
+		var renewed *tls.Certificate
+		if renewed, s.failed = s.issue(); s.failed == nil {
+			s.current = renewed
+			return s.current, nil
+		}
+		s.next = a.now().Add(renewPause)
+		if s.current != nil {
+			a.log.Error("the server's certificate was not renewed", "expires", s.current.Leaf.NotAfter, "error", s.failed)
+		}
+	}
+	if s.current == nil || a.now().After(s.current.Leaf.NotAfter) {
+		return nil, s.failed
 	}
 	return s.current, nil
 }
@@ -149,7 +167,8 @@ func (s *server) load() (*tls.Certificate, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		a.log.Warn("the server's certificate cannot be read; another is issued", "error", err)
+		return nil, nil
 	}
 	key, err := a.dir.key(serverKeyFile)
 	if errors.Is(err, fs.ErrNotExist) {

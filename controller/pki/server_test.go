@@ -1,10 +1,12 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -109,6 +111,71 @@ func TestServerCertificateCutShort(t *testing.T) {
 	}
 	if _, err := open(t, dir, &c).ServerTLS(nil); err == nil || !strings.Contains(err.Error(), "server.key has mode 0640") {
 		t.Errorf("ServerTLS: %v", err)
+	}
+}
+
+// A certificate is cheap: a damaged one is replaced.
+func TestServerCertificateDamaged(t *testing.T) {
+	dir := t.TempDir()
+	var c clock
+	a := open(t, dir, &c)
+	_, first := serve(t, a)
+	if err := os.WriteFile(a.dir.path(serverCertFile), []byte("moon"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, next := serve(t, open(t, dir, &c))
+	if next.Equal(first) {
+		t.Error("a damaged certificate was served")
+	}
+	if _, again := serve(t, open(t, dir, &c)); !again.Equal(next) {
+		t.Error("the new one was not kept")
+	}
+}
+
+// A renewal that fails is not tried again by every peer that connects.
+func TestFailedRenewalsArePaced(t *testing.T) {
+	dir := t.TempDir()
+	var c clock
+	var log bytes.Buffer
+	a := open(t, dir, &c)
+	a.log = slog.New(slog.NewTextHandler(&log, nil))
+	running, first := serve(t, a)
+	if err := os.Rename(filepath.Join(dir, "pki"), filepath.Join(dir, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	c.forward(serverLife * 3 / 4)
+	handshakes := func(want int) {
+		t.Helper()
+		for range 5 {
+			if got := served(t, running); !got.Equal(first) {
+				t.Error("another certificate was served")
+			}
+		}
+		if n := strings.Count(log.String(), "was not renewed"); n != want {
+			t.Errorf("%d renewals have failed, want %d", n, want)
+		}
+	}
+	handshakes(1)
+	c.forward(renewPause / 2)
+	handshakes(1)
+	c.forward(renewPause)
+	handshakes(2)
+	// It is over: nobody is served, and the disk is left alone as well.
+	c.forward(serverLife)
+	for range 3 {
+		if _, err := running.GetCertificate(nil); err == nil {
+			t.Error("served an expired certificate")
+		}
+	}
+	if err := os.Rename(filepath.Join(dir, "gone"), filepath.Join(dir, "pki")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := running.GetCertificate(nil); err == nil {
+		t.Error("tried again at once")
+	}
+	c.forward(renewPause)
+	if got := served(t, running); got.Equal(first) {
+		t.Error("not renewed")
 	}
 }
 

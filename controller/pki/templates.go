@@ -10,24 +10,24 @@ import (
 	"fmt"
 	"net/url"
 	"time"
+
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 const (
-	day            = 24 * time.Hour
-	year           = 365 * day
-	rootLife       = 20 * year
-	signerLife     = 5 * year
-	adminLife      = year
-	serverLife     = 90 * day
-	nodeLife       = 7 * day
-	backdate       = 5 * time.Minute
-	organisation   = "circuitseal"
-	trustDomain    = "circuitseal"
-	adminURIPrefix = "/admin/"
-	nodeURIPrefix  = "/node/"
-	adminName      = "default"
-	// stateURIPath makes desired.StateSigner.
-	stateURIPath = "/state-signer"
+	day          = 24 * time.Hour
+	year         = 365 * day
+	rootLife     = 20 * year
+	signerLife   = 5 * year
+	adminLife    = year
+	serverLife   = 90 * day
+	nodeLife     = 7 * day
+	backdate     = 5 * time.Minute
+	organisation = "circuitseal"
+	adminName    = "default"
+	// adminURI begins the URI of administrators; those of nodes and of the state
+	// signer are in desired, because agents know them, too.
+	adminURI = "spiffe://circuitseal/admin/"
 )
 
 // documentSigning is id-kp-documentSigning (RFC 9336, section 3.1). A
@@ -67,20 +67,25 @@ func issuingTemplate(now time.Time) *x509.Certificate {
 func stateTemplate(now time.Time) *x509.Certificate {
 	t := template("circuitseal state signing", now, signerLife)
 	t.UnknownExtKeyUsage = []asn1.ObjectIdentifier{documentSigning}
-	t.URIs = []*url.URL{identityURI(stateURIPath)}
+	t.URIs = []*url.URL{identityURI(desired.StateSigner)}
 	return t
 }
 
-// clientTemplate is for administrators and nodes: path is their identity.
-func clientTemplate(name, path string, now time.Time, life time.Duration) *x509.Certificate {
+// clientTemplate is for administrators and nodes: the URI is their identity.
+func clientTemplate(name, uri string, now time.Time, life time.Duration) *x509.Certificate {
 	t := template(name, now, life)
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	t.URIs = []*url.URL{identityURI(path)}
+	t.URIs = []*url.URL{identityURI(uri)}
 	return t
 }
 
-func identityURI(path string) *url.URL {
-	return &url.URL{Scheme: "spiffe", Host: trustDomain, Path: path}
+// identityURI parses a URI whose names were checked.
+func identityURI(uri string) *url.URL {
+	u, err := url.Parse(uri)
+	if err != nil {
+		panic("identity: " + err.Error())
+	}
+	return u
 }
 
 // create signs a certificate that ends no later than its issuer. Its serial

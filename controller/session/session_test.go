@@ -263,6 +263,31 @@ func TestSessionsEnd(t *testing.T) {
 	}
 }
 
+// A session does not outlive the certificate that opened it.
+func TestSessionEndsWithItsCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := run(t)
+		h.store.set(samples(t, 1, "1400"))
+		p, done := newPipe(), make(chan error, 1)
+		expires := time.Now().Add(7 * 24 * time.Hour)
+		go func() {
+			done <- h.hub.Serve(t.Context(), Peer{Node: "nva-1", Serial: "a", Expires: expires, Deadlines: p}, p)
+		}()
+		p.in <- hello()
+		<-p.out
+		if err := <-done; connect.CodeOf(err) != connect.CodeUnauthenticated || !strings.Contains(err.Error(), "has ended") {
+			t.Errorf("the session ended with %v", err)
+		}
+		if now := time.Now(); !now.Equal(expires) {
+			t.Errorf("it ended at %s, want %s", now, expires)
+		}
+		h.stop()
+		if err := <-h.ran; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A certificate that was issued after the newest compilation is good.
 func TestFreshEnrolmentIsNotEndedByAnOlderSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

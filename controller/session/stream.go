@@ -33,6 +33,8 @@ type Peer struct {
 	Node string
 	// Serial of its certificate, as in model.Enrolment.
 	Serial string
+	// Expires is when the certificate ends, and the session with it.
+	Expires time.Time
 	// Address is for logs.
 	Address string
 	// Deadlines bound the stream's calls.
@@ -80,6 +82,10 @@ func errOldCertificate(name string) error {
 	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("this is not the current certificate of node %q: the node was enrolled anew or removed; enrol this host again if it is to be the node", name))
 }
 
+func errExpired(name string) error {
+	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the certificate of node %q with which this session was opened has ended: enrol the node again", name))
+}
+
 var (
 	// errOver is never seen: who ended the session gave the cause before.
 	errOver     = connect.NewError(connect.CodeCanceled, errors.New("the session is over"))
@@ -120,6 +126,9 @@ func (h *Hub) Serve(ctx context.Context, peer Peer, stream Stream) error {
 		return connect.NewError(connect.CodeCanceled, ctx.Err())
 	case <-timer.C:
 		return connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("no status came within %s", openTimeout))
+	}
+	if !peer.Expires.IsZero() {
+		defer time.AfterFunc(time.Until(peer.Expires), func() { s.end(errExpired(peer.Node)) }).Stop()
 	}
 	log.Info("session opened")
 	began := time.Now()

@@ -3,7 +3,11 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +22,7 @@ import (
 	"go.etcd.io/etcd/server/v3/features"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/crypto/bcrypt"
 )
 
@@ -47,18 +52,44 @@ const (
 // package that its goroutines read.
 var setSegmentSize = sync.OnceFunc(func() { wal.SegmentSizeBytes = segmentBytes })
 
+// death is how etcd's logger ends a part of etcd that cannot go on: where it
+// would end the process, or panic in a goroutine of its own, that goroutine
+// ends, and done is closed once err says why. Nothing waits for such an engine.
+type death struct {
+	once sync.Once
+	done chan struct{}
+	err  error
+}
+
+// OnWrite implements zapcore.CheckWriteHook.
+func (d *death) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	d.once.Do(func() {
+		enc := zapcore.NewMapObjectEncoder()
+		for _, f := range fields {
+			f.AddTo(enc)
+		}
+		text := []string{e.Message}
+		for _, key := range slices.Sorted(maps.Keys(enc.Fields)) {
+			text = append(text, fmt.Sprintf("%s: %v", key, enc.Fields[key]))
+		}
+		d.err = fmt.Errorf("%w: %s", ErrDamaged, strings.Join(text, ", "))
+		close(d.done)
+	})
+	runtime.Goexit()
+}
+
 // startEngine starts an etcd server of one member and waits until it serves.
 // embed.StartEtcd would listen for peers and clients (on a unix socket that
 // turns into an abstract one without permissions), so the server is made
 // without it: no listener of any kind exists.
-func startEngine(ctx context.Context, c Config, quota int64) (*etcdserver.EtcdServer, *clientv3.Client, error) {
+func startEngine(ctx context.Context, c Config, quota int64, died *death) (*etcdserver.EtcdServer, *clientv3.Client, error) {
 	setSegmentSize()
 	urls, err := types.NewURLs([]string{peerURL})
 	if err != nil {
 		return nil, nil, fmt.Errorf("name the member of the store: %w", err)
 	}
-	lg := zap.New(slogCore{log: c.Log})
-	server, err := etcdserver.NewServer(config.ServerConfig{
+	lg := zap.New(slogCore{log: c.Log}, zap.WithPanicHook(died), zap.WithFatalHook(died))
+	server, err := newServer(died, config.ServerConfig{
 		Name:                memberName,
 		PeerURLs:            urls,
 		ClientURLs:          urls,
@@ -103,10 +134,37 @@ func startEngine(ctx context.Context, c Config, quota int64) (*etcdserver.EtcdSe
 	select {
 	case <-server.ReadyNotify():
 		return server, client, nil
+	case <-died.done:
+		return server, client, fmt.Errorf("start store in %s: %w", c.Dir, died.err)
 	case <-server.StopNotify():
 		return server, client, fmt.Errorf("start store in %s: it stopped by itself", c.Dir)
 	case <-ctx.Done():
 		return server, client, fmt.Errorf("start store in %s: %w", c.Dir, context.Cause(ctx))
+	}
+}
+
+// newServer is etcdserver.NewServer, which does not return where etcd dies in it.
+func newServer(died *death, c config.ServerConfig) (*etcdserver.EtcdServer, error) {
+	type result struct {
+		server *etcdserver.EtcdServer
+		err    error
+	}
+	made := make(chan result, 1)
+	go func() {
+		defer func() {
+			// Some damage etcd does not find and trips over.
+			if p := recover(); p != nil {
+				made <- result{err: fmt.Errorf("%w: etcd cannot read them: %v", ErrDamaged, p)}
+			}
+		}()
+		server, err := etcdserver.NewServer(c)
+		made <- result{server, err}
+	}()
+	select {
+	case r := <-made:
+		return r.server, r.err
+	case <-died.done:
+		return nil, died.err
 	}
 }
 

@@ -24,7 +24,9 @@ func lockDir(dir string) (*dirLock, error) {
 	if dir == "" {
 		return nil, errors.New("name a data directory")
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("make data directory %s: the directory above it, %s, %w", dir, filepath.Dir(dir), ErrNoParent)
+	} else if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
 	if err := checkDir(dir); err != nil {
@@ -34,16 +36,25 @@ func lockDir(dir string) (*dirLock, error) {
 	// os.OpenFile sets O_CLOEXEC: a child must not keep the lock. O_NOFOLLOW,
 	// because what the name leads to is overwritten.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("data directory %s is read-only: %w", dir, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("lock data directory: %w", err)
+		return nil, explainLock(dir, path, err)
 	}
 	if err := claim(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("data directory %s: %w", dir, err), f.Close())
 	}
 	return &dirLock{file: f}, nil
+}
+
+// explainLock says why a lock file could not be opened.
+func explainLock(dir, path string, err error) error {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) == nil && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("lock data directory: %s belongs to user %d, this process runs as %d: %w", path, st.Uid, os.Geteuid(), err)
+	}
+	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("data directory %s is read-only: %w", dir, err)
+	}
+	return fmt.Errorf("lock data directory: %w", err)
 }
 
 func checkDir(dir string) error {

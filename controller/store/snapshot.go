@@ -36,6 +36,12 @@ func (s *Store) Snapshot(ctx context.Context) (*model.Snapshot, error) {
 	return v.snapshot, nil
 }
 
+// unreadable is an error that reading again does not mend: what is stored is
+// not what this version writes.
+type unreadable struct{ error }
+
+func (u unreadable) Unwrap() error { return u.error }
+
 func (s *Store) read(ctx context.Context) (*view, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
@@ -64,7 +70,7 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 		answers[i] = a.GetResponseRange().Kvs
 	}
 	if len(answers[0]) != 1 || len(answers[1]) != 1 {
-		return nil, fmt.Errorf("read store: its key %s or %s is missing", changedKey, writtenKey)
+		return nil, unreadable{fmt.Errorf("read store: its key %s or %s is missing", changedKey, writtenKey)}
 	}
 	v := &view{
 		changed: answers[0][0].ModRevision,
@@ -73,7 +79,7 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 	}
 	v.snapshot, err = s.decode(answers[2], answers[3], answers[4], answers[5])
 	if err != nil {
-		return nil, fmt.Errorf("read store: %w", err)
+		return nil, unreadable{fmt.Errorf("read store: %w", err)}
 	}
 	v.snapshot.Revision = uint64(v.changed)
 	s.last = v

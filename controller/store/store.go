@@ -13,16 +13,21 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 )
 
-// What callers tell apart. Errors of this package wrap at most one of these.
+// What callers tell apart. Errors of this package wrap at most one of these,
+// except that an engine that dies under way wraps ErrClosed and ErrDamaged.
 var (
 	// ErrInUse: another process has the data directory.
 	ErrInUse = errors.New("in use")
+	// ErrNoParent: the directory in which the data directory is to be made does
+	// not exist.
+	ErrNoParent = errors.New("does not exist")
 	// ErrConflict: a document or number has changed since the base revision.
 	// Read a new snapshot, judge the change again, and repeat it.
 	ErrConflict = errors.New("documents have changed meanwhile")
@@ -35,11 +40,18 @@ var (
 	ErrTokenUsed = errors.New("enrolment token is used")
 	// ErrTokenExpired: the token's time is over.
 	ErrTokenExpired = errors.New("enrolment token has expired")
+	// ErrOtherNode: the token is good, but for another node than was asked for.
+	ErrOtherNode = errors.New("enrolment token is for another node")
 	// ErrTooLarge: the change does not fit into one transaction.
 	ErrTooLarge = errors.New("change is too large for one transaction")
 	// ErrFull: the store has reached its quota. Reads go on; opening the store
 	// anew drops its history, which usually frees enough.
 	ErrFull = errors.New("store is full")
+	// ErrSlow: the engine did not answer in time, nearly always because of the
+	// disk. A read may be repeated; a write may have taken effect or may still.
+	ErrSlow = errors.New("the store's disk is too slow")
+	// ErrDamaged: the engine has found files that it cannot use.
+	ErrDamaged = errors.New("the store's files cannot be used")
 	// ErrClosed: the store was closed or has stopped by itself.
 	ErrClosed = errors.New("store is closed")
 )
@@ -60,7 +72,9 @@ type Store struct {
 	lock   *dirLock
 	server *etcdserver.EtcdServer
 	client *clientv3.Client
-	epoch  uint64
+	died   *death
+	// epoch rises with every restore or migration of the store.
+	epoch uint64
 
 	// life is held for reading during every use of the engine, which must not
 	// be used once it has stopped.
@@ -82,13 +96,13 @@ func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{log: c.Log, lock: lock}
+	s := &Store{log: c.Log, lock: lock, died: &death{done: make(chan struct{})}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if s.server, s.client, err = startEngine(ctx, c, quota); err != nil {
+	if s.server, s.client, err = startEngine(ctx, c, quota, s.died); err != nil {
 		return nil, err
 	}
 	if err := s.reclaim(ctx); err != nil {
@@ -118,14 +132,23 @@ func (s *Store) Close() error {
 		_ = s.client.Close()
 	}
 	if s.server != nil {
-		s.server.Stop()
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			s.server.Stop()
+		}()
+		select {
+		case <-stopped:
+		case <-s.died.done:
+			// It may wait for the part that died, for ever.
+			select {
+			case <-stopped:
+			case <-time.After(time.Second):
+			}
+		}
 	}
 	return s.lock.Close()
 }
-
-// Epoch rises with every restore or migration of the store. It does not change
-// while the store is open.
-func (s *Store) Epoch() uint64 { return s.epoch }
 
 // initialise makes the keys that every store has, once.
 func (s *Store) initialise(ctx context.Context) error {
@@ -153,12 +176,25 @@ func (s *Store) initialise(ctx context.Context) error {
 	return nil
 }
 
+// over is why the engine cannot be used any more; nil while it can.
+func (s *Store) over() error {
+	if s.closed {
+		return ErrClosed
+	}
+	select {
+	case <-s.died.done:
+		return fmt.Errorf("%w: %w", ErrClosed, s.died.err)
+	default:
+		return nil
+	}
+}
+
 // txn runs one transaction, atomic and on disk when it returns.
 func (s *Store) txn(ctx context.Context, when []clientv3.Cmp, then, otherwise []clientv3.Op) (*clientv3.TxnResponse, error) {
 	s.life.RLock()
 	defer s.life.RUnlock()
-	if s.closed {
-		return nil, ErrClosed
+	if err := s.over(); err != nil {
+		return nil, err
 	}
 	r, err := s.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
 	return r, engineError(err)
@@ -168,8 +204,8 @@ func (s *Store) txn(ctx context.Context, when []clientv3.Cmp, then, otherwise []
 func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	s.life.RLock()
 	defer s.life.RUnlock()
-	if s.closed {
-		return nil, ErrClosed
+	if err := s.over(); err != nil {
+		return nil, err
 	}
 	r, err := s.client.Get(ctx, key, opts...)
 	return r, engineError(err)
@@ -183,6 +219,9 @@ func engineError(err error) error {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps):
 		return fmt.Errorf("%w: %w", ErrTooLarge, err)
+	case errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail),
+		errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrTooManyRequests):
+		return fmt.Errorf("%w: %w", ErrSlow, err)
 	case errors.Is(err, rpctypes.ErrStopped):
 		return fmt.Errorf("%w: %w", ErrClosed, err)
 	}

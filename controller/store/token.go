@@ -42,6 +42,8 @@ type Redemption struct {
 	// SPKI is the SHA-256 of the key (SubjectPublicKeyInfo) that wants a
 	// certificate: who asks again with the same one gets the same answer.
 	SPKI [32]byte
+	// Node, when set, is the node that the token has to be for.
+	Node string
 	Now  time.Time
 }
 
@@ -144,7 +146,8 @@ func (s *Store) collect(ctx context.Context, now time.Time) error {
 // the enrolment, in one transaction: of all keys that try at the same moment
 // exactly one wins, the others get ErrTokenUsed. The winner's key may ask again
 // while the token lives (its answer may have been lost) and gets the same back.
-// Else ErrTokenUnknown or ErrTokenExpired. issue is called only once the token
+// Else ErrTokenUnknown, ErrTokenExpired, or ErrOtherNode, with which comes the
+// node that the token is for; none of these uses the token up. issue is called only once the token
 // was found good; what it returns is worth nothing unless Redeem returns it.
 func (s *Store) Redeem(ctx context.Context, q Redemption, issue func(node string) (Issued, error)) (node string, _ Issued, err error) {
 	if !tokenID.MatchString(q.ID) {
@@ -153,7 +156,7 @@ func (s *Store) Redeem(ctx context.Context, q Redemption, issue func(node string
 	for {
 		node, got, done, err := s.tryRedeem(ctx, q, issue)
 		if err != nil {
-			return "", Issued{}, fmt.Errorf("redeem enrolment token %s: %w", q.ID, err)
+			return node, Issued{}, fmt.Errorf("redeem enrolment token %s: %w", q.ID, err)
 		}
 		if done {
 			return node, got, nil
@@ -183,6 +186,8 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 		return "", none, false, ErrTokenUsed
 	case !q.Now.Before(t.Expires):
 		return "", none, false, ErrTokenExpired
+	case q.Node != "" && q.Node != t.Node:
+		return t.Node, none, false, ErrOtherNode
 	case t.Redeemed != nil:
 		got, err := s.repeat(ctx, t)
 		return t.Node, got, err == nil, err

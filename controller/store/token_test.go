@@ -72,6 +72,12 @@ func TestRedeem(t *testing.T) {
 	}
 	refused("unknown", ask("token999", 1, 1, 0), ErrTokenUnknown)
 	refused("other secret", ask("token001", 2, 1, 0), ErrTokenUnknown)
+	other := ask("token001", 1, 1, 0)
+	other.Node = "nva-1"
+	refused("another node", other, ErrOtherNode)
+	if name, _, _ := s.Redeem(t.Context(), other, nil); name != "prem-1" {
+		t.Errorf("the token is for %q, want prem-1", name)
+	}
 	refused("too late", ask("token001", 1, 1, time.Hour), ErrTokenExpired)
 
 	before := snapshot(t, s)
@@ -95,6 +101,8 @@ func TestRedeem(t *testing.T) {
 	}
 	refused("other key", ask("token001", 1, 8, 0), ErrTokenUsed)
 	refused("other secret after use", ask("token001", 2, 7, 0), ErrTokenUnknown)
+	other.SPKI = [32]byte{7}
+	refused("another node after use", other, ErrOtherNode)
 	name, got, err = s.Redeem(t.Context(), ask("token001", 1, 7, time.Minute), issuer("bb"))
 	if d := cmp.Diff(want, got); d != "" || err != nil || name != "prem-1" {
 		t.Errorf("the same key again: node %q, %v (-want +got):\n%s", name, err, d)

@@ -2,23 +2,32 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
+	"math/rand/v2"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 )
 
+// retryPause is about how long Watch waits before it asks again a store that
+// did not answer.
+const retryPause = time.Second
+
 // Watch yields the present snapshot and then every newer one, each once and in
 // order. Changes that come while the consumer is busy are coalesced: it gets
 // the newest. Every snapshot is whole, so that no compaction and no gap can
-// hide a delete. The iterator blocks between snapshots; it ends when the
-// consumer stops, when ctx is done (without an error), or with one error, which
-// wraps ErrClosed when the store was closed.
+// hide a delete. The iterator blocks between snapshots, and as long as the
+// store does not answer: a slow disk is no end. It ends when the consumer stops,
+// when ctx is done (without an error), or with one error: one that wraps
+// ErrClosed when the store was closed, or one that says what cannot be read.
 func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 	return func(yield func(*model.Snapshot, error) bool) {
 		var last uint64
+		stalled := false
 		for ctx.Err() == nil {
 			v, err := s.read(ctx)
 			if err == nil && v.snapshot.Revision > last {
@@ -32,9 +41,22 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 			if err == nil {
 				err = s.wait(ctx, v.seen+1)
 			}
-			if err != nil && ctx.Err() == nil {
+			switch {
+			case ctx.Err() != nil:
+			case err == nil:
+				stalled = false
+			case errors.Is(err, ErrClosed), errors.As(err, &unreadable{}):
 				yield(nil, fmt.Errorf("watch store: %w", err))
 				return
+			default:
+				if !stalled {
+					s.log.Warn("the store does not answer; nodes keep the states that they have until it does", "error", err)
+				}
+				stalled = true
+				select {
+				case <-time.After(retryPause/2 + rand.N(retryPause)):
+				case <-ctx.Done():
+				}
 			}
 		}
 	}
@@ -48,9 +70,9 @@ func (s *Store) wait(ctx context.Context, from int64) error {
 	// Nothing piles up while the consumer is busy: the watch ends here.
 	defer cancel()
 	s.life.RLock()
-	if s.closed {
+	if err := s.over(); err != nil {
 		s.life.RUnlock()
-		return ErrClosed
+		return err
 	}
 	ch := s.client.Watch(ctx, changedKey, clientv3.WithRev(from))
 	s.life.RUnlock()
@@ -65,6 +87,8 @@ func (s *Store) wait(ctx context.Context, from int64) error {
 			return engineError(err)
 		}
 		return nil
+	case <-s.died.done:
+		return s.over()
 	case <-s.server.StopNotify():
 		return ErrClosed
 	case <-ctx.Done():

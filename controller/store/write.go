@@ -24,7 +24,8 @@ type Change struct {
 	// With a Node go its enrolment, its unused token and its keys.
 	Delete []model.Key
 	// Numbers are all numbers after the change. With a tunnel that has no
-	// number any more go the keys that nodes have reported for it.
+	// number any more go the keys that nodes have reported for it, and with an
+	// endpoint that moves to another node that of the old one.
 	Numbers model.Numbers
 }
 
@@ -76,7 +77,7 @@ func (s *Store) Write(ctx context.Context, base uint64, c Change) (uint64, error
 // encoded is a Change whose names were checked, by store key.
 type encoded struct {
 	put     map[string][]byte
-	specs   map[string]model.Key
+	docs    map[string]model.Document
 	delete  map[string]model.Key
 	numbers map[string]string
 	tunnels map[string]uint16
@@ -84,7 +85,7 @@ type encoded struct {
 
 func (c Change) encode() (encoded, error) {
 	e := encoded{
-		put: map[string][]byte{}, specs: map[string]model.Key{}, delete: map[string]model.Key{},
+		put: map[string][]byte{}, docs: map[string]model.Document{}, delete: map[string]model.Key{},
 		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels,
 	}
 	var errs []error
@@ -103,7 +104,7 @@ func (c Change) encode() (encoded, error) {
 		if e.put[key], err = document.Encode(d.Spec); err != nil {
 			errs = append(errs, fmt.Errorf("encode %s: %w", d.Key, err))
 		}
-		e.specs[key] = d.Key
+		e.docs[key] = d
 	}
 	for _, k := range c.Delete {
 		key, err := documentKey(k)
@@ -149,7 +150,7 @@ func encodeClass[N uint16 | uint32](to map[string]string, class string, numbers 
 func (e encoded) difference(have *model.Snapshot) ([]clientv3.Op, error) {
 	var ops []clientv3.Op
 	for _, key := range slices.Sorted(maps.Keys(e.put)) {
-		if old, ok := have.Documents[e.specs[key]]; ok {
+		if old, ok := have.Documents[e.docs[key].Key]; ok {
 			b, err := document.Encode(old.Spec)
 			if err != nil {
 				return nil, fmt.Errorf("encode %s: %w", old.Key, err)
@@ -189,10 +190,35 @@ func (e encoded) difference(have *model.Snapshot) ([]clientv3.Op, error) {
 			ops = append(ops, clientv3.OpDelete(key))
 		}
 	}
+	ends := e.ends(have)
 	for end := range have.Keys {
-		if _, ok := e.tunnels[end.Tunnel]; !ok && !gone[end.Node] {
+		_, numbered := e.tunnels[end.Tunnel]
+		nodes, derived := ends[end.Tunnel]
+		if stale := !numbered || derived && !slices.Contains(nodes[:], end.Node); stale && !gone[end.Node] {
 			ops = append(ops, clientv3.OpDelete(tunnelKey(end.Node, end.Tunnel)))
 		}
 	}
 	return ops, nil
+}
+
+// ends are the nodes at both ends of every tunnel after the change.
+func (e encoded) ends(have *model.Snapshot) map[string][2]string {
+	docs := maps.Clone(have.Documents)
+	for _, k := range e.delete {
+		delete(docs, k)
+	}
+	for _, d := range e.docs {
+		docs[d.Key] = d
+	}
+	ends := map[string][2]string{}
+	for k := range docs {
+		if k.Kind != model.KindConnection {
+			continue
+		}
+		tunnels, _ := model.Tunnels(docs, k)
+		for _, t := range tunnels {
+			ends[t.ID] = [2]string{t.Ends[0].Node, t.Ends[1].Node}
+		}
+	}
+	return ends
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/circuitseal/circuitseal/controller/document"
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -217,6 +220,46 @@ func TestKeysFollowTunnelsAndNodes(t *testing.T) {
 	write(t, s, Change{Delete: []model.Key{node("prem-1").Key}})
 	delete(want, end("prem-1", tunnelA))
 	check("after a node went", want)
+}
+
+// A node that is no longer an end of a tunnel leaves no key behind: should the
+// endpoint come back, it would be taken for the node's.
+func TestKeysFollowEndpoints(t *testing.T) {
+	s := start(t, dataDir(t))
+	paths, err := filepath.Glob("../../deploy/samples/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("the samples: %v, %v", paths, err)
+	}
+	var sources []document.Source
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources = append(sources, document.Source{Name: p, Text: string(b)})
+	}
+	docs, _, problems := document.Decode(sources)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	write(t, s, Change{Put: docs, Numbers: numbers()})
+	for _, n := range []string{"prem-1", "nva-1"} {
+		if err := s.PutKeys(t.Context(), n, map[string]desired.PublicKey{tunnelA: {1}, tunnelB: {2}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	moved := model.Document{Key: model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "vnet-weu"}}
+	old, ok := model.Lookup[*model.EndpointSpec](snapshot(t, s).Documents, moved.Key)
+	if !ok {
+		t.Fatal("the samples have no endpoint vnet-weu")
+	}
+	spec := *old
+	spec.Node, moved.Spec = "nva-2", &spec
+	write(t, s, Change{Put: []model.Document{node("nva-2"), moved}})
+	want := map[model.TunnelEnd]desired.PublicKey{{Node: "prem-1", Tunnel: tunnelA}: {1}, {Node: "prem-1", Tunnel: tunnelB}: {2}}
+	if d := cmp.Diff(want, snapshot(t, s).Keys); d != "" {
+		t.Errorf("keys after an endpoint has moved (-want +got):\n%s", d)
+	}
 }
 
 func TestWatch(t *testing.T) {

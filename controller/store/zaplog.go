@@ -19,12 +19,14 @@ type slogCore struct {
 // expected reports whether a warning is about what this package chose on
 // purpose (see maxRequestBytes), or about a start under load, which mends
 // itself: a member that is alone and not yet done with its log asks for its own
-// vote a moment later, and a new store has no version until its first commit.
+// vote a moment later, a new store has no version until its first commit, and
+// one that is stopped while it starts does not get done with that.
 func expected(message string, fields map[string]any) bool {
 	cause, _ := fields["error"].(string)
 	return message == "exceeded recommended request limit" ||
 		strings.Contains(message, "cannot campaign at term") ||
-		strings.HasSuffix(cause, "missing term information")
+		strings.HasSuffix(cause, "missing term information") ||
+		strings.HasSuffix(cause, "etcdserver: server stopped")
 }
 
 func (c slogCore) Enabled(l zapcore.Level) bool {

@@ -170,9 +170,25 @@ func TestEqualSeesEveryField(t *testing.T) {
 	}
 }
 
+// another adds a second tunnel to the same far address, which is valid, too.
+func another(s *State) *Tunnel {
+	g := &s.Sections[0].Groups[0]
+	t := g.Tunnels[0]
+	t.ID, t.Number = g.ID+"/er/second", 8
+	t.LocalProbe, t.RemoteProbe = ProbeAddresses(8)
+	t.Local = netip.AddrPortFrom(t.Local.Addr(), t.Local.Port()+1)
+	g.Tunnels = append(g.Tunnels, t)
+	return &g.Tunnels[1]
+}
+
 func TestValidate(t *testing.T) {
 	if err := validState().Validate(); err != nil {
 		t.Fatalf("valid state: %v", err)
+	}
+	two := validState()
+	another(&two)
+	if err := two.Validate(); err != nil {
+		t.Fatalf("two tunnels to one address: %v", err)
 	}
 	tests := []struct {
 		name   string
@@ -189,6 +205,7 @@ func TestValidate(t *testing.T) {
 		{"host bits", func(s *State) { s.Sections[0].Locals[0].Prefix = netip.MustParsePrefix("10.1.0.1/16") }, "locals[0].prefix"},
 		{"probe prefix", func(s *State) { s.Sections[0].Groups[0].Remotes[0] = ProbePrefix }, "remotes[0]"},
 		{"remote twice", func(s *State) { g := &s.Sections[0].Groups[0]; g.Remotes[1] = g.Remotes[0] }, "belongs to two groups"},
+		{"group beyond marks", func(s *State) { s.Sections[0].Groups[0].Number = 1 << 16 }, `groups[0].number: "65536" is more than 65535`},
 		{"tunnel of another link", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].Link = "x" }, "tunnels[0].link"},
 		{"local address not ours", func(s *State) {
 			s.Sections[0].Groups[0].Tunnels[0].Local = netip.MustParseAddrPort("172.16.10.9:1")
@@ -196,6 +213,24 @@ func TestValidate(t *testing.T) {
 		{"probe not derived", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].LocalProbe = netip.MustParseAddr("fd00::1") }, "local_probe"},
 		{"mtu", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].MTU = 500 }, "tunnels[0].mtu"},
 		{"no protocol", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].WireGuard = nil }, "wireguard"},
+		{"IPv6 on a circuit", func(s *State) {
+			i := &s.Interfaces[0]
+			i.Addresses = append(i.Addresses, netip.MustParsePrefix("fd00:16::1/64"))
+		}, "interfaces[0].addresses[1]"},
+		{"IPv6 next hop", func(s *State) {
+			s.Interfaces[0].Addresses = append(s.Interfaces[0].Addresses, netip.MustParsePrefix("fd00:16::1/64"))
+			s.Links[0].NextHop = netip.MustParseAddr("fd00:16::2")
+		}, "links[0].next_hop"},
+		{"port twice", func(s *State) {
+			second := another(s)
+			second.Local = netip.AddrPortFrom(second.Local.Addr(), s.Sections[0].Groups[0].Tunnels[0].Local.Port())
+		}, "tunnels[1].local"},
+		{"one way to two local addresses", func(s *State) {
+			i := &s.Interfaces[0]
+			i.Addresses = append(i.Addresses, netip.MustParsePrefix("172.16.11.1/30"))
+			second := another(s)
+			second.Local = netip.AddrPortFrom(i.Addresses[1].Addr(), second.Local.Port())
+		}, "tunnels[1].remote"},
 		{"number twice", func(s *State) {
 			g := &s.Sections[0].Groups[0]
 			g.Tunnels = append(g.Tunnels, g.Tunnels[0])

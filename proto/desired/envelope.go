@@ -30,6 +30,10 @@ var (
 // extended key usage for TLS.
 const StateSigner = "spiffe://circuitseal/state-signer"
 
+// NodeURI begins the URI SAN of every node's session certificate; the node's
+// name follows.
+const NodeURI = "spiffe://circuitseal/node/"
+
 const (
 	stateType = "circuitseal.v1.State"
 	// signatureContext keeps a signature from meaning anything elsewhere.

@@ -21,6 +21,8 @@ const (
 	// MinMTU is what IPv6 needs (RFC 8200, section 5).
 	MinMTU = 1280
 	maxMTU = 9_000
+	// maxGroup is the greatest number of a group: agents mark packets with it.
+	maxGroup = 1<<16 - 1
 )
 
 // Equal reports whether two states say the same.
@@ -29,7 +31,10 @@ func (s State) Equal(t State) bool { return proto.Equal(s.ToWire(), t.ToWire()) 
 // Validate refuses states that no agent could bring about or that would open
 // something by accident. All problems are joined, each with its field's path.
 func (s State) Validate() error {
-	v := &validator{interfaces: map[string]Interface{}, links: map[string]Link{}, numbers: map[string]string{}}
+	v := &validator{
+		interfaces: map[string]Interface{}, links: map[string]Link{}, numbers: map[string]string{},
+		ports: map[uint16]string{}, ways: map[way]netip.Addr{},
+	}
 	v.most("interfaces", len(s.Interfaces), maxInterfaces)
 	v.most("sections", len(s.Sections), maxSections)
 	for i, x := range s.Interfaces {
@@ -48,10 +53,21 @@ func (s State) Validate() error {
 	return errors.Join(v.errs...)
 }
 
+type way struct {
+	link string
+	far  netip.Addr
+}
+
 type validator struct {
-	interfaces       map[string]Interface
-	links            map[string]Link
-	numbers          map[string]string
+	interfaces map[string]Interface
+	links      map[string]Link
+	numbers    map[string]string
+	// ports are the local ones, which are the whole node's: sockets are bound to
+	// no address.
+	ports map[uint16]string
+	// ways have the local address from which a far one is reached over a link:
+	// agents have one route for it.
+	ways             map[way]netip.Addr
 	prefixes, tunnel int
 	errs             []error
 }
@@ -84,7 +100,14 @@ func (v *validator) iface(at string, x Interface) {
 	v.check((x.Customer != "") == (x.Role == RoleLAN), at+".customer", x.Customer, "must be set on LAN interfaces and on no others")
 	for i, a := range x.Addresses {
 		v.check(a.IsValid() && usable(a.Addr()), fmt.Sprintf("%s.addresses[%d]", at, i), a, "is not a unicast address with a prefix length")
+		v.outside4(fmt.Sprintf("%s.addresses[%d]", at, i), a.Addr())
 	}
+}
+
+// outside4 refuses IPv6 where outer packets go: no agent could ever bring it
+// about.
+func (v *validator) outside4(field string, a netip.Addr) {
+	v.check(!a.Is6() || a.Is4In6(), field, a, "is IPv6, which agents cannot use outside tunnels yet")
 }
 
 func (v *validator) link(at string, x Link) {
@@ -99,6 +122,7 @@ func (v *validator) link(at string, x Link) {
 		onLink = onLink || a.Masked().Contains(x.NextHop) && a.Addr() != x.NextHop
 	}
 	v.check(onLink, at+".next_hop", x.NextHop, "is no neighbour on the interface")
+	v.outside4(at+".next_hop", x.NextHop)
 }
 
 func (v *validator) section(at string, x Section) {
@@ -114,6 +138,7 @@ func (v *validator) section(at string, x Section) {
 	for i, g := range x.Groups {
 		p := fmt.Sprintf("%s.groups[%d]", at, i)
 		v.unique("group", g.Number, p+".number")
+		v.check(g.Number <= maxGroup, p+".number", g.Number, fmt.Sprintf("is more than %d", maxGroup))
 		v.check(strings.HasPrefix(g.ID, x.Customer+"/"), p+".id", g.ID, "does not begin with the customer")
 		v.check(len(g.Tunnels) <= MaxMembers, p+".tunnels", len(g.Tunnels), fmt.Sprintf("is more than the %d that a group can have", MaxMembers))
 		v.prefixes += len(g.Remotes)
@@ -149,6 +174,13 @@ func (v *validator) tunnelOf(at string, t Tunnel, group string) {
 	v.check(own, at+".local", t.Local, "is not an address of the link's interface")
 	v.check(t.Local.Port() != 0 && t.Remote.Port() != 0, at+".local", t.Local, "needs a port at both ends")
 	v.check(usable(t.Remote.Addr()) && t.Local.Addr().Is4() == t.Remote.Addr().Is4(), at+".remote", t.Remote, "is not a unicast address of the local one's family")
+	port := t.Local.Port()
+	v.check(v.ports[port] == "", at+".local", t.Local, "has the same port as "+v.ports[port])
+	v.ports[port] = at
+	there := way{t.Link, t.Remote.Addr()}
+	local, known := v.ways[there]
+	v.check(!known || local == t.Local.Addr(), at+".remote", t.Remote, "is reached from "+local.String()+" over the same link already")
+	v.ways[there] = t.Local.Addr()
 	first, second := ProbeAddresses(t.Number)
 	derived := t.LocalProbe == first && t.RemoteProbe == second || t.LocalProbe == second && t.RemoteProbe == first
 	v.check(derived, at+".local_probe", t.LocalProbe, "and the remote one are not derived from the number")

@@ -22,8 +22,8 @@ func PositionFromWire(w *v1.Position) Position {
 }
 
 // ToWire converts without loss, except that what is over the limits of
-// StatusFromWire is cut: a node with much to complain about must not lose its
-// controller by it.
+// StatusFromWire or over MaxStatus is cut: a node with much to complain about
+// must not lose its controller by it.
 func (s Status) ToWire() *v1.NodeStatus {
 	w := &v1.NodeStatus{
 		Version: clip(s.Version), Kernel: clip(s.Kernel), Time: timeToWire(s.Time),
@@ -40,6 +40,7 @@ func (s Status) ToWire() *v1.NodeStatus {
 	if s.Rejection != nil {
 		w.Rejection = &v1.Rejection{Position: s.Rejection.Position.ToWire(), Reason: clip(s.Rejection.Reason)}
 	}
+	fit(w)
 	return w
 }
 
@@ -73,10 +74,13 @@ func most[T any](in []T, n int) []T { return in[:min(len(in), n)] }
 
 // clip cuts a text to what a status carries and leaves out what is not UTF-8,
 // which protobuf refuses to marshal.
-func clip(s string) string {
+func clip(s string) string { return shorten(s, maxStatusText) }
+
+// shorten cuts a text to a number of bytes and says so where there is room.
+func shorten(s string, n int) string {
 	const mark = "…"
-	if len(s) > maxStatusText {
-		s = s[:maxStatusText-len(mark)] + mark
+	if len(s) > n {
+		s = s[:max(0, n-len(mark))] + mark[:min(n, len(mark))]
 	}
 	return strings.ToValidUTF8(s, "")
 }

@@ -2,7 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,6 +34,90 @@ func TestCommandLine(t *testing.T) {
 			var out, e bytes.Buffer
 			if code := run(tt.args, &out, &e); code != tt.code || !strings.Contains(out.String(), tt.out) || !strings.Contains(e.String(), tt.err) {
 				t.Errorf("exit code %d, want %d\nstdout: %s\nstderr: %s", code, tt.code, &out, &e)
+			}
+		})
+	}
+}
+
+// asCommand in the environment makes this test's binary the command itself.
+const asCommand = "CIRCUITSEAL_TEST_AS_CONTROLLER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// A database that cannot be used ends the controller with a sentence and exit
+// code 1, and not with the stacks of what it is built on.
+func TestDamagedDatabase(t *testing.T) {
+	command := func(ctx context.Context, dir string) *exec.Cmd {
+		c := exec.CommandContext(ctx, os.Args[0], "--data-dir", dir, "--listen", "127.0.0.1:0")
+		c.Env = append(os.Environ(), asCommand+"=1")
+		return c
+	}
+	// whole is a data directory of a controller that has run.
+	whole := filepath.Join(t.TempDir(), "data")
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	first := command(t.Context(), whole)
+	first.Env = append(first.Env, "NOTIFY_SOCKET="+socket)
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Read(make([]byte, 64)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Process.Signal(os.Interrupt), first.Wait()); err != nil {
+		t.Fatal(err)
+	}
+
+	database := filepath.Join("etcd", "member", "snap", "db")
+	log := filepath.Join("etcd", "member", "wal", "0000000000000000-0000000000000000.wal")
+	tests := []struct {
+		name, file string
+		damage     func(db *os.File) error
+	}{
+		{"emptied", database, func(db *os.File) error { return db.Truncate(1) }},
+		{"zeros at its start", database, func(db *os.File) error { _, err := db.WriteAt(make([]byte, 64<<10), 0); return err }},
+		{"replaced by a directory", database, func(db *os.File) error {
+			return errors.Join(os.Remove(db.Name()), os.Mkdir(db.Name(), 0o700))
+		}},
+		{"garbage in the log", log, func(log *os.File) error { _, err := log.WriteAt(bytes.Repeat([]byte("x"), 64<<10), 0); return err }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "data")
+			if err := os.CopyFS(dir, os.DirFS(whole)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			db, err := os.OpenFile(filepath.Join(dir, tt.file), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(tt.damage(db), db.Close()); err != nil {
+				t.Fatal(err)
+			}
+			c := command(t.Context(), dir)
+			var e strings.Builder
+			c.Stderr = &e
+			exit := new(exec.ExitError)
+			if err := c.Run(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("it ended with %v, want exit code 1", err)
+			}
+			lines := strings.Split(strings.TrimSpace(e.String()), "\n")
+			last := lines[len(lines)-1]
+			if !strings.HasPrefix(last, "circuitseal-controller: ") || !strings.Contains(last, dir) || !strings.Contains(last, "backup") ||
+				strings.Contains(e.String(), "goroutine ") {
+				t.Errorf("it said:\n%s", &e)
 			}
 		})
 	}

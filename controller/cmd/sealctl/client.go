@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -70,7 +72,7 @@ func limits() connect.ClientOption { return connect.WithReadMaxBytes(maxAnswer) 
 // connect reads the files and checks them; it does not dial yet.
 func (o *options) connect() (connection, error) {
 	u, err := url.Parse(o.server)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || (u.Path != "" && u.Path != "/") || strings.ContainsAny(o.server, "?#") {
 		return connection{}, fmt.Errorf("%w: --server %q: want an address such as %s", errUsage, o.server, defaultServer)
 	}
 	pair, err := readIdentity(o.identity)
@@ -111,6 +113,9 @@ func readIdentity(path string) (*tls.Certificate, error) {
 	}
 	if mode.Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("identity %s can be read by others (mode %#o): run `chmod 600 %s`, and have a new one made if somebody may have read it", path, mode.Perm(), path)
+	}
+	if bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----")) && !bytes.Contains(b, []byte("PRIVATE KEY-----")) {
+		return nil, fmt.Errorf("identity %s holds a certificate and no PRIVATE KEY: want both in one file, such as admin/identity.pem of the controller's data directory", path)
 	}
 	pair, err := tls.X509KeyPair(b, b)
 	if err != nil {

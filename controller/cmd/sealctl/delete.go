@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -64,6 +65,10 @@ itself; what is gone already is no error with -f.`,
 				return deleteAll(cmd, o, requests, remove)
 			}
 			answer, err := remove(cmd.Context(), requests[0])
+			if rpc := new(connect.Error); errors.As(err, &rpc) && strings.HasPrefix(rpc.Message(), "customer is required") {
+				// The flag has the field's name.
+				return errors.New("--" + rpc.Message())
+			}
 			if err != nil {
 				return err
 			}

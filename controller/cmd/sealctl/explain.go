@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"syscall"
 	"unicode"
@@ -53,7 +54,7 @@ func explain(err error) string {
 		return fmt.Sprintf("%v: reach the controller by a name in its certificate, or start it with --name %s", name, name.Host)
 	case errors.As(err, &invalid):
 		return fmt.Sprintf("the controller's certificate is not valid: %v; are both clocks right?", invalid)
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Sprintf("%s does not speak TLS: is it the controller's port?", at.server)
 	case errors.As(err, &alert):
 		return fmt.Sprintf("the controller at %s ended the TLS handshake: %v", at.server, alert)

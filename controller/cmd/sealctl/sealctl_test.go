@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"log/slog"
 	"net"
 	"os"
@@ -11,7 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/circuitseal/circuitseal/controller"
 )
@@ -88,6 +88,7 @@ func TestCommands(t *testing.T) {
 		{"token that lives too long", "", []string{"token", "create", "nva-1", "--lifetime", "169h"}, 1, `^$`, `at most 168h`},
 		{"status", "", []string{"status"}, 0, `(?s)^NODE .*nva-1 +no +no .*contoso +hq-weu +0/2\n.*PROBLEMS\n.*node nva-1 is not enrolled`, `^$`},
 		{"status as JSON", "", []string{"status", "-o", "json"}, 0, `"tunnelsTotal": 2`, `^$`},
+		{"delete without a customer", "", []string{"delete", "site", "hq"}, 1, `^$`, `^sealctl: --customer is required: documents of kind Site belong to a customer`},
 		{"delete what is in use", "", []string{"delete", "site", "hq", "--customer", "contoso"}, 1, `^$`, `is in use by Endpoint/contoso/hq \(spec.site\)`},
 		{"delete", "", []string{"delete", "connection", "hq-weu", "--customer", "contoso"}, 0, `^connection/contoso/hq-weu deleted\n$`, `^$`},
 		{"delete files", "", []string{"delete", "-f", samples}, 0, `(?s)endpoint/contoso/vnet-weu deleted\n.*customer/contoso deleted\n$`, `^connection/contoso/hq-weu is not there\n$`},
@@ -126,6 +127,11 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	if err := os.WriteFile(open, b, 0o644); err != nil { //nolint:gosec // that others can read it is the point
 		t.Fatal(err)
 	}
+	keyless := filepath.Join(t.TempDir(), "keyless.pem")
+	block, _ := pem.Decode(b)
+	if err := os.WriteFile(keyless, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	other := filepath.Join(start2(t), "admin/root.pem")
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -143,6 +149,9 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	}{
 		{"refused", []string{"--server", free}, 1, "nothing listens at " + free + ": is the controller running"},
 		{"no TLS address", []string{"--server", "http://localhost"}, 2, "want an address such as"},
+		{"no host", []string{"--server", "https://:18443"}, 2, "want an address such as"},
+		{"fragment", []string{"--server", "https://localhost:18443#x"}, 2, "want an address such as"},
+		{"identity without a key", []string{"--identity", keyless}, 1, "holds a certificate and no PRIVATE KEY"},
 		{"other root", []string{"--root", other}, 1, "does not belong to the root"},
 		{"no root", []string{"--root", ""}, 1, "admin/root.pem"},
 		{"root is no certificate", []string{"--root", samples + "/10-nodes.yaml"}, 1, "holds no certificate"},
@@ -177,11 +186,26 @@ func start2(t *testing.T) string {
 	return dir
 }
 
+// firstLine calls a function when the first line is written to it.
+type firstLine struct {
+	bytes.Buffer
+	then func()
+}
+
+func (f *firstLine) Write(p []byte) (int, error) {
+	n, err := f.Buffer.Write(p)
+	if bytes.Contains(p, []byte("\n")) {
+		f.then()
+	}
+	return n, err
+}
+
 func TestWatch(t *testing.T) {
 	start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var out, e bytes.Buffer
+	out := firstLine{then: cancel}
+	var e bytes.Buffer
 	if code := run(ctx, []string{"status", "--watch", "-o", "json"}, strings.NewReader(""), &out, &e); code != 0 {
 		t.Fatalf("exit code %d: %s", code, &e)
 	}

@@ -1,0 +1,44 @@
+package store
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+)
+
+// When a part of the engine dies under way, the store says so to everybody and
+// can be closed.
+func TestEngineDiesUnderWay(t *testing.T) {
+	s, err := Open(t.Context(), Config{Dir: dataDir(t), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	watched := make(chan error)
+	ready := make(chan struct{}, 1)
+	go func() {
+		var last error
+		for _, err := range s.Watch(t.Context()) {
+			if last = err; err == nil {
+				ready <- struct{}{}
+			}
+		}
+		watched <- last
+	}()
+	<-ready
+	lg := s.server.Logger()
+	go lg.Fatal("failed to save hard state and entries", zap.Error(errors.New("input/output error")))
+	err = <-watched
+	for what, err := range map[string]error{"Watch": err, "Snapshot": func() error { _, err := s.Snapshot(t.Context()); return err }()} {
+		if !errors.Is(err, ErrClosed) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "input/output error") {
+			t.Errorf("%s: %v, want ErrClosed, ErrDamaged and the cause", what, err)
+		}
+	}
+}
