@@ -27,13 +27,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/durable"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // ErrNotEnrolled says that a directory holds no identity.
 var ErrNotEnrolled = errors.New("this node is not enrolled")
-
-// nodeURI begins the URI SAN of every node's certificate; the name follows.
-const nodeURI = "spiffe://circuitseal/node/"
 
 // maxFile bounds what is read from disk.
 const maxFile = 256 << 10
@@ -97,15 +95,69 @@ func ParsePin(s string) ([sha256.Size]byte, error) {
 func Replace(dir, next string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
 	if err == nil {
-		err = os.RemoveAll(next)
+		// The new identity is on disk before the old one goes.
+		err = durable.SyncDir(filepath.Dir(dir))
 	}
 	if err == nil {
-		err = durable.SyncDir(filepath.Dir(dir))
+		err = discard(next)
 	}
 	if err != nil {
 		return fmt.Errorf("replace identity in %s: %w", dir, err)
 	}
 	return nil
+}
+
+// Clear removes what a Replace that died has left in next: its key must not
+// come back. A key for which no certificate came stays: asking for that again
+// needs it.
+func Clear(dir, next string) error {
+	if err := os.RemoveAll(next + goneSuffix); err != nil {
+		return fmt.Errorf("clear %s: %w", next, err)
+	}
+	whole, err := exists(filepath.Join(next, metaFile))
+	if err == nil && (whole || sameKey(dir, next)) {
+		err = discard(next)
+	}
+	if err != nil {
+		return fmt.Errorf("clear %s: %w", next, err)
+	}
+	return nil
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func sameKey(a, b string) bool {
+	x, errX := loadKey(a)
+	y, errY := loadKey(b)
+	return errX == nil && errY == nil && x.signer.Equal(y.signer)
+}
+
+// goneSuffix marks a directory that is being removed.
+const goneSuffix = ".gone"
+
+// discard removes a directory, all or nothing: under its own name it is never
+// there in part.
+func discard(dir string) error {
+	gone := dir + goneSuffix
+	if err := os.RemoveAll(gone); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, gone); err != nil {
+		return err
+	}
+	if err := durable.SyncDir(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(gone); err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(dir))
 }
 
 const (
@@ -240,11 +292,11 @@ func assemble(dir string, m meta) (*Identity, error) {
 	if public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.signer.Public()) {
 		return nil, fmt.Errorf("identity in %s: the certificate is for another key than %s", dir, keyFile)
 	}
-	if len(leaf.URIs) != 1 || !strings.HasPrefix(leaf.URIs[0].String(), nodeURI) {
+	if len(leaf.URIs) != 1 || !strings.HasPrefix(leaf.URIs[0].String(), desired.NodeURI) {
 		return nil, fmt.Errorf("identity in %s: the certificate names no node", dir)
 	}
 	return &Identity{
-		Node:       strings.TrimPrefix(leaf.URIs[0].String(), nodeURI),
+		Node:       strings.TrimPrefix(leaf.URIs[0].String(), desired.NodeURI),
 		Controller: controller, Root: root, key: key, chain: m.Certificates,
 	}, nil
 }

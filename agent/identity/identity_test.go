@@ -15,6 +15,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // issued is a certificate by root for the public half of k.
@@ -74,8 +78,8 @@ func TestStoreAndLoad(t *testing.T) {
 		t.Errorf("before enrolment: %v", err)
 	}
 	for name, cert := range map[string][]byte{
-		"for another key":   issued(t, root, ca, other, nodeURI+"prem-1"),
-		"by another root":   issued(t, otherRoot, otherCA, key, nodeURI+"prem-1"),
+		"for another key":   issued(t, root, ca, other, desired.NodeURI+"prem-1"),
+		"by another root":   issued(t, otherRoot, otherCA, key, desired.NodeURI+"prem-1"),
 		"that names nobody": issued(t, root, ca, key, "spiffe://elsewhere/x"),
 	} {
 		if _, err := Store(dir, controller, root.Raw, [][]byte{cert}); err == nil {
@@ -86,7 +90,7 @@ func TestStoreAndLoad(t *testing.T) {
 		}
 	}
 	// An expired one still says who the node is.
-	if _, err := Store(dir, controller, root.Raw, [][]byte{issued(t, root, ca, key, nodeURI+"prem-1")}); err != nil {
+	if _, err := Store(dir, controller, root.Raw, [][]byte{issued(t, root, ca, key, desired.NodeURI+"prem-1")}); err != nil {
 		t.Fatal(err)
 	}
 	id, err := Load(dir)
@@ -101,6 +105,85 @@ func TestStoreAndLoad(t *testing.T) {
 	}
 	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "0644") {
 		t.Errorf("world-readable key: %v", err)
+	}
+}
+
+// enrolled makes an identity in dir.
+func enrolled(t *testing.T, dir string) Key {
+	t.Helper()
+	root, ca := authority(t)
+	key, err := NewKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	controller := &url.URL{Scheme: "https", Host: "controller:8443"}
+	if _, err := Store(dir, controller, root.Raw, [][]byte{issued(t, root, ca, key, desired.NodeURI+"prem-1")}); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// However a replacement died, the next one makes a key of its own, and an
+// enrolment whose answer was lost is repeated with the same one.
+func TestReplacementsThatDied(t *testing.T) {
+	tests := []struct {
+		name string
+		// leave makes what is left in next.
+		leave func(t *testing.T, dir, next string)
+		keeps bool
+	}{
+		{"nothing is left", func(*testing.T, string, string) {}, false},
+		{"after the exchange", func(t *testing.T, dir, next string) {
+			enrolled(t, next)
+			if err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"in the midst of removing", func(t *testing.T, dir, next string) {
+			if err := os.Mkdir(next, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Link(filepath.Join(dir, keyFile), filepath.Join(next, keyFile)); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		{"before the answer", func(t *testing.T, _, next string) {
+			if _, err := NewKey(next); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "identity")
+			next := dir + ".next"
+			old := enrolled(t, dir)
+			tt.leave(t, dir, next)
+			left, _ := loadKey(next)
+			if err := Clear(dir, next); err != nil {
+				t.Fatal(err)
+			}
+			key, err := NewKey(next)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if key.signer.Equal(old.signer) {
+				t.Error("the key that is to be replaced came back")
+			}
+			if left.signer != nil && key.signer.Equal(left.signer) != tt.keeps {
+				t.Errorf("the key that was left is used again: %v, want %v", !tt.keeps, tt.keeps)
+			}
+			fresh := enrolled(t, next)
+			if err := Replace(dir, next); err != nil {
+				t.Fatal(err)
+			}
+			if now, err := loadKey(dir); err != nil || !now.signer.Equal(fresh.signer) {
+				t.Errorf("after the replacement the key is another: %v", err)
+			}
+			if entries, err := os.ReadDir(filepath.Dir(dir)); err != nil || len(entries) != 1 {
+				t.Errorf("leftovers: %v, %v", entries, err)
+			}
+		})
 	}
 }
 

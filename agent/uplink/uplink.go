@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,7 +68,7 @@ func client(config *tls.Config) *http.Client {
 // ParseController reads a controller's address: https, a host, no path.
 func ParseController(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || (u.Path != "" && u.Path != "/") || strings.ContainsAny(s, "?#") {
 		return nil, fmt.Errorf("controller %.200q: want an address such as https://controller.example:8443", s)
 	}
 	u.Path = ""
@@ -99,7 +100,7 @@ func Enrol(ctx context.Context, dir string, controller *url.URL, pin [sha256.Siz
 	answer, err := circuitsealv1connect.NewAgentServiceClient(c, controller.String(), connect.WithReadMaxBytes(256<<10)).
 		Enrol(ctx, connect.NewRequest(&v1.EnrolRequest{Token: token, CertificateRequest: request, Node: node}))
 	if err != nil {
-		return nil, fmt.Errorf("enrol at %s: %w", controller, plain(err))
+		return nil, fmt.Errorf("enrol at %s: %w", controller, explain(controller, err))
 	}
 	root := answer.Msg.GetRoot()
 	if sum := sha256.Sum256(root); subtle.ConstantTimeCompare(sum[:], pin[:]) != 1 {

@@ -37,37 +37,36 @@ Repeating the command after a lost answer is safe.`,
 			if err != nil {
 				return err
 			}
-			if err := agent.RequireRoot(); err != nil {
-				return err
+			for _, name := range []string{"controller", "token-file", "root-pin"} {
+				if !c.Flags().Changed(name) {
+					return fmt.Errorf("%w: --%s is required", errUsage, name)
+				}
 			}
 			u, err := uplink.ParseController(controller)
 			if err != nil {
-				return fmt.Errorf("--controller: %w", err)
+				return fmt.Errorf("%w: --controller: %w", errUsage, err)
 			}
 			sum, err := identity.ParsePin(pin)
 			if err != nil {
-				return fmt.Errorf("--root-pin: %w", err)
+				return fmt.Errorf("%w: --root-pin: %w", errUsage, err)
+			}
+			if err := agent.RequireRoot(); err != nil {
+				return err
 			}
 			dir := agent.IdentityDir(i)
-			old, err := identity.Load(dir)
-			if err == nil && !force {
-				return fmt.Errorf("instance %q is enrolled already, as node %s at %s; --force enrols it anew", i, old.Node, old.Controller)
+			target, err := place(dir, force)
+			if err != nil {
+				return fmt.Errorf("instance %q: %w", i, err)
 			}
 			token, err := readToken(tokenFile, c.InOrStdin())
 			if err != nil {
 				return fmt.Errorf("--token-file: %w", err)
 			}
-			// A host that is enrolled keeps that identity until it has another,
-			// with another key.
-			target := dir
-			if old != nil {
-				target = dir + ".next"
-			}
 			id, err := uplink.Enrol(c.Context(), target, u, sum, token, node)
 			if err != nil {
 				return err
 			}
-			if old != nil {
+			if target != dir {
 				if err := identity.Replace(dir, target); err != nil {
 					return err
 				}
@@ -86,12 +85,24 @@ Repeating the command after a lost answer is safe.`,
 	f.StringVar(&pin, "root-pin", "", "SHA-256 of the controller's root, as 'sealctl token create' prints it")
 	f.StringVar(&node, "node", "", "refuse a token that is for another node than this")
 	f.BoolVar(&force, "force", false, "enrol anew over an existing identity")
-	for _, name := range []string{"controller", "token-file", "root-pin"} {
-		if err := c.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
-	}
 	return c
+}
+
+// place is where a new identity goes. A host that is enrolled keeps that
+// identity until it has another, with another key; one whose identity cannot be
+// read may be enrolled none the less.
+func place(dir string, force bool) (string, error) {
+	old, err := identity.Load(dir)
+	switch {
+	case errors.Is(err, identity.ErrNotEnrolled):
+		return dir, nil
+	case force:
+		next := dir + ".next"
+		return next, identity.Clear(dir, next)
+	case err != nil:
+		return "", fmt.Errorf("its identity is there and cannot be used: %w; mend it, or enrol anew with --force", err)
+	}
+	return "", fmt.Errorf("it is enrolled already, as node %s at %s; --force enrols it anew", old.Node, old.Controller)
 }
 
 func readToken(path string, stdin io.Reader) (string, error) {

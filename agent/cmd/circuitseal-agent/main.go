@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -23,15 +24,28 @@ var version = "unknown"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "circuitseal-agent:", err)
-		if errors.Is(err, errUsage) {
-			fmt.Fprintln(os.Stderr, "--help lists what there is")
-			os.Exit(2)
-		}
-		os.Exit(1)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the command with its streams; the result is the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	cmd := command()
+	cmd.SetArgs(args)
+	cmd.SetIn(stdin)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	err := cmd.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errUsage):
+		_, _ = fmt.Fprintf(stderr, "circuitseal-agent: %v; --help lists what there is\n", err)
+		return 2
 	}
+	_, _ = fmt.Fprintf(stderr, "circuitseal-agent: %v\n", err)
+	return 1
 }
 
 // errUsage marks what is wrong with the command line itself.
@@ -47,11 +61,11 @@ type options struct {
 func (o *options) parse() (instance.Instance, *slog.Logger, error) {
 	i, err := instance.Parse(o.instance)
 	if err != nil {
-		return "", nil, fmt.Errorf("--instance: %w", err)
+		return "", nil, fmt.Errorf("%w: --instance: %w", errUsage, err)
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return "", nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)
+		return "", nil, fmt.Errorf("%w: --log-level %q: want debug, info, warn or error", errUsage, o.logLevel)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	switch o.logFormat {
@@ -60,7 +74,7 @@ func (o *options) parse() (instance.Instance, *slog.Logger, error) {
 	case "json":
 		return i, slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
 	}
-	return "", nil, fmt.Errorf("--log-format %q: want text or json", o.logFormat)
+	return "", nil, fmt.Errorf("%w: --log-format %q: want text or json", errUsage, o.logFormat)
 }
 
 func command() *cobra.Command {
@@ -81,6 +95,11 @@ Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          noSubcommand,
+
+		SuggestionsMinimumDistance: 2,
+
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	f := root.PersistentFlags()
@@ -88,7 +107,28 @@ Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), removeCommand(o))
+	for _, c := range root.Commands() {
+		check := c.Args
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			return nil
+		}
+	}
 	return root
+}
+
+// noSubcommand refuses words that are no command, with a guess.
+func noSubcommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("; did you mean %q?", near[0])
+	}
+	return fmt.Errorf("%w: there is no command %q%s", errUsage, args[0], hint)
 }
 
 func runCommand(o *options) *cobra.Command {
@@ -129,6 +169,9 @@ a unit's processes, so that it outlives the agent.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			i, log, err := o.parse()
 			if err != nil {
+				return err
+			}
+			if err := agent.RequireRoot(); err != nil {
 				return err
 			}
 			return wireguard.Serve(c.Context(), i, log)

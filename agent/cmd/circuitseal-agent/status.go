@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"text/tabwriter"
 	"time"
 
@@ -24,7 +26,7 @@ func printer(o *options, use, short string, run func(*cobra.Command, instance.In
 			return err
 		}
 		if *output != "table" && *output != "json" {
-			return fmt.Errorf("--output %q: want table or json", *output)
+			return fmt.Errorf("%w: --output %q: want table or json", errUsage, *output)
 		}
 		value, table, err := run(c, i)
 		if err != nil {
@@ -50,6 +52,9 @@ func planCommand(o *options) *cobra.Command {
 	return printer(o, "plan", "Print what the last good state asks of this host; change nothing",
 		func(_ *cobra.Command, i instance.Instance) (any, func(io.Writer) error, error) {
 			h, p, err := agent.Plan(i)
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("must run as root, who alone may read the node's identity: %w", err)
+			}
 			return p, func(w io.Writer) error {
 				_, err := fmt.Fprintf(w, "node %s, state %s of %s\n%s", h.Node, h.Position, h.Issued.Format(time.RFC3339), p)
 				return err
