@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/circuitseal/circuitseal/controller"
@@ -75,8 +76,8 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 			}
 			config.Log = log
 			config.Ready = func(net.Addr, string) {
-				if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
-					log.Warn("systemd was not told that the controller is ready", "error", err)
+				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+					log.Warn("tell the service manager that the controller is ready", "error", err)
 				}
 			}
 			log.Info("starting", "version", version, "data_dir", config.DataDir)
@@ -106,18 +107,4 @@ func logger(w io.Writer, format, level string) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
 	return nil, fmt.Errorf("--log-format %q: want text or json", format)
-}
-
-// notify tells systemd how the service is: sd_notify(3). Without a socket
-// nobody wants to know.
-func notify(socket, state string) error {
-	if socket == "" {
-		return nil
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		return err
-	}
-	_, err = c.Write([]byte(state))
-	return errors.Join(err, c.Close())
 }
