@@ -88,8 +88,8 @@ func Serve(ctx context.Context, inst instance.Instance, log *slog.Logger) error 
 	log.Info("WireGuard process is ready", "pid", os.Getpid(), "memory_limit", limit)
 
 	s := &server{host: h, shutdown: cancel, log: log}
-	err = s.accept(ctx, l)
-	return errors.Join(err, h.close())
+	s.accept(ctx, l)
+	return h.close()
 }
 
 func memoryLimit(text string) (int64, error) {
@@ -126,7 +126,8 @@ type server struct {
 	log      *slog.Logger
 }
 
-func (s *server) accept(ctx context.Context, l *net.UnixListener) error {
+// accept returns when ctx is done and the last client is gone.
+func (s *server) accept(ctx context.Context, l *net.UnixListener) {
 	var clients sync.WaitGroup
 	slots := make(chan struct{}, maxClients)
 	for {
@@ -136,7 +137,7 @@ func (s *server) accept(ctx context.Context, l *net.UnixListener) error {
 				_ = c.Close()
 			}
 			clients.Wait()
-			return nil
+			return
 		}
 		if err != nil {
 			// Of files or memory there may be too few for a moment; ending would
