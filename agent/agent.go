@@ -81,10 +81,12 @@ func Run(ctx context.Context, c Config) (err error) {
 		log.Warn("the agent may get in the way of packets", "error", err)
 	}
 	d, err := openDrivers(c, keys, log)
+	if d != nil {
+		defer func() { err = errors.Join(err, d.close()) }()
+	}
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
 
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels,
@@ -100,6 +102,8 @@ func Run(ctx context.Context, c Config) (err error) {
 	if header.Node != "" {
 		log.Info("starting from the last good state", "position", header.Position.String(), "issued", header.Issued)
 		n.take(header, state)
+	} else {
+		n.announce()
 	}
 
 	g, ctx := errgroup.WithContext(ctx)

@@ -23,12 +23,14 @@ type drivers struct {
 }
 
 // openDrivers makes the circuit namespace and the bpffs when they are missing,
-// and nothing else. The caller closes what it returns.
+// and nothing else. The caller closes what it returns, which with an error of
+// the classifier is all the others.
 func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, err error) {
 	d = &drivers{}
 	defer func() {
-		if err != nil {
+		if err != nil && d.tunnels == nil {
 			err = errors.Join(err, d.close())
+			d = nil
 		}
 	}()
 	if d.main, err = netns.Current(); err != nil {
@@ -47,13 +49,13 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Log: log}); err != nil {
 		return d, fmt.Errorf("guard: %w", err)
 	}
-	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Log: log}); err != nil {
-		return d, fmt.Errorf("classifier: %w", err)
-	}
 	d.links = link.New(link.Config{Main: d.main, Circuit: d.circuit, Instance: c.Instance, Log: log})
 	d.tunnels = wireguard.New(wireguard.Config{
 		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log,
 	})
+	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Log: log}); err != nil {
+		return d, fmt.Errorf("classifier: %w", err)
+	}
 	return d, nil
 }
 

@@ -118,14 +118,17 @@ func (n *node) makeKeys(ids []string) (map[string]desired.PublicKey, error) {
 
 // remakeKeys tries again what take could not do.
 func (n *node) remakeKeys() (done bool) {
-	n.making.Lock()
-	defer n.making.Unlock()
 	n.mu.Lock()
-	ids, failed := n.tunnelIDs, n.keyError != nil
+	failed := n.keyError != nil
 	n.mu.Unlock()
 	if !failed {
 		return false
 	}
+	n.making.Lock()
+	defer n.making.Unlock()
+	n.mu.Lock()
+	ids := n.tunnelIDs
+	n.mu.Unlock()
 	public, err := n.makeKeys(ids)
 	n.mu.Lock()
 	n.public, n.keyError = public, err

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/wireguard"
 )
 
 // Remove takes off the host whatever the instance's agent has set up, and with
@@ -22,14 +26,25 @@ func Remove(ctx context.Context, c Config, purge bool) (err error) {
 	if err := RequireRoot(); err != nil {
 		return err
 	}
+	if there, err := installed(c.Instance); err != nil {
+		return err
+	} else if !there {
+		return fmt.Errorf("there is nothing of instance %q on this host: see --instance", c.Instance)
+	}
 	unlock, err := lock(c.Instance)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; stop it first", err)
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 	if err := takeOff(ctx, c); err != nil {
 		return err
 	}
+	// Its unit would have started the WireGuard process again by now.
+	release, err := wireguard.Hold(c.Instance)
+	if err != nil {
+		return fmt.Errorf("%w; stop its unit first", err)
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	// A detached mount goes with its last user.
 	if mounted, err := bpffs.Mounted(c.Instance.BPFDir()); err != nil {
 		return err
@@ -45,18 +60,39 @@ func Remove(ctx context.Context, c Config, purge bool) (err error) {
 	return errors.Join(errs...)
 }
 
+// installed reports whether anything of an instance is on the host.
+func installed(i instance.Instance) (bool, error) {
+	for _, path := range []string{i.StateDir(), i.RunDir(), filepath.Join(netns.Directory, i.Namespace())} {
+		if _, err := os.Lstat(path); err == nil {
+			return true, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
 // takeOff goes from the top down.
 func takeOff(ctx context.Context, c Config) (err error) {
 	d, err := openDrivers(c, nil, c.Log)
-	if err != nil {
+	if d == nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
+	if err != nil {
+		// What is pinned goes with the bpffs.
+		c.Log.Warn("the classifier cannot be opened, and is not needed for this", "error", err)
+	}
 	for _, step := range []struct {
 		what string
 		do   func(context.Context) error
 	}{
-		{"remove the classifier", d.classifier.Remove},
+		{"remove the classifier", func(ctx context.Context) error {
+			if d.classifier == nil {
+				return nil
+			}
+			return d.classifier.Remove(ctx)
+		}},
 		{"remove tunnels", d.tunnels.Remove},
 		{"give circuit interfaces back", d.links.Release},
 		{"remove the guard", d.guard.Remove},

@@ -108,6 +108,7 @@ func TestSyncKeepsWhatIsSetMeanwhile(t *testing.T) {
 	b := newBed(t)
 	g := b.group(1)
 	var passes atomic.Uint64
+	written := map[uint32]bool{}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -121,6 +122,7 @@ func TestSyncKeepsWhatIsSetMeanwhile(t *testing.T) {
 			c.Groups = slices.Clone(c.Groups)
 			c.Groups[0].Members = slices.Clone(g.Members)
 			c.Groups[0].Members[0].MTU = mtu
+			// It says that a device of another group is not there.
 			_, _ = b.classifier.Sync(t.Context(), c)
 			passes.Add(1)
 		}
@@ -139,5 +141,13 @@ func TestSyncKeepsWhatIsSetMeanwhile(t *testing.T) {
 		if got, err := b.classifier.alive(1); err != nil || got != mask {
 			t.Fatalf("alive mask %b (%v) after it was set to %b", got, err, mask)
 		}
+		b.classifier.mu.Lock()
+		now, err := b.classifier.readGroup(1)
+		b.classifier.mu.Unlock()
+		must(t, err)
+		written[now.Members[0].Mtu] = true
+	}
+	if len(written) != 2 {
+		t.Errorf("the passes wrote MTUs %v, want two", written)
 	}
 }

@@ -256,10 +256,19 @@ func TestNoHostRoutesTheNode(t *testing.T) {
 			if got := read(file); got != want {
 				t.Errorf("%s is %s, want %s", file, got, want)
 			}
-			must(t, e.node.Do(func() error { return os.WriteFile("/proc/sys/net/"+file, []byte("2"), 0) }))
+			// The other end of what is wanted: 0 for 1, 1 for 0.
+			worse := map[string]string{"0": "1", "1": "0"}[want]
+			must(t, e.node.Do(func() error { return os.WriteFile("/proc/sys/net/"+file, []byte(worse), 0) }))
 		}
 		_, err := e.classifier.Sync(t.Context(), e.plan)
 		must(t, err)
+	}
+	// An operator may be stricter.
+	must(t, e.node.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/lan0/arp_ignore", []byte("2"), 0) }))
+	_, err := e.classifier.Sync(t.Context(), e.plan)
+	must(t, err)
+	if got := read("ipv4/conf/lan0/arp_ignore"); got != "2" {
+		t.Errorf("arp_ignore of an operator became %s", got)
 	}
 	if got, want := read("ipv6/conf/mgmt0/accept_ra"), read("ipv6/conf/default/accept_ra"); got != want {
 		t.Errorf("accept_ra of an interface that is no LAN is %s, want the default %s", got, want)

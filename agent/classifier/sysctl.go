@@ -41,10 +41,13 @@ func quieten(name string) error {
 	for _, s := range quiet {
 		path := filepath.Join(confDir, s.family, "conf", name, s.name)
 		have, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) && !hasFamily(s.family) {
+		// A host without IPv6, or an interface too small for it, has none.
+		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err == nil && strings.TrimSpace(string(have)) != s.value {
+		// A host's operator may be stricter about ARP.
+		stricter := s.name == "arp_ignore" && strings.TrimSpace(string(have)) > s.value
+		if err == nil && strings.TrimSpace(string(have)) != s.value && !stricter {
 			err = os.WriteFile(path, []byte(s.value), 0)
 		}
 		if err != nil {
@@ -52,9 +55,4 @@ func quieten(name string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func hasFamily(family string) bool {
-	_, err := os.Stat(filepath.Join(confDir, family, "conf"))
-	return !errors.Is(err, os.ErrNotExist)
 }

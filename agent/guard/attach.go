@@ -233,15 +233,18 @@ func (g *Guard) attachHead(h hook, ifindex int) (link.Link, error) {
 }
 
 // sweep unpins links whose interface is gone. It detaches programs of ours whose
-// pin was lost, and which therefore follow no plan any more, and removes other
-// layouts. An interface that slipped out of the namespace keeps its guard,
-// which is all that it has left there, and is reported. It runs on a thread of
-// the namespace, once every wanted interface is guarded.
+// pin was lost, and which therefore follow no plan any more, and of other
+// layouts what this one has taken over. An interface that slipped out of the
+// namespace keeps its programs, which are all that guards it there; Status
+// reports it. It runs on a thread of the namespace, once every wanted interface
+// is guarded.
 func (g *Guard) sweep(indexes []int) error {
 	ps, err := readPins(g.pins)
 	defer ps.close()
 	errs := []error{err}
 	used := make(map[link.ID]bool)
+	// guarded are all programs on interfaces that this layout guards.
+	guarded := make(map[link.ID]bool)
 	for _, ifindex := range indexes {
 		for _, h := range hooks {
 			have, err := h.query(ifindex)
@@ -253,28 +256,53 @@ func (g *Guard) sweep(indexes []int) error {
 				used[p.id] = true
 			}
 			if len(mine) > 0 {
+				for _, a := range have {
+					guarded[linkOf(a)] = true
+				}
 				errs = append(errs, g.dropOrphans(h, have, mine))
 			}
 		}
 	}
+	g.strayed = nil
 	for _, p := range ps {
 		switch {
 		case used[p.id]:
 		case p.ifindex == 0:
 			g.log.Info("remove leftover guard link", "pin", filepath.Base(p.path))
 			errs = append(errs, p.remove())
-		default:
-			errs = append(errs, fmt.Errorf("interface with index %d has left the circuit namespace, closed by its guard: "+
-				"name it in the node's document, or delete it", p.ifindex))
+		case !slices.Contains(g.strayed, p.ifindex):
+			g.strayed = append(g.strayed, p.ifindex)
 		}
 	}
 	dirs, err := layouts(g.bpffs)
 	errs = append(errs, err)
 	for _, dir := range dirs {
 		if dir != g.pins {
-			g.log.Info("remove guard of another layout", "pins", filepath.Base(dir))
-			errs = append(errs, removeLayout(dir))
+			errs = append(errs, g.sweepLayout(dir, guarded))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweepLayout removes a layout but for what still guards an interface alone.
+func (g *Guard) sweepLayout(dir string, guarded map[link.ID]bool) error {
+	ps, err := readPins(dir)
+	defer ps.close()
+	errs := []error{err}
+	kept := err != nil
+	for _, p := range ps {
+		if p.ifindex == 0 || guarded[p.id] {
+			errs = append(errs, p.remove())
+			continue
+		}
+		kept = true
+		if !slices.Contains(g.strayed, p.ifindex) {
+			g.strayed = append(g.strayed, p.ifindex)
+		}
+	}
+	if !kept {
+		g.log.Info("remove guard of another layout", "pins", filepath.Base(dir))
+		errs = append(errs, removeLayout(dir))
 	}
 	return errors.Join(errs...)
 }

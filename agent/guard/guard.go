@@ -52,6 +52,8 @@ type Guard struct {
 	objects *programObjects
 	// interfaces are those of the last Arm or Sync.
 	interfaces []string
+	// strayed are interfaces that have left the namespace with their programs.
+	strayed []int
 }
 
 // New makes a Guard and touches nothing.
@@ -137,8 +139,12 @@ func (g *Guard) bring(ctx context.Context, want plan.Guard, open bool) (index ma
 	g.interfaces = p.interfaces
 	index, err = g.arm(ctx, p.interfaces)
 	errs = append(errs, err)
-	if err := ctx.Err(); err != nil || index == nil {
+	if err := ctx.Err(); err != nil {
 		return nil, false, errors.Join(append(errs, err)...)
+	}
+	if index == nil {
+		// The other layer closes without this one.
+		return nil, false, errors.Join(append(errs, g.syncNFT(p, false))...)
 	}
 	p = p.only(index)
 	errNFT := g.syncNFT(p, open)

@@ -55,6 +55,10 @@ func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Co
 	if !note(err) {
 		return nil, nil, err
 	}
+	for _, ifindex := range g.strayed {
+		note(fmt.Errorf("interface with index %d has left the plan or the circuit namespace and stays closed by its guard: "+
+			"name it in the node's document again, or delete it", ifindex))
+	}
 	ps, err := readPins(g.pins)
 	defer ps.close()
 	note(err)

@@ -193,6 +193,49 @@ func TestArm(t *testing.T) {
 	}
 }
 
+// The nftables layer closes, and is made again, also where the other cannot be
+// had at all.
+func TestNFTablesWithoutPrograms(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	l.must(os.Remove(filepath.Join(g.pins, programMapFlows)))
+	wrong, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	l.must(err)
+	defer func() { _ = wrong.Close() }()
+	l.must(wrong.Pin(filepath.Join(g.pins, programMapFlows)))
+	elements := func() (n int) {
+		t.Helper()
+		conn, err := g.nftConn()
+		l.must(err)
+		for _, table := range renderNFT(policy{}) {
+			have, err := g.readNFT(conn, table.family, true)
+			l.must(err)
+			if !have.exists {
+				t.Errorf("there is no table of %s", familyName(table.family))
+			}
+			for _, s := range have.elements {
+				n += len(s)
+			}
+		}
+		return n
+	}
+	if elements() == 0 {
+		t.Fatal("nothing is open")
+	}
+	if armed, err := g.Arm(t.Context(), plan.Guard{Interfaces: []string{"circ0"}}); err == nil || armed != nil {
+		t.Errorf("armed %q with error %v, want none and an error", armed, err)
+	}
+	if n := elements(); n != 0 {
+		t.Errorf("%d elements are open in nftables", n)
+	}
+	l.nft("flush", "ruleset")
+	if _, err := g.Arm(t.Context(), plan.Guard{Interfaces: []string{"circ0"}}); err == nil {
+		t.Error("no error")
+	}
+	elements()
+}
+
 // A pin that cannot be read, or is none, is in nobody's way.
 func TestForeignPin(t *testing.T) {
 	l := newLab(t)
@@ -246,8 +289,9 @@ func TestInterfaceLeavesThePlan(t *testing.T) {
 	c, err := h.LinkByName("circ1")
 	l.must(err)
 	l.must(h.LinkSetNsFd(c, home.FD()))
-	if err := g.Sync(t.Context(), onePlan("circ0")); err == nil || !strings.Contains(err.Error(), "has left the circuit namespace") {
-		t.Errorf("circ1 left the namespace: error %v", err)
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	if _, _, err := g.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "stays closed by its guard") {
+		t.Errorf("circ1 left the namespace: status with error %v", err)
 	}
 	if n := count(); n != 4 {
 		t.Errorf("%d links pinned after circ1 left, want 4", n)

@@ -205,7 +205,13 @@ func (d *Driver) Release(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("set circuit interface %q down: %w", name, err))
 			continue
 		}
-		if err := h.circuit.LinkSetNsFd(l, d.config.Main.FD()); err != nil {
+		err := h.circuit.LinkSetNsFd(l, d.config.Main.FD())
+		if errors.Is(err, unix.EINVAL) {
+			// One that the kernel makes in every namespace, such as sit0: it was
+			// never claimed, and cannot leave.
+			continue
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("give circuit interface %q back: %w", name, err))
 			continue
 		}

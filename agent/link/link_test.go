@@ -130,6 +130,10 @@ func TestClaimSyncRelease(t *testing.T) {
 		t.Errorf("the foreign route is gone: %v", err)
 	}
 
+	// A bridge cannot leave its namespace, nor can what some kernels make in each.
+	if err := l.c.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "sit0"}}); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.driver.Release(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -223,6 +223,17 @@ func TestNothingOpensBeforeTheClassifierJudges(t *testing.T) {
 	}
 }
 
+// A standing fault of one interface keeps nobody's device from being made.
+func TestStandingFaultMakesDevices(t *testing.T) {
+	h := &host{unguarded: "circ1", fail: map[string]error{"arm": errors.New("no")}}
+	if err := newReconciler(h).pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Device: "t1"})); err == nil {
+		t.Error("no error")
+	}
+	if !slices.Equal(h.devices, []string{"t1"}) || len(h.flows) != 1 {
+		t.Errorf("devices %v, flows %v; want t1, open", h.devices, h.flows)
+	}
+}
+
 // What could not be found out changes nothing that depends on it.
 func TestUnknownLeavesThingsAsTheyWere(t *testing.T) {
 	flow := plan.Flow{Interface: "circ0", Device: "t1"}

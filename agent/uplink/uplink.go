@@ -174,7 +174,7 @@ func (u *Uplink) Problems(now time.Time) []string {
 	defer u.mu.Unlock()
 	var out []string
 	if u.lost != nil {
-		out = append(out, fmt.Sprintf("controller %s is out of reach: %v", u.identity.Controller.Host, u.lost))
+		out = append(out, fmt.Sprintf("no session with controller %s: %v", u.identity.Controller.Host, u.lost))
 	}
 	if leaf, err := u.identity.Leaf(); err == nil && now.After(leaf.NotAfter.Add(-warnBefore)) {
 		out = append(out, fmt.Sprintf("the certificate of node %s ends at %s; enrol again with a new token and --force", u.identity.Node, leaf.NotAfter.Format(time.RFC3339)))
@@ -231,7 +231,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		// Full jitter above a floor: agents that lost the controller together
 		// do not come back together.
 		pause := retry/4 + rand.N(retry)
-		u.log.Warn("controller is out of reach; running on", "controller", u.identity.Controller.Host, "retry_in", pause.Round(time.Millisecond), "error", plain(err))
+		u.log.Warn("no session with the controller; running on", "controller", u.identity.Controller.Host, "retry_in", pause.Round(time.Millisecond), "error", plain(err))
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

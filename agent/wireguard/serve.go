@@ -120,6 +120,16 @@ func lockInstance(inst instance.Instance) (*os.File, error) {
 	return f, nil
 }
 
+// Hold keeps WireGuard processes of an instance from starting until release.
+// The error wraps ErrRunning when one runs.
+func Hold(inst instance.Instance) (release func() error, err error) {
+	lock, err := lockInstance(inst)
+	if err != nil {
+		return nil, err
+	}
+	return lock.Close, nil
+}
+
 type server struct {
 	host     *host
 	shutdown context.CancelFunc

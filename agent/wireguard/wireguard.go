@@ -113,11 +113,13 @@ func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel, closing func(d
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	// A device that cannot be read is left as it is, neither changed nor removed.
+	// A device that cannot be read is not changed; it goes when it is not wanted.
 	for _, name := range slices.Sorted(maps.Keys(have.problems)) {
-		if t, ok := byDevice[name]; ok {
-			errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, have.problems[name]))
+		t, ok := byDevice[name]
+		if !ok {
+			continue
 		}
+		errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, have.problems[name]))
 		delete(have.devices, name)
 		wanted = slices.DeleteFunc(wanted, func(w want) bool { return w.Device == name })
 	}

@@ -127,7 +127,7 @@ func (r Report) Print(out io.Writer) error {
 		}
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%.100s\n", c.Name, word, firstLine(c.Detail))
 	}
-	_, _ = fmt.Fprintln(w, "\nMEASURED\tVALUE\tASKED")
+	_, _ = fmt.Fprintln(w, "\nMEASURED\tVALUE\tTARGET\t")
 	for _, f := range r.Figures {
 		asked := "-"
 		if f.AtMost > 0 {
@@ -136,7 +136,7 @@ func (r Report) Print(out io.Writer) error {
 				asked += ": MISSED"
 			}
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%.3g %s\t%s\n", f.Name, f.Value, f.Unit, asked)
+		_, _ = fmt.Fprintf(w, "%s\t%.3g %s\t%s\t%s\n", f.Name, f.Value, f.Unit, asked, f.Detail)
 	}
 	if err := w.Flush(); err != nil {
 		return err

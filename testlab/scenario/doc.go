@@ -44,7 +44,11 @@ func Load(dir fs.FS) ([]Scenario, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read scenario: %w", err)
 		}
-		all = append(all, parse(strings.TrimSuffix(path.Base(f), ".txtar"), b))
+		x := parse(strings.TrimSuffix(path.Base(f), ".txtar"), b)
+		if err := unknown(x.Needs); err != nil {
+			return nil, fmt.Errorf("read scenario %s: %w", f, err)
+		}
+		all = append(all, x)
 	}
 	return all, nil
 }

@@ -37,6 +37,21 @@ func Facilities(ctx context.Context) ([]string, error) {
 	return have, nil
 }
 
+// unknown are the needs that are no facility: a misspelt one would skip its
+// scenario for ever.
+func unknown(needs []string) error {
+	var names []string
+	for _, p := range probes {
+		names = append(names, p.name)
+	}
+	for _, n := range needs {
+		if !slices.Contains(names, n) {
+			return fmt.Errorf("needs: %q is no facility; want %s", n, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
 // missing are the needs that are not had.
 func missing(needs, have []string) []string {
 	return slices.DeleteFunc(slices.Clone(needs), func(n string) bool { return slices.Contains(have, n) })

@@ -42,8 +42,9 @@ type Result struct {
 	Scenario string  `json:"scenario"`
 	Result   string  `json:"result"`
 	Seconds  float64 `json:"seconds"`
-	// FramesInClear is what the taps counted; in a control run it must not be 0.
-	FramesInClear uint64   `json:"frames_in_clear"`
+	// FramesInClear is what the taps counted, null when none watched to the end;
+	// in a control run it must not be 0.
+	FramesInClear *uint64  `json:"frames_in_clear"`
 	Kernel        string   `json:"kernel"`
 	Backends      []string `json:"backends"`
 	// Reason says why it failed or was skipped.
@@ -86,7 +87,7 @@ type session struct {
 	tap     *rig.Tap
 	traffic *rig.Datagrams
 	// inClear and backends are for the result.
-	inClear  uint64
+	inClear  *uint64
 	backends []string
 }
 
@@ -126,7 +127,9 @@ func (x *session) finish() error {
 	x.noteBackends(ctx)
 	if x.tap != nil {
 		s, err := x.tap.Stop(ctx)
-		x.inClear = s.InClear
+		if err == nil {
+			x.inClear = &s.InClear
+		}
 		if err == nil && s.InClear > 0 && !x.control {
 			err = fmt.Errorf("the tap counted at the end: %s", rig.Describe(s))
 		}

@@ -18,6 +18,9 @@ func TestFast(t *testing.T) {
 	netns.Require(t)
 	bin := os.Getenv(rig.BinEnv)
 	if bin == "" {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("no binaries: set " + rig.BinEnv + ", as `make test` does")
+		}
 		t.Skip("no binaries: set " + rig.BinEnv + ", as `make test` does")
 	}
 	samples, err := filepath.Abs("../../deploy/samples")
@@ -53,6 +56,12 @@ func TestParseReadsTheHead(t *testing.T) {
 	s := parse("x", []byte("# What it shows.\n# fast\n# needs: kernel-esp vrf\nlab\n# needs: nothing\n"))
 	if !s.Fast || len(s.Needs) != 2 || s.Needs[0] != "kernel-esp" || s.Needs[1] != "vrf" {
 		t.Errorf("parsed %+v", s)
+	}
+	if err := unknown(s.Needs); err != nil {
+		t.Error(err)
+	}
+	if err := unknown([]string{"vrf", "warp-drive"}); err == nil || !strings.Contains(err.Error(), "warp-drive") {
+		t.Errorf("a facility that does not exist: %v", err)
 	}
 	if got := missing(s.Needs, []string{"vrf"}); len(got) != 1 || got[0] != "kernel-esp" {
 		t.Errorf("missing = %q", got)

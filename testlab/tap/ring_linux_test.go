@@ -197,15 +197,25 @@ func TestReportUnderLoad(t *testing.T) {
 	tap := l.open(blockPatience)
 	l.run(tap)
 	const pings = 300
+	sent := 0
 	done := make(chan error, 1)
-	go func() { done <- l.tryPing(strconv.Itoa(pings)) }()
+	send := func() {
+		sent += pings
+		go func() { done <- l.tryPing(strconv.Itoa(pings)) }()
+	}
+	send()
 	for reports := 0; ; reports++ {
 		select {
 		case err := <-done:
-			if err != nil || reports < 3 {
-				t.Fatalf("%d reports, %v; want at least 3", reports, err)
+			if err != nil {
+				t.Fatal(err)
 			}
-			l.want(tap, pings)
+			// A machine that is busy may have had no time for reports.
+			if reports < 3 {
+				send()
+				continue
+			}
+			l.want(tap, uint64(sent))
 			return
 		default:
 		}
@@ -266,10 +276,18 @@ func TestKernelsOwnARP(t *testing.T) {
 	l := newLink(t)
 	tap := l.open(blockPatience)
 	l.run(tap)
+	allowed := func() uint64 { return tap.Report(t.Context()).Interfaces[0].Allowed[ARP] }
 	neighbour := func(h netns.Host, dev, to string) {
 		l.ip(h, "neigh flush dev "+dev)
 		l.ping("1")
+		before := allowed()
 		l.ip(h, "neigh change "+to+" dev "+dev+" nud probe")
+		// The question and its answer.
+		for deadline := time.Now().Add(20 * time.Second); allowed() < before+2; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s probes no neighbour", h)
+			}
+		}
 	}
 	neighbour(netns.Prem, "circ0", netns.EdgePrimary.String())
 	neighbour(netns.Edge1, netns.EdgeInterface, netns.PremPrimary.String())

@@ -13,6 +13,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent"
 	"github.com/circuitseal/circuitseal/agent/identity"
 	"github.com/circuitseal/circuitseal/agent/uplink"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // maxToken bounds what is read as a token.
@@ -60,7 +61,7 @@ Repeating the command after a lost answer is safe.`,
 			}
 			token, err := readToken(tokenFile, c.InOrStdin())
 			if err != nil {
-				return fmt.Errorf("--token-file: %w", err)
+				return fmt.Errorf("--token-file %s: %w", tokenFile, err)
 			}
 			id, err := uplink.Enrol(c.Context(), target, u, sum, token, node)
 			if err != nil {
@@ -125,6 +126,9 @@ func readToken(path string, stdin io.Reader) (string, error) {
 	token := strings.TrimSpace(string(b))
 	if token == "" {
 		return "", errors.New("it is empty; make a token with `sealctl token create`")
+	}
+	if !desired.IsToken(token) {
+		return "", errors.New("it holds no enrolment token, and was not sent; want what `sealctl token create` wrote")
 	}
 	return token, nil
 }

@@ -103,7 +103,7 @@ Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	f := root.PersistentFlags()
-	f.StringVar(&o.instance, "instance", string(instance.Default), "name of this agent on this host: 1 to 6 characters a-z, 0-9")
+	f.StringVar(&o.instance, "instance", string(instance.Default), "name of this agent on this host: 1 to 6 characters a-z and 0-9, the first a letter")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), removeCommand(o))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -28,7 +27,7 @@ again, unless --purge is given: then the node has to be enrolled anew.`,
 				return err
 			}
 			if !yes {
-				return errors.New("this ends tunnels and takes the guard off the circuit interfaces: say --yes if that is meant")
+				return fmt.Errorf("%w: this ends tunnels and takes the guard off the circuit interfaces: say --yes if that is meant", errUsage)
 			}
 			if err := agent.Remove(c.Context(), agent.Config{Instance: i, Version: version, Log: log}, purge); err != nil {
 				return err

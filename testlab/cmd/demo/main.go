@@ -26,7 +26,11 @@ func main() {
 	logs := flag.String("logs", "build/demo", "directory for the logs of all processes")
 	repeats := flag.Int("repeats", 10, "how often each timing is measured")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "demo: there are no arguments, got %q; --help lists the flags\n", flag.Args())
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, *bin, *samples, *out, *logs, *repeats)
 	stop()
 	if err != nil {
@@ -59,5 +63,9 @@ func run(ctx context.Context, bin, samples, out, logs string, repeats int) error
 	if err != nil {
 		err = fmt.Errorf("%w; logs are in %s", err, c.Logs)
 	}
-	return errors.Join(err, errPrint, report.Write(out))
+	errWrite := report.Write(out)
+	if err == nil && errWrite == nil {
+		fmt.Printf("The report is in %s, the logs of all processes are below %s.\n", out, logs)
+	}
+	return errors.Join(err, errPrint, errWrite)
 }

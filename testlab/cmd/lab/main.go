@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
@@ -32,7 +33,11 @@ func main() {
 	flag.BoolVar(&o.fast, "fast", false, "run only those marked fast")
 	flag.BoolVar(&o.verbose, "v", false, "print every transcript, not only of failures")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "lab: there are no arguments, got %q; --scenario NAME runs one; --help lists the flags\n", flag.Args())
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, o, os.Stdout)
 	stop()
 	if err != nil {
@@ -76,8 +81,16 @@ func run(ctx context.Context, o options, w io.Writer) error {
 		_, _ = fmt.Fprintf(w, "%-20s ", s.Name)
 		var transcript bytes.Buffer
 		r := scenario.Run(ctx, c, s, &transcript)
+		if ctx.Err() != nil {
+			_, _ = fmt.Fprintln(w, "interrupted")
+			break
+		}
 		results = append(results, r)
-		_, _ = fmt.Fprintf(w, "%s  %5.1f s  %d frames in clear\n", r.Result, r.Seconds, r.FramesInClear)
+		watched := "no tap"
+		if r.FramesInClear != nil {
+			watched = fmt.Sprintf("%d frames in clear", *r.FramesInClear)
+		}
+		_, _ = fmt.Fprintf(w, "%s  %5.1f s  %s\n", r.Result, r.Seconds, watched)
 		switch {
 		case r.Result == scenario.Fail:
 			failed++
@@ -99,13 +112,20 @@ func run(ctx context.Context, o options, w io.Writer) error {
 
 // choose picks the scenarios to run.
 func choose(o options) ([]scenario.Scenario, error) {
+	if _, err := os.Stat(o.scripts); err != nil {
+		return nil, fmt.Errorf("--scripts: %w", err)
+	}
 	all, err := scenario.Load(os.DirFS(o.scripts))
 	if err != nil {
 		return nil, err
 	}
+	var names []string
+	for _, s := range all {
+		names = append(names, s.Name)
+	}
 	all = slices.DeleteFunc(all, func(s scenario.Scenario) bool { return o.only != "" && s.Name != o.only || o.fast && !s.Fast })
 	if len(all) == 0 {
-		return nil, fmt.Errorf("no scenario in %s fits --scenario %q", o.scripts, o.only)
+		return nil, fmt.Errorf("no scenario in %s fits --scenario %q; there are: %s", o.scripts, o.only, strings.Join(names, ", "))
 	}
 	return all, nil
 }
