@@ -89,6 +89,13 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return hub.Run(ctx) })
+	group.Go(func() error {
+		err := kept.Await(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	})
 	identify := func(chain []*x509.Certificate) bool {
 		_, err := authority.Identify(chain, time.Now())
 		return err == nil

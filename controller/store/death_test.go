@@ -42,3 +42,34 @@ func TestEngineDiesUnderWay(t *testing.T) {
 		}
 	}
 }
+
+// The engine may die in the goroutine of whoever calls it, which then never
+// returns: whoever waits for the store hears of it.
+func TestEngineDiesInItsCaller(t *testing.T) {
+	s, err := Open(t.Context(), Config{Dir: dataDir(t), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	heard := make(chan error, 1)
+	go func() { heard <- s.Await(t.Context()) }()
+	ended := make(chan bool, 1)
+	go func() {
+		returned := false
+		defer func() { ended <- returned }()
+		for range s.Watch(t.Context()) {
+			s.server.Logger().Fatal("failed to range keys")
+		}
+		returned = true
+	}()
+	if <-ended {
+		t.Error("the caller goes on with an engine that is dead")
+	}
+	if err := <-heard; !errors.Is(err, ErrClosed) || !errors.Is(err, ErrDamaged) {
+		t.Errorf("heard %v, want ErrClosed and ErrDamaged", err)
+	}
+}

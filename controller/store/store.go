@@ -105,16 +105,41 @@ func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
 	if s.server, s.client, err = startEngine(ctx, c, quota, s.died); err != nil {
 		return nil, err
 	}
-	if err := s.reclaim(ctx); err != nil {
-		return nil, err
+	// The engine ends the goroutine in which it dies: not the caller's.
+	prepared := make(chan error, 1)
+	go func() { prepared <- s.prepare(ctx) }()
+	select {
+	case err = <-prepared:
+	case <-s.died.done:
+		err = s.died.err
 	}
-	if err := s.initialise(ctx); err != nil {
-		return nil, err
-	}
-	if _, err := s.read(ctx); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *Store) prepare(ctx context.Context) error {
+	if err := s.reclaim(ctx); err != nil {
+		return err
+	}
+	if err := s.initialise(ctx); err != nil {
+		return err
+	}
+	_, err := s.read(ctx)
+	return err
+}
+
+// Await blocks until the store has died, and says of what: the error wraps
+// ErrClosed. It returns ctx's error when ctx is done first. Some who used the
+// store then never return, so whoever runs it has to wait here.
+func (s *Store) Await(ctx context.Context) error {
+	select {
+	case <-s.died.done:
+		return fmt.Errorf("%w: %w", ErrClosed, s.died.err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Close stops the store and unlocks the data directory. It waits for calls

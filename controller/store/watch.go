@@ -30,6 +30,9 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 		stalled := false
 		for ctx.Err() == nil {
 			v, err := s.read(ctx)
+			if err == nil {
+				stalled = false
+			}
 			if err == nil && v.snapshot.Revision > last {
 				last = v.snapshot.Revision
 				if !yield(v.snapshot, nil) {
@@ -44,7 +47,6 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 			switch {
 			case ctx.Err() != nil:
 			case err == nil:
-				stalled = false
 			case errors.Is(err, ErrClosed), errors.As(err, &unreadable{}):
 				yield(nil, fmt.Errorf("watch store: %w", err))
 				return
@@ -88,7 +90,7 @@ func (s *Store) wait(ctx context.Context, from int64) error {
 		}
 		return nil
 	case <-s.died.done:
-		return s.over()
+		return s.Await(ctx)
 	case <-s.server.StopNotify():
 		return ErrClosed
 	case <-ctx.Done():
