@@ -38,18 +38,33 @@ type Config struct {
 	// the controller, beside the host's own and the loopback ones.
 	Names []string
 	Log   *slog.Logger
+	// Restored says that DataDir was restored from a backup: the epoch is raised
+	// and unused enrolment tokens are voided before anything is compiled.
+	Restored bool
 	// Ready, when set, is called once the controller serves.
 	Ready func(address net.Addr, rootPin string)
+}
+
+// Check says what is wrong with a configuration by itself, before anything is
+// touched.
+func (c Config) Check() error {
+	if c.DataDir == "" {
+		return errors.New("--data-dir is empty: name the directory that holds everything")
+	}
+	if err := checkAddress(c.Listen); err != nil {
+		return err
+	}
+	if err := pki.CheckNames(c.Names); err != nil {
+		return fmt.Errorf("--name: %w", err)
+	}
+	return nil
 }
 
 // Run runs a controller until ctx is done, which is no error, and returns within
 // three seconds of that. An error says in one sentence what to do.
 func Run(ctx context.Context, c Config) (err error) {
-	if c.DataDir == "" {
-		return errors.New("--data-dir is empty: name the directory that holds everything")
-	}
-	if err := pki.CheckNames(c.Names); err != nil {
-		return fmt.Errorf("--name: %w", err)
+	if err := c.Check(); err != nil {
+		return err
 	}
 	listener, err := listen(ctx, c.Listen)
 	if err != nil {
@@ -72,7 +87,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
 
-	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki")})
+	authority, err := openAuthority(ctx, c, kept)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -90,11 +108,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return hub.Run(ctx) })
 	group.Go(func() error {
-		err := kept.Await(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if err := kept.Await(ctx); ctx.Err() == nil {
+			return err
 		}
-		return err
+		return nil
 	})
 	identify := func(chain []*x509.Certificate) bool {
 		_, err := authority.Identify(chain, time.Now())
@@ -111,6 +128,54 @@ func Run(ctx context.Context, c Config) (err error) {
 	return err
 }
 
+// openAuthority opens the authority that belongs to a store, and raises the
+// store's epoch where it was restored from a backup. It returns when the store
+// dies meanwhile, too.
+func openAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Authority, error) {
+	waiting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	opened := make(chan struct{})
+	var (
+		made   *pki.Authority
+		failed error
+	)
+	go func() {
+		made, failed = fitAuthority(ctx, c, kept)
+		close(opened)
+	}()
+	died := make(chan error, 1)
+	go func() { died <- kept.Await(waiting) }()
+	select {
+	case <-opened:
+		return made, failed
+	case err := <-died:
+		return nil, explainDir(c.DataDir, err)
+	}
+}
+
+func fitAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Authority, error) {
+	s, err := kept.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki"), Needed: len(s.Documents) > 0})
+	if errors.Is(err, pki.ErrLost) {
+		return nil, fmt.Errorf("%w; %s", err, afterBackup)
+	}
+	if err != nil || !c.Restored {
+		return authority, err
+	}
+	epoch, voided, err := kept.Restored(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	c.Log.Info("raised the epoch, since the data directory was restored from a backup", "before", s.Epoch, "epoch", epoch, "voided_tokens", voided)
+	return authority, nil
+}
+
+// afterBackup is what a backup of the whole directory needs.
+const afterBackup = "if you restore the whole data directory, start with --restored then"
+
 // explainDir says what to do about a data directory that cannot be used.
 func explainDir(dir string, err error) error {
 	hint := fmt.Sprintf("see that %s is on a writable disk and belongs to this user, or name another with --data-dir", dir)
@@ -120,7 +185,11 @@ func explainDir(dir string, err error) error {
 	case errors.Is(err, store.ErrNoParent):
 		hint = "make it, or name another directory with --data-dir"
 	case errors.Is(err, store.ErrDamaged):
-		hint = fmt.Sprintf("see that this user may read and write all files in %s and that the disk is sound, or restore the directory from a backup", dir)
+		hint = fmt.Sprintf("see that this user may read and write all files in %s and that the disk is sound, or restore the directory from a backup and start with --restored", dir)
+	case errors.Is(err, store.ErrExposed):
+		hint = fmt.Sprintf("run `chmod 700 %s`, if nobody else can have read it", dir)
+	case errors.Is(err, store.ErrFile):
+		hint = "name a directory with --data-dir"
 	}
 	return fmt.Errorf("%w; %s", err, hint)
 }

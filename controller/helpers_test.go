@@ -60,16 +60,22 @@ func (s *safeBuffer) String() string {
 
 func start(t testing.TB, dir string) *running {
 	t.Helper()
+	return startWith(t, controller.Config{DataDir: dir})
+}
+
+// startWith fills in what a configuration leaves open.
+func startWith(t testing.TB, c controller.Config) *running {
+	t.Helper()
+	dir := c.DataDir
 	r := &running{t: t, dir: dir, log: &safeBuffer{}}
 	ready := make(chan string, 1)
 	done := make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		done <- controller.Run(ctx, controller.Config{
-			DataDir: dir, Listen: "127.0.0.1:0",
-			Log:   slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-			Ready: func(a net.Addr, _ string) { ready <- a.String() },
-		})
+		c.Listen = "127.0.0.1:0"
+		c.Log = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		c.Ready = func(a net.Addr, _ string) { ready <- a.String() }
+		done <- controller.Run(ctx, c)
 	}()
 	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	t.Cleanup(func() {

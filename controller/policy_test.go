@@ -110,8 +110,8 @@ func TestGetAndDelete(t *testing.T) {
 	}{
 		{"plural", &v1.GetRequest{Kind: "sites"}, []string{"Site/contoso/hq", "Site/contoso/vnet-weu"}},
 		{"one, other case", &v1.GetRequest{Kind: "eNdPoInT", Customer: "contoso", Name: "hq"}, []string{"Endpoint/contoso/hq"}},
-		{"of another customer", &v1.GetRequest{Kind: "site", Customer: "fabrikam"}, nil},
-		{"one of another customer", &v1.GetRequest{Kind: "site", Customer: "fabrikam", Name: "hq"}, []string{"not_found"}},
+		{"of no customer", &v1.GetRequest{Kind: "site", Customer: "fabrikam"}, []string{"not_found"}},
+		{"one of no customer", &v1.GetRequest{Kind: "site", Customer: "fabrikam", Name: "hq"}, []string{"not_found"}},
 		{"unknown kind", &v1.GetRequest{Kind: "planet"}, []string{"invalid_argument"}},
 		{"dots", &v1.GetRequest{Kind: "site", Customer: "..", Name: "../hq"}, []string{"invalid_argument"}},
 		{"NUL", &v1.GetRequest{Kind: "site", Name: "h\x00q"}, []string{"invalid_argument"}},

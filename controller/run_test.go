@@ -41,6 +41,16 @@ func TestRunSaysWhatToDo(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	exposed := t.TempDir()
+	if err := os.Chmod(exposed, 0o755); err != nil { //nolint:gosec // that others can read it is the point
+		t.Fatal(err)
+	}
+	orphaned := t.TempDir() + "/data"
+	o := start(t, orphaned)
+	o.operator().apply(t, samples(t)...)
+	if err := errors.Join(o.stop(), os.RemoveAll(orphaned+"/pki")); err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		name, dir, listen string
 		says              []string
@@ -50,7 +60,9 @@ func TestRunSaysWhatToDo(t *testing.T) {
 		{"malformed address", t.TempDir() + "/d", "eight", []string{"eight", "--listen"}},
 		{"directory in use", r.dir, "127.0.0.1:0", []string{r.dir, "in use by pid", "stop that", "--data-dir"}},
 		{"directory read-only", readOnly, "127.0.0.1:0", []string{readOnly, "read-only", "--data-dir"}},
-		{"directory is a file", file, "127.0.0.1:0", []string{file, "is a file", "--data-dir"}},
+		{"directory is a file", file, "127.0.0.1:0", []string{file, "is a file", "name a directory with --data-dir"}},
+		{"directory open to all", exposed, "127.0.0.1:0", []string{"mode 0755: others can reach its keys", "run `chmod 700 " + exposed + "`"}},
+		{"authority lost", orphaned, "127.0.0.1:0", []string{orphaned + " holds policy and no certificate authority (" + orphaned + "/pki): restore it from a backup of the same time", "--restored"}},
 		{"no parent", t.TempDir() + "/a/b", "127.0.0.1:0", []string{"/a/b", "--data-dir", "/a, does not exist", "make it"}},
 		{"no directory named", "", "127.0.0.1:0", []string{"--data-dir is empty"}},
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -42,6 +43,21 @@ const (
 	// stops.
 	stopTimeout = 1500 * time.Millisecond
 )
+
+// checkAddress says what is wrong with an address to listen on, by itself.
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil && port == "" {
+		err = errors.New("there is no port")
+	}
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("--listen %q is no address: want a host and a port, or a port alone, such as :8443", address)
+	}
+	return nil
+}
 
 // listen opens the port, so that one that is taken is known before anything
 // else is touched.

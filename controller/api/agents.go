@@ -89,7 +89,7 @@ func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolRespon
 			"the token is for node %q and this host wants to be %q; the token is still good: use it there, or make one with `sealctl token create %s`", node, q.GetNode(), q.GetNode()))
 	case errors.Is(err, store.ErrTokenUnknown):
 		a.failures.add(address)
-		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the token is unknown: it was mistyped, a newer one for the same node has voided it, or its node was deleted; make a new one with `sealctl token create`"))
+		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the token is unknown: it was mistyped, a newer one for the same node has voided it, its node was deleted, or the controller was restored from a backup; make a new one with `sealctl token create`"))
 	case errors.Is(err, store.ErrTokenUsed):
 		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the token was used already, by another key: if that was not you, somebody else has enrolled as this node; make a new one with `sealctl token create`, which replaces that enrolment"))
 	case errors.Is(err, store.ErrTokenExpired):

@@ -66,7 +66,7 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 	}
 	docs, where, malformed := document.Decode(sources)
 	if len(docs) == 0 && len(malformed) == 0 {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("there is no document in what was sent"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("there is no document in %s", sourceNames(sources)))
 	}
 	for range writeAttempts {
 		s, err := p.store.Snapshot(ctx)
@@ -97,6 +97,22 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 		return &v1.ApplyResponse{Revision: revision, Changes: changes}, nil
 	}
 	return nil, errBusy
+}
+
+// sourceNames names sources, or says that there are none.
+func sourceNames(sources []document.Source) string {
+	if len(sources) == 0 {
+		return "what was sent: there are no sources"
+	}
+	var names []string
+	for _, s := range sources[:min(len(sources), maxNamed)] {
+		names = append(names, model.Shorten(s.Name))
+	}
+	text := strings.Join(names, ", ")
+	if n := len(sources) - maxNamed; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
+	}
+	return text
 }
 
 var errBusy = connect.NewError(connect.CodeAborted, errors.New("others change documents at the same time; nothing was changed; try again"))
@@ -155,6 +171,12 @@ func (p *policy) Get(ctx context.Context, q *connect.Request[v1.GetRequest]) (*c
 	s, err := p.store.Snapshot(ctx)
 	if err != nil {
 		return nil, storeError(err)
+	}
+	if name := q.Msg.GetCustomer(); name != "" {
+		key := model.Key{Kind: model.KindCustomer, Name: name}
+		if _, ok := s.Documents[key]; !ok {
+			return nil, notFound(s, key, false)
+		}
 	}
 	answer := &v1.GetResponse{Revision: s.Revision}
 	for _, k := range selected(s.Documents, kinds, q.Msg.GetCustomer(), q.Msg.GetName()) {

@@ -73,7 +73,8 @@ func blank(n *yaml.Node) bool {
 
 var yamlLine = regexp.MustCompile(`^(?:line (\d+): )?(.*)$`)
 
-// malformed reports text that is no YAML.
+// malformed reports text that is no YAML. It shows the line only where the text
+// was meant for a document: anything else may be a secret.
 func (d *decoder) malformed(source string, c chunk, err error) {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	m := yamlLine.FindStringSubmatch(strings.ReplaceAll(text, "\n", " "))
@@ -81,8 +82,12 @@ func (d *decoder) malformed(source string, c chunk, err error) {
 	// The parser may point behind the end.
 	lines := strings.Split(strings.TrimSuffix(c.text, "\n"), "\n")
 	line = min(max(line, 1), len(lines))
+	value := ""
+	if strings.Contains(c.text, "apiVersion") {
+		value = model.Shorten(strings.TrimSpace(lines[line-1]))
+	}
 	d.report(model.Problem{
-		Source: source, Line: c.before + line, Value: model.Shorten(strings.TrimSpace(lines[line-1])),
+		Source: source, Line: c.before + line, Value: value,
 		Message: "is no YAML that can be read: " + model.Shorten(m[2]),
 		Hint:    "look at indentation, colons and quotation marks here and in the line before",
 	})
@@ -156,7 +161,8 @@ func (w *walker) document(root *yaml.Node) {
 	} else if whole {
 		w.value(root, reflect.ValueOf(&h).Elem(), "")
 	} else {
-		w.problem(root, "", root.Value, "is "+describe(root)+" and no document", "apiVersion, kind, metadata and spec")
+		// Without the text: it may be a key or a token that was named by mistake.
+		w.problem(root, "", "", "is "+describe(root)+" and no document", "apiVersion, kind, metadata and spec")
 	}
 	w.key = model.Key{Kind: h.Kind, Customer: h.Metadata.Customer, Name: h.Metadata.Name}
 	if whole {

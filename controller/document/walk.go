@@ -157,12 +157,16 @@ func (w *walker) structure(n *yaml.Node, v reflect.Value, path string) {
 			continue
 		}
 		field := join(path, k.Value)
+		index, ok := fields[k.Value]
 		if line, twice := first[k.Value]; twice {
-			w.problem(k, field, shown(value), fmt.Sprintf("stands in line %d as well", line), "each field once")
+			text := ""
+			if ok {
+				text = shown(value)
+			}
+			w.problem(k, field, text, fmt.Sprintf("stands in line %d as well", line), "each field once")
 			continue
 		}
 		first[k.Value] = w.before + k.Line
-		index, ok := fields[k.Value]
 		if !ok {
 			w.unknown(k, path, field, names, n)
 			continue

@@ -232,6 +232,12 @@ func (c *checker) customer(k Key, s *CustomerSpec) {
 	}
 }
 
+// What ExpressRoute offers, in Mb/s.
+const (
+	minBandwidth = 50
+	maxBandwidth = 100_000
+)
+
 func (c *checker) circuit(k Key, s *CircuitSpec) {
 	if s.Peering == PeeringPublic {
 		if c.docs[k].Revision == 0 {
@@ -241,7 +247,11 @@ func (c *checker) circuit(k Key, s *CircuitSpec) {
 	} else {
 		enum(c, k, "spec.peering", s.Peering, PeeringPrivate, PeeringMicrosoft)
 	}
-	c.between(k, "spec.bandwidthMbps", s.BandwidthMbps, 50, 100_000, " Mb/s, which is what ExpressRoute offers")
+	if s.BandwidthMbps == 0 {
+		c.add(k, "spec.bandwidthMbps", "", "is required", fmt.Sprintf("%d to %d", minBandwidth, maxBandwidth))
+	} else {
+		c.between(k, "spec.bandwidthMbps", s.BandwidthMbps, minBandwidth, maxBandwidth, " Mb/s, which is what ExpressRoute offers")
+	}
 	for _, name := range LinkNames() {
 		l, _ := s.Links.Link(name)
 		c.link(k, "spec.links."+string(name), l)

@@ -46,7 +46,7 @@ func (d directory) make() error {
 		return fmt.Errorf("%s is no directory", d)
 	}
 	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("directory %s has mode %#o: others can reach its keys; want 0700", d, mode)
+		return fmt.Errorf("directory %s has mode %#o: others can reach its keys; run `chmod 700 %s`, if nobody else can have read them", d, mode, d)
 	}
 	entries, err := os.ReadDir(string(d))
 	if err != nil {

@@ -71,6 +71,9 @@ func (a *Authority) Identify(certs []*x509.Certificate, now time.Time) (Identity
 		Roots: roots, Intermediates: intermediates, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
+	if errors.As(err, new(x509.UnknownAuthorityError)) {
+		return Identity{}, fmt.Errorf("%w: this identity belongs to another controller, or the controller has a new certificate authority", ErrIdentity)
+	}
 	if err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}

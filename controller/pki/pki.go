@@ -29,6 +29,9 @@ type Config struct {
 	// caller has locked: the authority is in its subdirectories pki and admin.
 	Dir string
 	Log *slog.Logger
+	// Needed says that there is policy already, so that there was an authority:
+	// a new one would disown every node and operator, and is not made.
+	Needed bool
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -59,6 +62,12 @@ func Open(c Config) (*Authority, error) {
 	a := &Authority{dir: directory(filepath.Join(c.Dir, "pki")), log: c.Log, now: c.Now}
 	if a.now == nil {
 		a.now = time.Now
+	}
+	if c.Needed {
+		// Before anything is made, so that a backup's directory can be put there.
+		if _, err := os.Lstat(a.dir.path(rootCertFile)); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s holds policy and no certificate authority (%s): %w of the same time", c.Dir, a.dir, errRestore)
+		}
 	}
 	if err := a.dir.make(); err != nil {
 		return nil, fmt.Errorf("open authority: %w", err)
@@ -108,6 +117,21 @@ func (a *Authority) LogValue() slog.Value { return slog.StringValue(a.String()) 
 // bringRoot is what helps when the root's key is needed and not there.
 const bringRoot = "put root.key back into the pki directory and restart the controller"
 
+// ErrLost says that files of the authority are not what they were, and that
+// only a backup has them.
+var ErrLost = errors.New("files of the certificate authority are lost")
+
+// lost is an ErrLost that says what to do.
+type lost string
+
+func (l lost) Error() string        { return string(l) }
+func (l lost) Is(target error) bool { return target == ErrLost }
+
+const (
+	errRestore     = lost("restore it from a backup")
+	errRestoreBoth = lost("restore them from one backup")
+)
+
 const (
 	rootKeyFile  = "root.key"
 	rootCertFile = "root.crt"
@@ -128,7 +152,7 @@ func (a *Authority) openRoot() error {
 	case err != nil:
 		return err
 	case !key.fits(cert):
-		return fmt.Errorf("%s and %s do not belong together: restore them from one backup", a.dir.path(rootKeyFile), a.dir.path(rootCertFile))
+		return fmt.Errorf("%s and %s do not belong together: %w", a.dir.path(rootKeyFile), a.dir.path(rootCertFile), errRestoreBoth)
 	}
 	if !cert.IsCA || cert.CheckSignatureFrom(cert) != nil {
 		return fmt.Errorf("%s is no root certificate", a.dir.path(rootCertFile))
@@ -146,7 +170,7 @@ func (a *Authority) openRoot() error {
 func (a *Authority) makeRoot() error {
 	for _, f := range []string{"issuing.crt", "state-signing.crt"} {
 		if _, err := os.Lstat(a.dir.path(f)); err == nil {
-			return fmt.Errorf("%s is missing, but %s is there: restore it from a backup, agents pin it", a.dir.path(rootCertFile), f)
+			return fmt.Errorf("%s is missing, but %s is there: %w, agents pin it", a.dir.path(rootCertFile), f, errRestore)
 		}
 	}
 	key, err := a.dir.keyOrNew(rootKeyFile)
@@ -178,14 +202,14 @@ func (a *Authority) openSigner(name string, template templateFunc) (pair, error)
 		key, err = a.dir.key(name + ".key")
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return pair{}, fmt.Errorf("%s is missing: restore it from a backup", a.dir.path(name+".key"))
+		return pair{}, fmt.Errorf("%s is missing: %w", a.dir.path(name+".key"), errRestore)
 	}
 	if err != nil {
 		return pair{}, err
 	}
 	if !missing {
 		if !key.fits(cert) {
-			return pair{}, fmt.Errorf("%s.key and %s do not belong together: restore them from one backup", name, a.dir.path(name+".crt"))
+			return pair{}, fmt.Errorf("%s.key and %s do not belong together: %w", name, a.dir.path(name+".crt"), errRestoreBoth)
 		}
 		if err := cert.CheckSignatureFrom(a.root); err != nil {
 			return pair{}, fmt.Errorf("%s is not issued by this root: %w", a.dir.path(name+".crt"), err)

@@ -220,6 +220,35 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// Where there is policy there was an authority: a new one would disown all.
+func TestNoNewAuthorityForOldPolicy(t *testing.T) {
+	dir := t.TempDir()
+	needed := func() error {
+		_, err := Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Needed: true})
+		return err
+	}
+	refused := func(what string) {
+		t.Helper()
+		if err := needed(); !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "holds policy and no certificate authority ("+dir+"/pki)") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("no directory")
+	if left := readAll(t, dir); len(left) > 0 {
+		t.Errorf("it made %v", left)
+	}
+	open(t, dir, &clock{})
+	if err := needed(); err != nil {
+		t.Errorf("with all files: %v", err)
+	}
+	for _, f := range []string{"root.crt", "issuing.crt", "state-signing.crt"} {
+		if err := os.Remove(filepath.Join(dir, "pki", f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("no certificates")
+}
+
 func TestSignersRenewOverTheirKeys(t *testing.T) {
 	dir := t.TempDir()
 	var c clock

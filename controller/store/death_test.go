@@ -61,7 +61,10 @@ func TestEngineDiesInItsCaller(t *testing.T) {
 	go func() {
 		returned := false
 		defer func() { ended <- returned }()
-		for range s.Watch(t.Context()) {
+		for _, err := range s.Watch(t.Context()) {
+			if err != nil {
+				t.Errorf("Watch: %v", err)
+			}
 			s.server.Logger().Fatal("failed to range keys")
 		}
 		returned = true

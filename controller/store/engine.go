@@ -178,7 +178,7 @@ func (s *Store) reclaim(ctx context.Context) error {
 	}
 	for _, a := range alarms.Alarms {
 		if a.Alarm != etcdserverpb.AlarmType_NOSPACE {
-			return fmt.Errorf("store reports %s: restore the data directory from a backup", a.Alarm)
+			return fmt.Errorf("%w: the store reports %s", ErrDamaged, a.Alarm)
 		}
 		r, err := s.client.Get(ctx, epochKey)
 		if err != nil {

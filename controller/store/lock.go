@@ -63,11 +63,11 @@ func checkDir(dir string) error {
 		return fmt.Errorf("open data directory: %w", err)
 	}
 	if !fi.IsDir() {
-		return fmt.Errorf("data directory %s is a file", dir)
+		return fmt.Errorf("data directory %s %w", dir, ErrFile)
 	}
 	mode := fi.Mode().Perm()
 	if mode&0o077 != 0 {
-		return fmt.Errorf("data directory %s has mode %#o: others can reach its keys; want 0700", dir, mode)
+		return fmt.Errorf("data directory %s has mode %#o: %w", dir, mode, ErrExposed)
 	}
 	// Root may write whatever the mode says; a mode without write still says
 	// that somebody wants this directory left alone.

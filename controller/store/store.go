@@ -28,6 +28,10 @@ var (
 	// ErrNoParent: the directory in which the data directory is to be made does
 	// not exist.
 	ErrNoParent = errors.New("does not exist")
+	// ErrFile: what should be the data directory is a file.
+	ErrFile = errors.New("is a file")
+	// ErrExposed: others may read or enter the data directory.
+	ErrExposed = errors.New("others can reach its keys")
 	// ErrConflict: a document or number has changed since the base revision.
 	// Read a new snapshot, judge the change again, and repeat it.
 	ErrConflict = errors.New("documents have changed meanwhile")

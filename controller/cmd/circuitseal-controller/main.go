@@ -74,6 +74,9 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 			if err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
+			if err := config.Check(); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
 			config.Log = log
 			config.Ready = func(net.Addr, string) {
 				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -89,6 +92,7 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 	f.StringVar(&config.DataDir, "data-dir", "/var/lib/circuitseal-controller", "`directory` that holds everything; made at the first start")
 	f.StringVar(&config.Listen, "listen", ":8443", "`address` to listen on")
 	f.StringArrayVar(&config.Names, "name", nil, "host `name` or address in the server's certificate, beside this host's own; repeatable")
+	f.BoolVar(&config.Restored, "restored", false, "the data directory was restored from a backup: raise the epoch, so that nodes accept its states again, and void enrolment tokens")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd

@@ -28,13 +28,20 @@ func TestCommandLine(t *testing.T) {
 		{"log format", []string{"--log-format", "xml"}, 2, "", "want text or json"},
 		{"log level", []string{"--log-level", "loud"}, 2, "", "want debug, info"},
 		{"data directory", []string{"--data-dir", file, "--listen", "127.0.0.1:0"}, 1, "", file},
-		{"name", []string{"--data-dir", filepath.Join(t.TempDir(), "d"), "--listen", "127.0.0.1:0", "--name", "a_b"}, 1, "", `server name "a_b"`},
+		{"name", []string{"--data-dir", filepath.Join(t.TempDir(), "d"), "--listen", "127.0.0.1:0", "--name", "a_b"}, 2, "", `server name "a_b"`},
+		{"address as a name", []string{"--name", "https://seal.example"}, 2, "", "--name"},
+		{"no data directory", []string{"--data-dir", ""}, 2, "", "--data-dir is empty"},
+		{"port without a colon", []string{"--listen", "18443"}, 2, "", `--listen "18443" is no address`},
+		{"port too high", []string{"--listen", ":99999"}, 2, "", "such as :8443"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var out, e bytes.Buffer
 			if code := run(tt.args, &out, &e); code != tt.code || !strings.Contains(out.String(), tt.out) || !strings.Contains(e.String(), tt.err) {
 				t.Errorf("exit code %d, want %d\nstdout: %s\nstderr: %s", code, tt.code, &out, &e)
+			}
+			if tt.code == 2 && strings.Contains(e.String(), "starting") {
+				t.Errorf("it started before it looked at its flags:\n%s", &e)
 			}
 		})
 	}
@@ -121,7 +128,7 @@ func TestDamagedDatabase(t *testing.T) {
 			}
 			lines := strings.Split(strings.TrimSpace(e.String()), "\n")
 			last := lines[len(lines)-1]
-			if !strings.HasPrefix(last, "circuitseal-controller: ") || !strings.Contains(last, dir) || !strings.Contains(last, "backup") ||
+			if !strings.HasPrefix(last, "circuitseal-controller: ") || !strings.Contains(last, dir) || !strings.Contains(last, "backup and start with --restored") ||
 				strings.Contains(e.String(), "goroutine ") {
 				t.Errorf("it said:\n%s", &e)
 			}

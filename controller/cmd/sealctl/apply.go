@@ -44,6 +44,9 @@ What is wrong with them is printed in full, one problem a line:
 			if problems := problemsOf(err); problems != nil {
 				return printProblems(cmd, o, problems)
 			}
+			if err != nil && timedOut(err) && !dryRun {
+				return fmt.Errorf("%s; the documents may have been applied all the same: repeating it is safe", explain(err))
+			}
 			if err != nil {
 				return err
 			}
@@ -151,7 +154,8 @@ func problem(p *v1.Problem) string {
 	if p.GetValue() != "" {
 		s += fmt.Sprintf(` (got "%s")`, p.GetValue())
 	}
-	if p.GetHint() != "" {
+	// Some messages say already what would be right.
+	if h := p.GetHint(); h != "" && p.GetMessage() != "must be "+h && !strings.HasPrefix(p.GetMessage(), "is not "+h) {
 		s += "; " + p.GetHint()
 	}
 	return s

@@ -111,15 +111,16 @@ func readIdentity(path string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read identity: %w", err)
 	}
-	if mode.Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("identity %s can be read by others (mode %#o): run `chmod 600 %s`, and have a new one made if somebody may have read it", path, mode.Perm(), path)
-	}
-	if bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----")) && !bytes.Contains(b, []byte("PRIVATE KEY-----")) {
-		return nil, fmt.Errorf("identity %s holds a certificate and no PRIVATE KEY: want both in one file, such as admin/identity.pem of the controller's data directory", path)
+	// What is no identity may well be readable by all.
+	if lacks := missing(b); lacks != "" {
+		return nil, fmt.Errorf("identity %s holds %s: want both in one file, such as admin/identity.pem of the controller's data directory", path, lacks)
 	}
 	pair, err := tls.X509KeyPair(b, b)
 	if err != nil {
 		return nil, fmt.Errorf("identity %s: want a certificate, its chain and its key in PEM: %w", path, err)
+	}
+	if mode.Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("identity %s can be read by others (mode %#o): run `chmod 600 %s`, and have a new one made if somebody may have read it", path, mode.Perm(), path)
 	}
 	now := time.Now()
 	if pair.Leaf != nil && now.After(pair.Leaf.NotAfter) {
@@ -129,6 +130,21 @@ func readIdentity(path string) (*tls.Certificate, error) {
 		return nil, fmt.Errorf("identity %s is valid from %s on, and this host's clock says %s: set the clock right", path, pair.Leaf.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return &pair, nil
+}
+
+// missing says what of an identity a file holds, where that is not all of it.
+func missing(b []byte) string {
+	certificate := bytes.Contains(b, []byte("-----BEGIN CERTIFICATE-----"))
+	key := bytes.Contains(b, []byte("PRIVATE KEY-----"))
+	switch {
+	case certificate && key:
+		return ""
+	case certificate:
+		return "a certificate and no PRIVATE KEY"
+	case key:
+		return "a PRIVATE KEY and no certificate"
+	}
+	return "neither a certificate nor a PRIVATE KEY in PEM"
 }
 
 func readRoot(path string) (*x509.CertPool, error) {

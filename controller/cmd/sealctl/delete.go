@@ -67,10 +67,10 @@ itself; what is gone already is no error with -f.`,
 			answer, err := remove(cmd.Context(), requests[0])
 			if rpc := new(connect.Error); errors.As(err, &rpc) && strings.HasPrefix(rpc.Message(), "customer is required") {
 				// The flag has the field's name.
-				return errors.New("--" + rpc.Message())
+				return fmt.Errorf("%w: --%s", errUsage, rpc.Message())
 			}
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			return printDeleted(cmd.OutOrStdout(), o, requests[0], answer)
 		},
@@ -107,7 +107,7 @@ func identities(sources []*v1.Source) ([]*v1.DeleteRequest, error) {
 		}
 	}
 	if requests == nil {
-		return nil, errors.New("there is no document in what was named")
+		return nil, fmt.Errorf("there is no document in %s", names(sources))
 	}
 	slices.Reverse(requests)
 	return requests, nil

@@ -24,6 +24,21 @@ type atServer struct {
 func (e atServer) Error() string { return e.server + ": " + e.err.Error() }
 func (e atServer) Unwrap() error { return e.err }
 
+// usage marks an error as one of the command line where that is what the
+// controller has refused.
+func usage(err error) error {
+	if connect.CodeOf(err) == connect.CodeInvalidArgument {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return err
+}
+
+// timedOut reports a call whose outcome is not known. The controller is told
+// the time, too, and may be the first to notice.
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || connect.CodeOf(err) == connect.CodeDeadlineExceeded
+}
+
 // explain says what happened and what to do next.
 func explain(err error) string {
 	at := atServer{}
@@ -58,7 +73,7 @@ func explain(err error) string {
 		return fmt.Sprintf("%s does not speak TLS: is it the controller's port?", at.server)
 	case errors.As(err, &alert):
 		return fmt.Sprintf("the controller at %s ended the TLS handshake: %v", at.server, alert)
-	case errors.Is(err, context.DeadlineExceeded):
+	case timedOut(err):
 		return fmt.Sprintf("%s did not answer in time; --timeout gives it longer", at.server)
 	}
 	if !errors.As(err, &rpc) {

@@ -79,14 +79,56 @@ func readSources(names []string, stdin io.Reader) ([]*v1.Source, error) {
 	return sources, errors.Join(errs...)
 }
 
-// source is a text with its name. The wire carries UTF-8 only, so this is the
-// one thing that is refused here and not by the controller.
+// maxNamed is how many files a sentence names.
+const maxNamed = 8
+
+// names names sources.
+func names(sources []*v1.Source) string {
+	var all []string
+	for _, s := range sources[:min(len(sources), maxNamed)] {
+		all = append(all, s.GetName())
+	}
+	text := strings.Join(all, ", ")
+	if n := len(sources) - maxNamed; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
+	}
+	return text
+}
+
+// source is a text with its name. Two things are refused here and not by the
+// controller: what is no UTF-8, which the wire does not carry, and secrets, which
+// must not leave this host because somebody mistyped a file's name.
 func source(name string, b []byte) (*v1.Source, error) {
+	if what := secretIn(b); what != "" {
+		return nil, fmt.Errorf("%s holds %s and no documents; it was not sent", name, what)
+	}
 	if !utf8.Valid(b) {
 		at := bytes.IndexRune(b, utf8.RuneError)
 		return nil, fmt.Errorf("%s:%d: is no UTF-8; want text in UTF-8", name, 1+bytes.Count(b[:max(0, at)], []byte("\n")))
 	}
 	return &v1.Source{Name: name, Text: string(b)}, nil
+}
+
+// tokenPrefix begins every enrolment token.
+const tokenPrefix = "cst1."
+
+// secretIn says what secret a file is, if it is one. No line of a document
+// begins so.
+func secretIn(b []byte) string {
+	found := ""
+	for l := range bytes.Lines(b) {
+		l = bytes.TrimSpace(l)
+		switch {
+		case bytes.HasPrefix(l, []byte(tokenPrefix)):
+			return "an enrolment token"
+		case !bytes.HasPrefix(l, []byte("-----BEGIN ")):
+		case bytes.Contains(l, []byte("PRIVATE KEY-----")):
+			return "a private key"
+		default:
+			found = "PEM"
+		}
+	}
+	return found
 }
 
 func readFile(path string) ([]byte, error) {

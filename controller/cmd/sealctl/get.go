@@ -36,7 +36,7 @@ and connections.`,
 			service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
 			answer, err := call(cmd.Context(), o, service.Get, q)
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			if o.json() {
 				return printJSON(cmd.OutOrStdout(), answer)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,14 +46,26 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	cmd.SetIn(stdin)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
+	// --help comes before the arguments are looked at.
+	var unknown error
+	help := cmd.HelpFunc()
+	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
+		if c.HasAvailableSubCommands() {
+			unknown = noSubcommand(c, c.Flags().Args())
+		}
+		if unknown == nil {
+			help(c, args)
+		}
+	})
 	err := cmd.ExecuteContext(ctx)
+	err = cmp.Or(err, unknown)
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.Is(err, errTold):
 		return exitFailed
 	case errors.Is(err, errUsage):
-		_, _ = fmt.Fprintf(stderr, "sealctl: %v; --help says more\n", err)
+		_, _ = fmt.Fprintf(stderr, "sealctl: %s; --help says more\n", clean(explain(err)))
 		return exitUsage
 	}
 	_, _ = fmt.Fprintf(stderr, "sealctl: %s\n", clean(explain(err)))
@@ -88,11 +101,32 @@ Exit codes: 0 done, 1 refused or failed, 2 usage.`,
 	}
 	o.register(root, getenv)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
+	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
 		applyCommand(o), getCommand(o), deleteCommand(o),
 		tokenCommand(o), statusCommand(o), versionCommand(o),
 	)
 	return root
+}
+
+// helpCommand is cobra's, except that what is no command is an error.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show what a command does",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			if found.HasAvailableSubCommands() {
+				if err := noSubcommand(found, rest); err != nil {
+					return err
+				}
+			}
+			return found.Help()
+		},
+	}
 }
 
 // noSubcommand refuses words that are no command, with a guess.

@@ -15,12 +15,19 @@ import (
 // printJSON prints a message as the API's own JSON, indented. protojson's
 // white space changes from build to build on purpose; this does not.
 func printJSON(w io.Writer, m proto.Message) error {
+	return encode(w, m, func(to *bytes.Buffer, b []byte) error { return json.Indent(to, b, "", "  ") })
+}
+
+// printJSONLine is printJSON on one line.
+func printJSONLine(w io.Writer, m proto.Message) error { return encode(w, m, json.Compact) }
+
+func encode(w io.Writer, m proto.Message, layout func(*bytes.Buffer, []byte) error) error {
 	b, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("print answer: %w", err)
 	}
 	var out bytes.Buffer
-	if err := json.Indent(&out, b, "", "  "); err != nil {
+	if err := layout(&out, b); err != nil {
 		return fmt.Errorf("print answer: %w", err)
 	}
 	out.WriteByte('\n')

@@ -72,29 +72,42 @@ func TestCommands(t *testing.T) {
 		{"apply it again, by file", "", []string{"apply", "-f", samples + "/10-nodes.yaml", "-f", samples + "/20-contoso.yaml"}, 0, `(?s)^customer/contoso unchanged\n.*connection/contoso/hq-weu unchanged\n$`, `^$`},
 		{"apply stdin", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata: {name: fabrikam}\nspec: {model: connect-to}\n", []string{"apply", "-f", "-"}, 0, `^customer/fabrikam created\n$`, `^$`},
 		{"problems", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: Fabrikam\nspec:\n  model: moon\n", []string{"apply", "-f", "-"}, 1, `^$`,
-			`(?m)\A-:4: metadata.name: .* \(got "Fabrikam"\); .*\n-:6: spec.model: .* \(got "moon"\); .*\n2 problems; nothing was changed\n\z`},
+			`(?m)\A-:4: metadata.name: .* \(got "Fabrikam"\); .*\n-:6: spec.model: must be connect-through or connect-to \(got "moon"\)\n2 problems; nothing was changed\n\z`},
 		{"problems as JSON", "kind: Customer\n", []string{"apply", "-f", "-", "-o", "json"}, 1, `"problems": \[`, `^$`},
 		{"no such file", "", []string{"apply", "-f", "moon.yaml"}, 1, `^$`, `^sealctl: there is no file or directory moon.yaml\n$`},
 		{"not UTF-8", "kind: Customer\n# \xff\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: -:2: is no UTF-8`},
+		{"an enrolment token", "cst1.6f03a5b1c2d3e4f5.YPJJ\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: - holds an enrolment token and no documents; it was not sent\n$`},
+		{"a private key", "", []string{"apply", "-f", os.Getenv("SEALCTL_IDENTITY")}, 1, `^$`, `^sealctl: \S+identity.pem holds a private key and no documents; it was not sent\n$`},
+		{"a certificate", "", []string{"delete", "-f", os.Getenv("SEALCTL_ROOT")}, 1, `^$`, `^sealctl: \S+root.pem holds PEM and no documents; it was not sent\n$`},
+		{"no document", "# nothing\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: there is no document in -\n$`},
+		{"nothing to delete", "# nothing\n", []string{"delete", "-f", "-"}, 1, `^$`, `^sealctl: there is no document in -\n$`},
+		{"a hint once", "apiVersion: circuitseal.io/v1\nkind: Site\nmetadata: {customer: contoso, name: x}\nspec: {type: on-prem, prefixes: [10.200.0.0/24]}\n", []string{"apply", "-f", "-"}, 1, `^$`,
+			`^-:4: spec.type: must be on-premises or azure-vnet \(got "on-prem"\)\n1 problem; `},
 		{"no file", "", []string{"apply"}, 2, `^$`, `-f`},
 		{"get", "", []string{"get", "Sites", "--customer", "contoso"}, 0, `(?s)^KIND.*\nSite +contoso +hq +\d+ +\{.*vnet-weu`, `^$`},
 		{"get one as JSON", "", []string{"get", "customer", "contoso", "-o", "json"}, 0, `"displayName": "Contoso Ltd"`, `^$`},
 		{"get nothing", "", []string{"get", "site", "moon"}, 1, `^$`, `^sealctl: there is no Site/moon`},
-		{"get no kind", "", []string{"get", "stie"}, 1, `^$`, `did you mean Site\?`},
+		{"get no kind", "", []string{"get", "stie"}, 2, `^$`, `^sealctl: kind: there is no kind "stie"; did you mean Site\?`},
+		{"get of no customer", "", []string{"get", "sites", "--customer", "contosso"}, 1, `^$`, `^sealctl: there is no Customer/contosso; did you mean "contoso"\?\n$`},
 		{"token to a file", "", []string{"token", "create", "nva-1", "--out", token}, 0, `^$`, `--root-pin sha256:[0-9a-f]{64} --node nva-1 --token-file .*/token\n$`},
 		{"token is not overwritten", "", []string{"token", "create", "nva-1", "--out", token}, 1, `^$`, `is not overwritten`},
 		{"token to stdout", "", []string{"token", "create", "nva-1"}, 0, `^cst1\.\S+\n$`, `circuitseal-agent enroll`},
 		{"token for nobody", "", []string{"token", "create", "nva-2", "--out", token + "2"}, 1, `^$`, `there is no node "nva-2"`},
-		{"token that lives too long", "", []string{"token", "create", "nva-1", "--lifetime", "169h"}, 1, `^$`, `at most 168h`},
+		{"token that lives too long", "", []string{"token", "create", "nva-1", "--lifetime", "169h"}, 2, `^$`, `at most 168h`},
 		{"status", "", []string{"status"}, 0, `(?s)^NODE .*nva-1 +no +no .*contoso +hq-weu +0/2\n.*PROBLEMS\n.*node nva-1 is not enrolled`, `^$`},
 		{"status as JSON", "", []string{"status", "-o", "json"}, 0, `"tunnelsTotal": 2`, `^$`},
-		{"delete without a customer", "", []string{"delete", "site", "hq"}, 1, `^$`, `^sealctl: --customer is required: documents of kind Site belong to a customer`},
+		{"delete without a customer", "", []string{"delete", "site", "hq"}, 2, `^$`, `^sealctl: usage: --customer is required: documents of kind Site belong to a customer`},
 		{"delete what is in use", "", []string{"delete", "site", "hq", "--customer", "contoso"}, 1, `^$`, `is in use by Endpoint/contoso/hq \(spec.site\)`},
 		{"delete", "", []string{"delete", "connection", "hq-weu", "--customer", "contoso"}, 0, `^connection/contoso/hq-weu deleted\n$`, `^$`},
 		{"delete files", "", []string{"delete", "-f", samples}, 0, `(?s)endpoint/contoso/vnet-weu deleted\n.*customer/contoso deleted\n$`, `^connection/contoso/hq-weu is not there\n$`},
 		{"all is gone", "", []string{"get", "all"}, 0, `(?s)^KIND.*\nCustomer +- +fabrikam[^\n]*\n$`, `^$`},
 		{"version", "", []string{"version", "-o", "json"}, 0, `"version":"unknown"`, `^$`},
 		{"no command", "", []string{"aply"}, 2, `^$`, `did you mean "apply"`},
+		{"no command with help", "", []string{"explain", "--help"}, 2, `^$`, `there is no command "explain"`},
+		{"no subcommand with help", "", []string{"token", "list", "-h"}, 2, `^$`, `there is no command "list"`},
+		{"help on no command", "", []string{"help", "explain"}, 2, `^$`, `there is no command "explain"`},
+		{"help on a command", "", []string{"help", "token", "create"}, 0, `--lifetime`, `^$`},
+		{"help of a group", "", []string{"token", "--help"}, 0, `create`, `^$`},
 		{"no flag", "", []string{"get", "sites", "--moon"}, 2, `^$`, `unknown flag`},
 		{"no output", "", []string{"get", "sites", "-o", "xml"}, 2, `^$`, `want table or json`},
 		{"help", "", []string{"--help"}, 0, `Exit codes: 0 done, 1 refused or failed, 2 usage`, `^$`},
@@ -127,6 +140,10 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	if err := os.WriteFile(open, b, 0o644); err != nil { //nolint:gosec // that others can read it is the point
 		t.Fatal(err)
 	}
+	prose := filepath.Join(t.TempDir(), "prose")
+	if err := os.WriteFile(prose, []byte("root:x:0:0:root:/root:/bin/bash\n"), 0o644); err != nil { //nolint:gosec // that others can read it is the point
+		t.Fatal(err)
+	}
 	keyless := filepath.Join(t.TempDir(), "keyless.pem")
 	block, _ := pem.Decode(b)
 	if err := os.WriteFile(keyless, pem.EncodeToMemory(block), 0o600); err != nil {
@@ -156,6 +173,8 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		{"no root", []string{"--root", ""}, 1, "admin/root.pem"},
 		{"root is no certificate", []string{"--root", samples + "/10-nodes.yaml"}, 1, "holds no certificate"},
 		{"no identity", []string{"--identity", ""}, 1, "SEALCTL_IDENTITY"},
+		{"another controller's identity", []string{"--identity", filepath.Join(filepath.Dir(other), "identity.pem")}, 1, "belongs to another controller, or the controller has a new certificate authority"},
+		{"identity is something else", []string{"--identity", prose}, 1, "holds neither a certificate nor a PRIVATE KEY"},
 		{"identity that others can read", []string{"--identity", open}, 1, "chmod 600"},
 		{"identity is not there", []string{"--identity", "moon.pem"}, 1, "moon.pem"},
 		{"no time", []string{"--timeout", "1ns"}, 1, "--timeout"},
@@ -168,6 +187,18 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 				t.Errorf("exit code %d: %q, want %d and %q", code, stderr, tt.code, tt.says)
 			}
 		})
+	}
+}
+
+// Nobody knows what became of an apply that was not answered.
+func TestApplyInVain(t *testing.T) {
+	start(t)
+	code, _, stderr := sealctl(t, "", "apply", "-f", samples, "--timeout", "1ns")
+	if code != 1 || !strings.Contains(stderr, "did not answer in time") || !strings.Contains(stderr, "repeating it is safe") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if _, _, stderr = sealctl(t, "", "apply", "-f", samples, "--timeout", "1ns", "--dry-run"); strings.Contains(stderr, "repeating") {
+		t.Errorf("of a dry run: %s", stderr)
 	}
 }
 
@@ -212,6 +243,15 @@ func TestWatch(t *testing.T) {
 	var status struct{ Revision string }
 	if err := json.Unmarshal(out.Bytes(), &status); err != nil || status.Revision == "" {
 		t.Errorf("got %q, %v", &out, err)
+	}
+	// What is empty is written, as without --watch.
+	_, once, stderr := sealctl(t, "", "status", "-o", "json")
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, []byte(once)); err != nil {
+		t.Fatalf("%v: %s", err, stderr)
+	}
+	if got := strings.TrimSpace(out.String()); got != compact.String() || !strings.Contains(got, `"nodes":[]`) {
+		t.Errorf("watched %s\nand else %s", got, &compact)
 	}
 }
 

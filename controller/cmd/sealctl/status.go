@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
@@ -78,12 +77,7 @@ func watchStatus(ctx context.Context, w, stderr io.Writer, o *options, ask func(
 
 func printWatched(w, stderr io.Writer, o *options, answer *v1.GetStatusResponse, failed error) error {
 	if o.json() && failed == nil {
-		b, err := protojson.Marshal(answer)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(w, "%s\n", b)
-		return err
+		return printJSONLine(w, answer)
 	}
 	if o.json() {
 		_, err := fmt.Fprintf(stderr, "sealctl: %s\n", clean(explain(failed)))

@@ -64,7 +64,7 @@ not to the terminal.`,
 			service := circuitsealv1connect.NewNodeServiceClient(c.client, c.server, limits())
 			answer, err := call(cmd.Context(), o, service.CreateToken, &v1.CreateTokenRequest{Node: args[0], Lifetime: durationpb.New(lifetime)})
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			return deliver(cmd, o, answer, file, c.server)
 		},
