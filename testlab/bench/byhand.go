@@ -88,7 +88,8 @@ func (s side) up(ctx context.Context, r *rig.Rig, self string) error {
 	if err := s.configure(); err != nil {
 		return err
 	}
-	return r.Lab.IP(ctx, s.host, "link set "+s.device+" up", "route add "+s.far+" dev "+s.device)
+	// As many packets may wait as in the product's TUN: that is not compared.
+	return r.Lab.IP(ctx, s.host, "link set "+s.device+" txqueuelen 2048", "link set "+s.device+" up", "route add "+s.far+" dev "+s.device)
 }
 
 func awaitSocket(ctx context.Context, p *netns.Process, path string) error {
