@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 func TestToken(t *testing.T) {
@@ -15,6 +17,10 @@ func TestToken(t *testing.T) {
 	got, err := ParseToken(text)
 	if err != nil || got.Reveal() != text || got.ID() != a.ID() || got.Hash() != a.Hash() {
 		t.Errorf("ParseToken: %v, %v", got, err)
+	}
+	// Agents send nothing else for one.
+	if !desired.IsToken(text) {
+		t.Error("agents would not take it for a token")
 	}
 	for name, bad := range map[string]string{
 		"empty": "", "shorter": text[:len(text)-1], "longer": text + "A", "line end": text + "\n",

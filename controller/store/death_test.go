@@ -9,18 +9,25 @@ import (
 	"go.uber.org/zap"
 )
 
-// When a part of the engine dies under way, the store says so to everybody and
-// can be closed.
-func TestEngineDiesUnderWay(t *testing.T) {
+// mortal is a store whose engine is going to die.
+func mortal(t *testing.T) *Store {
+	t.Helper()
 	s, err := Open(t.Context(), Config{Dir: dataDir(t), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return s
+}
+
+// When a part of the engine dies under way, the store says so to everybody and
+// can be closed.
+func TestEngineDiesUnderWay(t *testing.T) {
+	s := mortal(t)
 	watched := make(chan error)
 	ready := make(chan struct{}, 1)
 	go func() {
@@ -35,7 +42,7 @@ func TestEngineDiesUnderWay(t *testing.T) {
 	<-ready
 	lg := s.server.Logger()
 	go lg.Fatal("failed to save hard state and entries", zap.Error(errors.New("input/output error")))
-	err = <-watched
+	err := <-watched
 	for what, err := range map[string]error{"Watch": err, "Snapshot": func() error { _, err := s.Snapshot(t.Context()); return err }()} {
 		if !errors.Is(err, ErrClosed) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "input/output error") {
 			t.Errorf("%s: %v, want ErrClosed, ErrDamaged and the cause", what, err)
@@ -46,15 +53,7 @@ func TestEngineDiesUnderWay(t *testing.T) {
 // The engine may die in the goroutine of whoever calls it, which then never
 // returns: whoever waits for the store hears of it.
 func TestEngineDiesInItsCaller(t *testing.T) {
-	s, err := Open(t.Context(), Config{Dir: dataDir(t), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	s := mortal(t)
 	heard := make(chan error, 1)
 	go func() { heard <- s.Await(t.Context()) }()
 	ended := make(chan bool, 1)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,8 +76,46 @@ func (r *Rig) StartAgent(h netns.Host) error {
 	if n.agent != nil && n.agent.Alive() {
 		return fmt.Errorf("start the agent on %s: it runs already", h)
 	}
-	n.agent, err = r.Lab.Start(h, r.AgentSpec(h, "run"))
+	spec := r.AgentSpec(h, "run")
+	if err := r.listen(h, n); err != nil {
+		return err
+	}
+	spec.Env = append(spec.Env, "NOTIFY_SOCKET="+n.manager.LocalAddr().String())
+	n.agent, err = r.Lab.Start(h, spec)
 	return err
+}
+
+// listen stands in for the service manager of one agent (sd_notify(3)).
+func (r *Rig) listen(h netns.Host, n *node) (err error) {
+	if n.manager != nil {
+		_ = n.manager.Close()
+	}
+	path := filepath.Join(r.private, "manager-"+string(h))
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	n.manager, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	return err
+}
+
+// AgentReady waits until the agent that was started last says that it is ready.
+func (r *Rig) AgentReady(h netns.Host, within time.Duration) error {
+	n, err := r.node(h)
+	if err != nil {
+		return err
+	}
+	if n.manager == nil {
+		return fmt.Errorf("the agent on %s was never started", h)
+	}
+	if err := n.manager.SetReadDeadline(time.Now().Add(within)); err != nil {
+		return err
+	}
+	b := make([]byte, 256)
+	size, err := n.manager.Read(b)
+	if err != nil || string(b[:size]) != "READY=1" {
+		return fmt.Errorf("the agent on %s is not ready within %s: it said %q (%w)", h, within, b[:size], err)
+	}
+	return nil
 }
 
 // Agent is the agent's process, running or ended; nil when it was never started.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -46,6 +47,8 @@ type Rig struct {
 type node struct {
 	name  string
 	agent *netns.Process
+	// manager is where the agent says what it says to a service manager.
+	manager *net.UnixConn
 }
 
 // NodeName is what deploy/samples call an appliance's node.
@@ -96,7 +99,14 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 }
 
 // Close ends everything and removes all traces except logs in Config.Dir.
-func (r *Rig) Close() error { return r.Lab.Close() }
+func (r *Rig) Close() error {
+	for _, n := range r.nodes {
+		if n.manager != nil {
+			_ = n.manager.Close()
+		}
+	}
+	return r.Lab.Close()
+}
 
 // program is a binary with the canary in its environment.
 func (r *Rig) program(binary, name string, args ...string) netns.Spec {

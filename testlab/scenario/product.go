@@ -90,6 +90,8 @@ func (x *session) oneAgent(ctx context.Context, verb string, h netns.Host) error
 		return x.rig.StopAgent(h)
 	case "kill":
 		return x.rig.KillAgent(h)
+	case "ready":
+		return x.rig.AgentReady(h, 30*time.Second)
 	case "alive":
 		if p := x.rig.Agent(h); p == nil || !p.Alive() {
 			return fmt.Errorf("the agent on %s does not run", h)
