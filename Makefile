@@ -45,8 +45,20 @@ test: deps build ## Run all tests; as root, what needs root runs too
 	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -count=1 -vet=off ./...
 
 .PHONY: lab
-lab: deps build ## Run the scenarios on this kernel (SCENARIO=name for one)
+lab: deps build ## Run the scenarios on this kernel (SCENARIO=name,name for some)
 	$(BIN)/lab $(if $(SCENARIO),--scenario $(SCENARIO))
+
+.PHONY: kernelvm-deps
+kernelvm-deps:
+	@deploy/install-deps kernelvm
+
+.PHONY: lab-kernel
+lab-kernel: deps kernelvm-deps build ## Run the scenarios on a Debian kernel in QEMU (KERNEL=6.12|6.1, SCENARIO=name,name)
+	$(BIN)/kernelvm lab $(if $(KERNEL),--kernel $(KERNEL)) $(if $(SCENARIO),--scenario $(SCENARIO))
+
+.PHONY: test-kernel
+test-kernel: deps kernelvm-deps build ## Run the tests that need a kernel on one in QEMU (KERNEL=6.12|6.1, PKG="./agent/guard ...")
+	$(BIN)/kernelvm test $(if $(KERNEL),--kernel $(KERNEL)) $(PKG)
 
 .PHONY: bench-tunnel
 bench-tunnel: deps build ## Goodput through both agents against WireGuard configured by hand

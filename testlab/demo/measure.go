@@ -125,7 +125,7 @@ func (s *story) startTimes(ctx context.Context) error {
 		if err := s.rig.StopAgent(netns.Prem); err != nil {
 			return err
 		}
-		if err := s.rig.KillWireGuard(netns.Prem); err != nil {
+		if err := s.rig.KillWireGuard(ctx, netns.Prem); err != nil {
 			return err
 		}
 		if err := s.blocked(ctx); err != nil {

@@ -132,7 +132,7 @@ func (r *Rig) StopAgent(h netns.Host) error {
 	if p == nil {
 		return fmt.Errorf("stop the agent on %s: it does not run", h)
 	}
-	return p.Stop(patience)
+	return p.Stop(r.longer(patience))
 }
 
 // KillAgent ends an agent with SIGKILL; its WireGuard process lives on.
@@ -162,18 +162,50 @@ func (r *Rig) WireGuardPIDs(h netns.Host) []int {
 	return found
 }
 
-// KillWireGuard ends the WireGuard process with SIGKILL.
-func (r *Rig) KillWireGuard(h netns.Host) error {
+// WireGuardDevices are the devices of the kernel's WireGuard on an appliance,
+// where the kernel has it.
+func (r *Rig) WireGuardDevices(ctx context.Context, h netns.Host) ([]string, error) {
+	out, err := r.Lab.Run(ctx, h, netns.Spec{Path: "ip", Args: []string{"-json", "link", "show", "type", "wireguard"}})
+	if err != nil {
+		return nil, err
+	}
+	var links []struct {
+		Name string `json:"ifname"`
+	}
+	if err := json.Unmarshal([]byte(out.Stdout), &links); err != nil {
+		return nil, fmt.Errorf("list the WireGuard devices of %s: %w", h, err)
+	}
+	var names []string
+	for _, l := range links {
+		if l.Name != "" {
+			names = append(names, l.Name)
+		}
+	}
+	return names, nil
+}
+
+// KillWireGuard ends what encrypts, without a warning: the WireGuard process
+// with SIGKILL, or the kernel's devices.
+func (r *Rig) KillWireGuard(ctx context.Context, h netns.Host) error {
 	pids := r.WireGuardPIDs(h)
-	if len(pids) == 0 {
-		return fmt.Errorf("kill the WireGuard process on %s: there is none", h)
+	devices, err := r.WireGuardDevices(ctx, h)
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		if _, err := r.Lab.Run(ctx, h, netns.Spec{Path: "ip", Args: []string{"link", "delete", d}}); err != nil {
+			return err
+		}
+	}
+	if len(pids)+len(devices) == 0 {
+		return fmt.Errorf("kill WireGuard on %s: there is neither a process nor a device of the kernel's", h)
 	}
 	for _, pid := range pids {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
-	return until(context.Background(), 5*time.Second, "the WireGuard process is gone", func() error {
+	return until(context.Background(), r.longer(5*time.Second), "the WireGuard process is gone", func() error {
 		for _, pid := range r.WireGuardPIDs(h) {
 			if slices.Contains(pids, pid) {
 				return errors.New("it is still there")

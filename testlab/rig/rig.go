@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
 	"github.com/circuitseal/circuitseal/testlab/traffic"
@@ -25,6 +26,14 @@ type Config struct {
 	Dir string
 	// Control builds a lab without agents; see netns.Config.
 	Control bool
+	// Slow is how many times longer than on a usual machine things may take, 1
+	// if it is less.
+	Slow float64
+}
+
+// Longer is a time limit on this machine.
+func (c Config) Longer(limit time.Duration) time.Duration {
+	return time.Duration(max(c.Slow, 1) * float64(limit))
 }
 
 // Rig is a lab with the product in it. Traffic may be made from several
@@ -33,7 +42,8 @@ type Rig struct {
 	Lab    *netns.Lab
 	Canary traffic.Canary
 
-	bin string
+	bin    string
+	longer func(time.Duration) time.Duration
 	// private holds keys and tokens; it goes with the lab, unlike logs.
 	private    string
 	log        *slog.Logger
@@ -82,7 +92,7 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for keys: %w", err), lab.Close())
 	}
-	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, log: c.Log, nodes: make(map[netns.Host]*node)}
+	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, longer: c.Longer, log: c.Log, nodes: make(map[netns.Host]*node)}
 	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
 		name, err := NodeName(h)
 		if err != nil {

@@ -92,6 +92,8 @@ func (r *Rig) Streams(ctx context.Context, from, to netns.Host, flows int, d tim
 type Datagrams struct {
 	process *netns.Process
 	out     *lockedBuffer
+	// patience is how long it may take to end.
+	patience time.Duration
 }
 
 // lockedBuffer is written by the process's copier while nobody reads.
@@ -112,7 +114,7 @@ func (r *Rig) StartDatagrams(from, to netns.Host, v6 bool, flows int, interval t
 	if err != nil {
 		return nil, err
 	}
-	d := &Datagrams{out: new(lockedBuffer)}
+	d := &Datagrams{out: new(lockedBuffer), patience: r.longer(10 * time.Second)}
 	s := r.program("traffic", "datagrams", "datagrams", "--to", address, "--flows", strconv.Itoa(flows), "--interval", interval.String())
 	s.Stdout = d.out
 	d.process, err = r.Lab.Start(from, s)
@@ -121,7 +123,7 @@ func (r *Rig) StartDatagrams(from, to netns.Host, v6 bool, flows int, interval t
 
 // Stop ends the sending and returns what was counted.
 func (d *Datagrams) Stop() (traffic.DatagramReport, error) {
-	if err := d.process.Stop(10 * time.Second); err != nil {
+	if err := d.process.Stop(d.patience); err != nil {
 		return traffic.DatagramReport{}, err
 	}
 	d.out.mu.Lock()

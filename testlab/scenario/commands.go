@@ -39,7 +39,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"enrol":       quiet("appliance...", "make tokens and enrol agents", x.enrol),
 		"apply":       command("file...", "apply documents", x.apply),
 		"agent":       quiet("start|stop|kill|alive|ended appliance...", "run agents", x.agent),
-		"wireguard":   quiet("kill|running appliance", "handle the WireGuard process", x.wireGuard),
+		"wireguard":   quiet("kill|running appliance", "end what encrypts without a warning, or make sure that it is there", x.wireGuard),
 		"tunnels":     quiet("appliance count [within=20s]", "wait until so many tunnels are up", x.tunnels),
 		"reach":       command("from to [-6] [-udp] [within=10s]", "test that a host is reached", x.reach),
 		"unreachable": quiet("from to [-6] [-udp] [for=1s] [within=0s]", "test that a host is not reached for a time, which begins within another", x.unreachable),
@@ -60,6 +60,16 @@ func (x *session) commands() map[string]script.Cmd {
 	standard := script.DefaultCmds()
 	for _, name := range []string{"cat", "cp", "echo", "env", "exec", "exists", "grep", "mkdir", "replace", "rm", "sleep", "stderr", "stdout", "stop"} {
 		all[name] = standard[name]
+	}
+	return all
+}
+
+// conditions are those of the script language, and one for each facility that
+// the kernel may have: `[!kernel-wireguard] wireguard kill prem`.
+func (x *session) conditions() map[string]script.Cond {
+	all := script.DefaultConds()
+	for _, p := range probes {
+		all[p.name] = script.BoolCondition("the kernel has it", slices.Contains(x.config.Have, p.name))
 	}
 	return all
 }
@@ -107,6 +117,12 @@ func (o options) duration(key string, otherwise time.Duration) (time.Duration, e
 	return time.ParseDuration(o.settings[key])
 }
 
+// limit is a setting that the machine's slowness stretches.
+func (x *session) limit(o options, key string, otherwise time.Duration) (time.Duration, error) {
+	d, err := o.duration(key, otherwise)
+	return x.config.longer(d), err
+}
+
 func (o options) number(key string, otherwise int) (int, error) {
 	if o.settings[key] == "" {
 		return otherwise, nil
@@ -122,7 +138,7 @@ func (x *session) lab(s *script.State, args []string) error {
 	if len(args) > 0 && !x.control {
 		return script.ErrUsage
 	}
-	c := rig.Config{Log: x.config.Log, Bin: x.config.Bin, Control: x.control}
+	c := rig.Config{Log: x.config.Log, Bin: x.config.Bin, Control: x.control, Slow: x.config.Slow}
 	if x.config.Dir != "" {
 		c.Dir = s.Path("logs")
 	}

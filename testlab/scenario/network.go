@@ -21,7 +21,7 @@ func (x *session) reach(s *script.State, args []string) (output, error) {
 	if err != nil {
 		return output{}, err
 	}
-	within, err := o.duration("within", 10*time.Second)
+	within, err := x.limit(o, "within", 10*time.Second)
 	if err != nil {
 		return output{}, err
 	}
@@ -42,7 +42,7 @@ func (x *session) unreachable(s *script.State, args []string) error {
 	if err != nil {
 		return err
 	}
-	within, err := o.duration("within", 0)
+	within, err := x.limit(o, "within", 0)
 	if err != nil {
 		return err
 	}
@@ -85,13 +85,14 @@ func (x *session) datagrams(_ *script.State, args []string) error {
 		if err != nil {
 			return err
 		}
-		return check(r, args[1:])
+		return check(r, args[1:], max(x.config.Slow, 1))
 	}
 	return script.ErrUsage
 }
 
-// check holds a report against conditions such as lost<=0 and outage<=4s.
-func check(r traffic.DatagramReport, conditions []string) error {
+// check holds a report against conditions such as lost<=0 and outage<=4s; an
+// outage may be slow times as long.
+func check(r traffic.DatagramReport, conditions []string, slow float64) error {
 	var errs []error
 	for _, c := range conditions {
 		key, value, below := strings.Cut(c, "<=")
@@ -111,6 +112,9 @@ func check(r traffic.DatagramReport, conditions []string) error {
 		want, err := strconv.ParseFloat(strings.TrimSuffix(value, "s"), 64)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c, err)
+		}
+		if key == "outage" {
+			want *= slow
 		}
 		if below && have > want || !below && have < want {
 			errs = append(errs, fmt.Errorf("%s is %g, want %s: %+v", key, have, c, r))

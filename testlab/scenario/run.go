@@ -28,6 +28,15 @@ type Config struct {
 	Dir string
 	// Have are the kernel's facilities.
 	Have []string
+	// Slow is how many times longer than on a usual machine things may take, 1
+	// if it is less: it stretches what scripts set as limits, not how long they
+	// watch that something does not happen.
+	Slow float64
+}
+
+// longer is a limit on this machine.
+func (c Config) longer(limit time.Duration) time.Duration {
+	return time.Duration(max(c.Slow, 1) * float64(limit))
 }
 
 // The results.
@@ -51,7 +60,7 @@ type Result struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// limit ends a scenario that hangs.
+// limit ends a scenario that hangs; see Config.Slow.
 const limit = 4 * time.Minute
 
 // Run runs one scenario and writes its transcript to log.
@@ -62,7 +71,7 @@ func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
 		result.Result, result.Reason = Skip, fmt.Sprintf("this kernel has no %s", lacks)
 		return result
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, c.longer(limit))
 	defer cancel()
 	session := &session{config: c, name: s.Name}
 	err := session.run(ctx, s, log)
@@ -109,7 +118,7 @@ func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error
 	if err := state.ExtractFiles(s.archive); err != nil {
 		return fmt.Errorf("extract the script's files: %w", err)
 	}
-	engine := &script.Engine{Cmds: x.commands(), Conds: script.DefaultConds()}
+	engine := &script.Engine{Cmds: x.commands(), Conds: x.conditions()}
 	err = engine.Execute(state, s.Name+".txtar", bufio.NewReader(bytes.NewReader(s.archive.Comment)), log)
 	err = errors.Join(err, state.CloseAndWait(log))
 	return errors.Join(err, x.finish())
@@ -118,7 +127,7 @@ func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error
 // finish takes the tap's last word and ends the lab. It has a time of its own,
 // so that an interrupted scenario is cleaned up too.
 func (x *session) finish() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), x.config.longer(time.Minute))
 	defer cancel()
 	if x.rig == nil {
 		return nil

@@ -79,7 +79,7 @@ func TestCheckHoldsFiguresAgainstConditions(t *testing.T) {
 		{"lost=2", false}, {"gold<=1", false}, {"lost<=few", false},
 	}
 	for _, tt := range tests {
-		if err := check(r, strings.Fields(tt.conditions)); (err == nil) != tt.ok {
+		if err := check(r, strings.Fields(tt.conditions), 1); (err == nil) != tt.ok {
 			t.Errorf("check(%q) = %v, want ok %t", tt.conditions, err, tt.ok)
 		}
 	}

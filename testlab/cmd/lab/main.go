@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,8 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
@@ -25,12 +22,13 @@ import (
 
 func main() {
 	var o options
-	flag.StringVar(&o.only, "scenario", "", "run this one only")
+	flag.StringVar(&o.only, "scenario", "", "run these only, separated by commas")
 	flag.StringVar(&o.scripts, "scripts", "testlab/scenario/testdata", "directory with the scripts")
 	flag.StringVar(&o.samples, "samples", "deploy/samples", "directory with the sample documents")
 	flag.StringVar(&o.out, "out", "build/lab", "directory for host.json and logs")
 	flag.StringVar(&o.bin, "bin", "", "directory with the binaries; default $"+rig.BinEnv+", or where this program lies")
 	flag.BoolVar(&o.fast, "fast", false, "run only those marked fast")
+	flag.Float64Var(&o.slow, "slow", 1, "how many times longer than on a usual machine things may take")
 	flag.BoolVar(&o.verbose, "v", false, "print every transcript, not only of failures")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -49,6 +47,7 @@ func main() {
 type options struct {
 	only, scripts, samples, out, bin string
 	fast, verbose                    bool
+	slow                             float64
 }
 
 func run(ctx context.Context, o options, w io.Writer) error {
@@ -71,7 +70,7 @@ func run(ctx context.Context, o options, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	c := scenario.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Bin: bin, Samples: samples, Dir: filepath.Join(o.out, "host"), Have: have}
+	c := scenario.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Bin: bin, Samples: samples, Dir: filepath.Join(o.out, "host"), Have: have, Slow: o.slow}
 	results := []scenario.Result{}
 	failed := 0
 	for _, s := range all {
@@ -86,6 +85,10 @@ func run(ctx context.Context, o options, w io.Writer) error {
 			break
 		}
 		results = append(results, r)
+		// Each time, so that what ends the lab does not take away what it had found.
+		if err := scenario.WriteResults(filepath.Join(o.out, "host.json"), results); err != nil {
+			return err
+		}
 		watched := "no tap"
 		if r.FramesInClear != nil {
 			watched = fmt.Sprintf("%d frames in clear", *r.FramesInClear)
@@ -100,9 +103,6 @@ func run(ctx context.Context, o options, w io.Writer) error {
 		case o.verbose:
 			_, _ = fmt.Fprintln(w, transcript.String())
 		}
-	}
-	if err := write(filepath.Join(o.out, "host.json"), results); err != nil {
-		return err
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d scenarios failed; logs are below %s", failed, len(results), c.Dir)
@@ -119,27 +119,5 @@ func choose(o options) ([]scenario.Scenario, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, s := range all {
-		names = append(names, s.Name)
-	}
-	all = slices.DeleteFunc(all, func(s scenario.Scenario) bool { return o.only != "" && s.Name != o.only || o.fast && !s.Fast })
-	if len(all) == 0 {
-		return nil, fmt.Errorf("no scenario in %s fits --scenario %q; there are: %s", o.scripts, o.only, strings.Join(names, ", "))
-	}
-	return all, nil
-}
-
-func write(path string, results []scenario.Result) error {
-	b, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode results: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	return nil
+	return scenario.Choose(all, o.only, o.fast)
 }

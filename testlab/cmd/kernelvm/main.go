@@ -1,0 +1,146 @@
+// Kernelvm runs the lab's scenarios, the project's own tests, or any program of
+// this checkout under another kernel, in a virtual machine.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/circuitseal/circuitseal/testlab/kernelvm"
+	"github.com/circuitseal/circuitseal/testlab/rig"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	err := command(os.Stdout).ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kernelvm:", err)
+		os.Exit(1)
+	}
+}
+
+// options are what all commands take.
+type options struct {
+	kernels           []string
+	accel, cache, out string
+	bin               string
+	limit             time.Duration
+	slow              float64
+	root              string
+	say               io.Writer
+}
+
+func command(w io.Writer) *cobra.Command {
+	o := &options{say: w}
+	c := &cobra.Command{
+		Use:           "kernelvm",
+		Short:         "Run scenarios, tests or programs of this checkout under another kernel",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
+			return o.complete()
+		},
+	}
+	f := c.PersistentFlags()
+	f.StringSliceVar(&o.kernels, "kernel", kernelvm.Lines[:1], "kernel lines, of "+strings.Join(kernelvm.Lines, ", "))
+	f.StringVar(&o.accel, "accel", "tcg", "QEMU's accelerator: tcg, which works everywhere, or kvm")
+	f.StringVar(&o.cache, "cache", "", "directory for kernels; default circuitseal/kernels in the user's cache")
+	f.StringVar(&o.out, "out", "build/lab", "directory for results and logs")
+	f.StringVar(&o.bin, "bin", "", "directory with the binaries; default $"+rig.BinEnv+", or where this program lies")
+	f.DurationVar(&o.limit, "limit", 90*time.Minute, "the longest that one kernel may take")
+	f.Float64Var(&o.slow, "slow", 0, "how many times longer than on a usual machine things may take; default 4 under tcg, else 1")
+	c.AddCommand(labCommand(o), testCommand(o), runCommand(o))
+	return c
+}
+
+func (o *options) complete() (err error) {
+	if o.bin, err = rig.Bin(o.bin); err != nil {
+		return err
+	}
+	if o.root, err = os.Getwd(); err != nil {
+		return err
+	}
+	if o.cache == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return fmt.Errorf("find the cache: %w; or say --cache", err)
+		}
+		o.cache = filepath.Join(base, "circuitseal", "kernels")
+	}
+	if o.out, err = filepath.Abs(o.out); err != nil {
+		return err
+	}
+	if o.slow == 0 {
+		o.slow = 1
+		if o.accel == "tcg" {
+			o.slow = 4
+		}
+	}
+	return nil
+}
+
+// share is the directory by which host and guest exchange files.
+func (o *options) share(line string) string { return filepath.Join(o.out, "kernel-"+line) }
+
+func (o *options) fetch(ctx context.Context, line string) (kernelvm.Kernel, error) {
+	return kernelvm.Fetch(ctx, line, o.cache, func(s string) { _, _ = fmt.Fprintln(o.say, s) })
+}
+
+func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, jobs []kernelvm.Job, dirs ...string) ([]kernelvm.Exit, error) {
+	_, _ = fmt.Fprintf(o.say, "== Linux %s (%s)\n", k.Release, o.accel)
+	return kernelvm.Run(ctx, kernelvm.Config{
+		Kernel: k, Init: filepath.Join(o.bin, "vminit"), Share: share, Dirs: dirs, Accel: o.accel, Limit: o.limit, Output: o.say,
+	}, jobs)
+}
+
+// runCommand is for looking into things by hand.
+func runCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run -- PROGRAM [ARGS...]",
+		Short: "Run a program in the virtual machine, in this directory",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			var errs []error
+			for _, line := range o.kernels {
+				k, err := o.fetch(c.Context(), line)
+				if err != nil {
+					return err
+				}
+				exits, err := o.boot(c.Context(), k, o.share(line), []kernelvm.Job{{Name: args[0], Dir: o.root, Args: args, Env: o.environment()}})
+				errs = append(errs, err)
+				for _, e := range exits {
+					errs = append(errs, failure(e))
+				}
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+// environment is what jobs get of this process's, beside where the binaries are.
+func (o *options) environment() []string {
+	return []string{rig.BinEnv + "=" + o.bin}
+}
+
+// failure says in what way a job failed, if it did.
+func failure(e kernelvm.Exit) error {
+	switch {
+	case e.Code == 0:
+		return nil
+	case e.Problem != "":
+		return fmt.Errorf("%s: %s", e.Name, e.Problem)
+	default:
+		return fmt.Errorf("%s: exit code %d", e.Name, e.Code)
+	}
+}

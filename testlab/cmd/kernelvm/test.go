@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/circuitseal/circuitseal/testlab/kernelvm"
+)
+
+// kernelPackages are those whose tests say something about a kernel.
+var kernelPackages = []string{
+	"./agent/bpffs", "./agent/classifier", "./agent/guard", "./agent/link", "./agent/liveness", "./agent/netns",
+	"./agent/wireguard", "./testlab/netns", "./testlab/tap",
+}
+
+// testEnvironment turns skips into failures: what the lab's kernels have, a
+// test may ask for.
+var testEnvironment = []string{"CI=true", "CIRCUITSEAL_REQUIRE_PRIVILEGE=1", "CIRCUITSEAL_REQUIRE_KERNEL_WIREGUARD=1"}
+
+func testCommand(o *options) *cobra.Command {
+	var pattern string
+	var verbose bool
+	c := &cobra.Command{
+		Use:   "test [PACKAGE...]",
+		Short: "Run Go tests; their coverage is in kernel-cover.txt",
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				args = kernelPackages
+			}
+			return o.test(c.Context(), args, pattern, verbose)
+		},
+	}
+	c.Flags().StringVar(&pattern, "run", "", "run only tests that match this expression")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "name every test")
+	return c
+}
+
+// coverDir is where the guest counts, in the share.
+const coverDir = "cover"
+
+// binary is a package's compiled tests.
+type binary struct{ name, dir, path string }
+
+func (o *options) test(ctx context.Context, patterns []string, run string, verbose bool) error {
+	binaries, err := o.compile(ctx, patterns)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	var covers []string
+	for _, line := range o.kernels {
+		k, err := o.fetch(ctx, line)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		share := o.share(line) + "-test"
+		exits, err := o.boot(ctx, k, share, o.testJobs(binaries, filepath.Join(share, coverDir), run, verbose), coverDir)
+		errs = append(errs, err)
+		for _, e := range exits {
+			verdict := "ok"
+			if err := failure(e); err != nil {
+				verdict = "FAIL"
+				errs = append(errs, fmt.Errorf("Linux %s: %w", k.Release, err))
+			}
+			_, _ = fmt.Fprintf(o.say, "%-5s %-60s %6.1f s\n", verdict, e.Name, e.Seconds)
+		}
+		covers = append(covers, filepath.Join(share, coverDir))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(append(errs, o.coverage(ctx, covers))...)
+}
+
+// compile builds the tests of packages that have any.
+func (o *options) compile(ctx context.Context, patterns []string) ([]binary, error) {
+	out, err := goTool(ctx, append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, patterns...)...)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(o.out, "kernel-tests")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("compile tests: %w", err)
+	}
+	var all []binary
+	for d := json.NewDecoder(strings.NewReader(out)); d.More(); {
+		var p struct {
+			ImportPath, Dir           string
+			TestGoFiles, XTestGoFiles []string
+		}
+		if err := d.Decode(&p); err != nil {
+			return nil, fmt.Errorf("list packages: %w", err)
+		}
+		if len(p.TestGoFiles)+len(p.XTestGoFiles) == 0 {
+			continue
+		}
+		b := binary{p.ImportPath, p.Dir, filepath.Join(dir, strings.ReplaceAll(p.ImportPath, "/", "_")+".test")}
+		if _, err := goTool(ctx, "test", "-c", "-vet=off", "-cover", "-covermode=atomic", "-o", b.path, p.ImportPath); err != nil {
+			return nil, err
+		}
+		all = append(all, b)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s: no package with tests", strings.Join(patterns, " "))
+	}
+	return all, nil
+}
+
+func (o *options) testJobs(binaries []binary, cover, run string, verbose bool) []kernelvm.Job {
+	var jobs []kernelvm.Job
+	for _, b := range binaries {
+		args := []string{b.path, "-test.count=1", "-test.timeout=20m", "-test.gocoverdir=" + cover}
+		if run != "" {
+			args = append(args, "-test.run="+run)
+		}
+		if verbose {
+			args = append(args, "-test.v")
+		}
+		jobs = append(jobs, kernelvm.Job{Name: b.name, Dir: b.dir, Args: args, Env: append(o.environment(), testEnvironment...)})
+	}
+	return jobs
+}
+
+// coverage brings what the guests counted into one profile.
+func (o *options) coverage(ctx context.Context, dirs []string) error {
+	profile := filepath.Join(o.out, "kernel-cover.txt")
+	if _, err := goTool(ctx, "tool", "covdata", "textfmt", "-i="+strings.Join(dirs, ","), "-o="+profile); err != nil {
+		return err
+	}
+	out, err := goTool(ctx, "tool", "covdata", "percent", "-i="+strings.Join(dirs, ","))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(o.say, "%scoverage: %s\n", out, profile)
+	return err
+}
+
+func goTool(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go %s: %w: %s", strings.Join(args[:min(2, len(args))], " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
