@@ -164,51 +164,6 @@ func (l *Lab) Adopt(dir string) error {
 	return l.record.save(l.id)
 }
 
-// Cut says how a link fails.
-type Cut string
-
-// The ways in which a link fails.
-const (
-	// Silent drops everything at Microsoft's edge; both ends keep their
-	// carrier. It is what a fault inside the provider looks like.
-	Silent Cut = "silent"
-	// Carrier takes the edge's interface down, which the appliance sees.
-	Carrier Cut = "carrier"
-)
-
-const cutRules = `table inet labcut {
-	chain forward { type filter hook forward priority -10; policy drop; }
-	chain input { type filter hook input priority -10; policy drop; }
-}
-`
-
-// CutLink makes a link fail until RestoreLink.
-func (l *Lab) CutLink(ctx context.Context, link Link, how Cut) error {
-	edge, err := link.edge()
-	if err != nil {
-		return err
-	}
-	switch how {
-	case Silent:
-		return nft(ctx, l.Namespace(edge), "table inet labcut\ndelete table inet labcut\n"+cutRules)
-	case Carrier:
-		return batch(ctx, l.Namespace(edge), "link set "+EdgeInterface+" down")
-	}
-	return fmt.Errorf("cut %q: want %s or %s", string(how), Silent, Carrier)
-}
-
-// RestoreLink ends both kinds of cut. Routes through the interface that a
-// control run had on the edge do not come back after a Carrier cut.
-func (l *Lab) RestoreLink(ctx context.Context, link Link) error {
-	edge, err := link.edge()
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		nft(ctx, l.Namespace(edge), "table inet labcut\ndelete table inet labcut\n"),
-		batch(ctx, l.Namespace(edge), "link set "+EdgeInterface+" up"))
-}
-
 // NFT loads an nftables ruleset on a host.
 func (l *Lab) NFT(ctx context.Context, h Host, rules string) error {
 	return nft(ctx, l.Namespace(h), rules)

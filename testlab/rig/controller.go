@@ -56,6 +56,15 @@ func (r *Rig) StartController(ctx context.Context) error {
 	})
 }
 
+// KillController ends the controller with SIGKILL.
+func (r *Rig) KillController() error {
+	if r.controller == nil || !r.controller.Alive() {
+		return errors.New("kill the controller: it does not run")
+	}
+	r.controller.Kill()
+	return nil
+}
+
 // StopController ends it with SIGTERM.
 func (r *Rig) StopController() error {
 	if r.controller == nil {

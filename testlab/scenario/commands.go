@@ -35,7 +35,9 @@ func quiet(args, summary string, run func(*script.State, []string) error) script
 func (x *session) commands() map[string]script.Cmd {
 	all := map[string]script.Cmd{
 		"lab":         quiet("[control]", "build the lab", x.lab),
-		"controller":  quiet("start|stop|restart", "run the controller", x.controller),
+		"host":        quiet("name", "add a machine", x.host),
+		"wire":        quiet("host:interface host:interface", "connect two machines by new interfaces", x.wire),
+		"controller":  quiet("start|stop|restart|kill", "run the controller", x.controller),
 		"enrol":       quiet("appliance...", "make tokens and enrol agents", x.enrol),
 		"apply":       command("file...", "apply documents", x.apply),
 		"agent":       quiet("start|stop|kill|alive|ended appliance...", "run agents", x.agent),
@@ -45,7 +47,9 @@ func (x *session) commands() map[string]script.Cmd {
 		"unreachable": quiet("from to [-6] [-udp] [for=1s] [within=0s]", "test that a host is not reached for a time, which begins within another", x.unreachable),
 		"traffic":     quiet("start from to [-6] [flows=16] | stop [lost<=n] [outage<=t] [received>=n]", "send numbered datagrams", x.datagrams),
 		"streams":     command("from to [flows=4] [for=1s]", "send TCP at full speed", x.streams),
-		"link":        quiet("cut|restore primary|secondary [silent|carrier]", "break a link", x.link),
+		"link":        quiet("cut|loss|delay|mtu|restore primary|secondary [silent|carrier|5%|40ms|1300]", "break a link", x.link),
+		"icmp":        quiet("filter|restore host", "have a machine take and pass on no ICMP errors", x.icmp),
+		"clock":       quiet("+10m|-1h|restore", "set the machine's clock forward or back", x.setClock),
 		"forge":       quiet("from source:port to:port [-wireguard]", "send with a forged source", x.forge),
 		"tap":         quiet("start | = 0 | > 0 | saw label kind", "watch the links", x.watch),
 		"sealctl":     command("args...", "run sealctl as the administrator", x.sealctl),
@@ -69,7 +73,7 @@ func (x *session) commands() map[string]script.Cmd {
 func (x *session) conditions() map[string]script.Cond {
 	all := script.DefaultConds()
 	for _, p := range probes {
-		all[p.name] = script.BoolCondition("the kernel has it", slices.Contains(x.config.Have, p.name))
+		all[p.name] = script.BoolCondition("the kernel has it", x.has(p.name))
 	}
 	return all
 }

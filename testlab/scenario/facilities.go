@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/circuitseal/circuitseal/testlab/kernelvm"
 )
 
 // probes try a facility of the kernel in a namespace of their own.
@@ -14,11 +16,15 @@ var probes = []struct {
 	name string
 	args []string
 }{
-	{"kernel-wireguard", []string{"link", "add", "probe0", "type", "wireguard"}},
-	{"kernel-esp", []string{"xfrm", "state", "add", "src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "0x100", "mode", "tunnel",
+	{"kernel-wireguard", []string{"ip", "link", "add", "probe0", "type", "wireguard"}},
+	{"kernel-esp", []string{"ip", "xfrm", "state", "add", "src", "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "spi", "0x100", "mode", "tunnel",
 		"aead", "rfc4106(gcm(aes))", "0x" + strings.Repeat("00", 36), "128"}},
-	{"xfrm-interface", []string{"link", "add", "probe1", "type", "xfrm", "dev", "lo", "if_id", "1"}},
-	{"vrf", []string{"link", "add", "probe2", "type", "vrf", "table", "10"}},
+	{"xfrm-interface", []string{"ip", "link", "add", "probe1", "type", "xfrm", "dev", "lo", "if_id", "1"}},
+	{"vrf", []string{"ip", "link", "add", "probe2", "type", "vrf", "table", "10"}},
+	{"vlan", []string{"ip", "link", "add", "link", "lo", "name", "probe3", "type", "vlan", "proto", "802.1ad", "id", "10"}},
+	{"netem", []string{"tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"}},
+	// The clock is the whole machine's, so only the lab's own may be set.
+	{"clock", []string{"grep", "-q", kernelvm.ShareParam + "=", "/proc/cmdline"}},
 }
 
 // Facilities are the names that this kernel has of what scenarios may need.
@@ -30,7 +36,7 @@ func Facilities(ctx context.Context) ([]string, error) {
 	defer func() { _ = exec.Command("ip", "netns", "del", ns).Run() }()
 	var have []string
 	for _, p := range probes {
-		if exec.CommandContext(ctx, "ip", append([]string{"-n", ns}, p.args...)...).Run() == nil {
+		if exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", ns}, p.args...)...).Run() == nil {
 			have = append(have, p.name)
 		}
 	}

@@ -143,21 +143,6 @@ func (x *session) streams(s *script.State, args []string) (output, error) {
 	return output{Stdout: fmt.Sprintf("%.2f Gb/s\n", r.Gbps)}, err
 }
 
-func (x *session) link(s *script.State, args []string) error {
-	if x.rig == nil {
-		return errNoLab
-	}
-	switch {
-	case len(args) == 2 && args[0] == "restore":
-		return x.rig.Lab.RestoreLink(s.Context(), netns.Link(args[1]))
-	case len(args) == 2 && args[0] == "cut":
-		return x.rig.Lab.CutLink(s.Context(), netns.Link(args[1]), netns.Silent)
-	case len(args) == 3 && args[0] == "cut":
-		return x.rig.Lab.CutLink(s.Context(), netns.Link(args[1]), netns.Cut(args[2]))
-	}
-	return script.ErrUsage
-}
-
 func (x *session) forge(s *script.State, args []string) error {
 	o, err := split(args, 3, "-wireguard")
 	if err != nil {

@@ -31,6 +31,8 @@ func (x *session) controller(s *script.State, args []string) error {
 		return s.Setenv("PIN", pin)
 	case "stop":
 		return x.rig.StopController()
+	case "kill":
+		return x.rig.KillController()
 	case "restart":
 		if err := x.rig.StopController(); err != nil {
 			return err

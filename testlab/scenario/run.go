@@ -96,7 +96,9 @@ type session struct {
 	tap     *rig.Tap
 	traffic *rig.Datagrams
 	// inClear and backends are for the result.
-	inClear  *uint64
+	inClear *uint64
+	// moved is how far the clock was set.
+	moved    time.Duration
 	backends []string
 }
 
@@ -129,10 +131,10 @@ func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error
 func (x *session) finish() error {
 	ctx, cancel := context.WithTimeout(context.Background(), x.config.longer(time.Minute))
 	defer cancel()
+	errs := []error{x.moveClock(-x.moved)}
 	if x.rig == nil {
-		return nil
+		return errors.Join(errs...)
 	}
-	var errs []error
 	x.noteBackends(ctx)
 	if x.tap != nil {
 		s, err := x.tap.Stop(ctx)
@@ -146,6 +148,9 @@ func (x *session) finish() error {
 	}
 	return errors.Join(append(errs, x.rig.Close())...)
 }
+
+// has tells whether the kernel has a facility.
+func (x *session) has(facility string) bool { return slices.Contains(x.config.Have, facility) }
 
 // noteBackends adds what the agents say that encrypts.
 func (x *session) noteBackends(ctx context.Context) {

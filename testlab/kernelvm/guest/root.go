@@ -90,9 +90,7 @@ func makeRoot(share, modules string) error {
 		{"dev", root + "/dev", "devtmpfs", 0, ""},
 		{"devpts", root + "/dev/pts", "devpts", 0, ""},
 		{"run", root + "/run", "tmpfs", 0, "mode=0755"},
-		{"tmp", root + "/tmp", "tmpfs", 0, "mode=1777"},
 		{"shm", root + "/dev/shm", "tmpfs", 0, "mode=1777"},
-		// The share may lie below what was just covered.
 		{kernelvm.ShareTag, root + share, "9p", 0, ninep},
 	}
 	for _, m := range steps {
@@ -103,6 +101,9 @@ func makeRoot(share, modules string) error {
 	if err := linkModules(root, modules); err != nil {
 		return err
 	}
+	if err := makeTUN(root + "/dev/net"); err != nil {
+		return err
+	}
 	// Processes of the kernel's that look for modprobe share this root.
 	if err := errors.Join(unix.Chdir(root), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/")); err != nil {
 		return fmt.Errorf("enter the root: %w", err)
@@ -110,8 +111,19 @@ func makeRoot(share, modules string) error {
 	return nil
 }
 
-// linkModules shows the kernel's modules where modprobe looks. The cache may lie
-// below a directory that is covered, so the way leads by the uncovered host.
+// makeTUN makes the node by which the kernel loads its module, as a service
+// manager does (kmod static-nodes).
+func makeTUN(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make %s/tun: %w", dir, err)
+	}
+	if err := unix.Mknod(dir+"/tun", unix.S_IFCHR|0o600, int(unix.Mkdev(10, 200))); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make %s/tun: %w", dir, err)
+	}
+	return nil
+}
+
+// linkModules shows the kernel's modules where modprobe looks.
 func linkModules(root, modules string) error {
 	lib := filepath.Join(root, "usr/lib/modules")
 	if err := os.MkdirAll(lib, 0o755); err != nil {
