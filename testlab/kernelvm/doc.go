@@ -18,8 +18,10 @@ type Order struct {
 
 // Job is one program to run to its end.
 type Job struct {
-	// Name is for people and for Exit.
-	Name string `json:"name"`
+	// Name is for people and for Exit. With Announce it stands on a line of the
+	// output before the job's own.
+	Name     string `json:"name"`
+	Announce bool   `json:"announce,omitempty"`
 	// Dir and the program are paths of the host, which are the guest's too.
 	Dir  string   `json:"dir"`
 	Args []string `json:"args"`

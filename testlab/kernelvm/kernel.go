@@ -195,7 +195,8 @@ func download(ctx context.Context, dir, name string) error {
 	if err := run("depmod", "-b", tree, release[1]); err != nil {
 		return err
 	}
-	if err := os.Rename(tree, filepath.Join(dir, name)); err != nil {
+	// Somebody else may have been as quick.
+	if err := os.Rename(tree, filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("fetch %s: %w", name, err)
 	}
 	return nil

@@ -127,12 +127,16 @@ func TestRunTellsHowAGuestEnded(t *testing.T) {
 		{"power off", `echo '{"name":"a","code":0,"seconds":1}' >$SHARE/exits.jsonl; echo last words >$SHARE/console.log`, "ended before its order was done", 1},
 		{"no machine", `echo no such accelerator >&2; exit 1`, "no such accelerator", 0},
 		{"out of time", `exec sleep 60`, "had not ended within", 0},
+		{"hang", `touch $SHARE/beat; exec sleep 60`, "no sign of life", 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := fakeQEMU(t, tt.script)
-			if tt.name == "out of time" {
+			switch tt.name {
+			case "out of time":
 				c.Limit = 200 * time.Millisecond
+			case "hang":
+				c.Dead = 300 * time.Millisecond
 			}
 			exits, err := Run(t.Context(), c, []Job{{Name: "a", Dir: "/", Args: []string{"true"}}})
 			if len(exits) != tt.exits {

@@ -29,8 +29,10 @@ type Config struct {
 	Dirs []string
 	// Accel is QEMU's accelerator: "tcg", or "kvm" where that works.
 	Accel string
-	// Limit ends a run.
-	Limit time.Duration
+	// Limit ends a run. Dead is how long a guest may give no sign of life, two
+	// minutes if it is 0: an emulated processor on a busy host stands still at
+	// times.
+	Limit, Dead time.Duration
 	// Output gets what jobs write, as they write it.
 	Output io.Writer
 }
@@ -40,10 +42,6 @@ const (
 	processors = "2"
 	memoryMiB  = "4096"
 )
-
-// deadAfter is how long a guest may give no sign of life. An emulated processor
-// on a busy host stands still at times.
-const deadAfter = 2 * time.Minute
 
 // ConsoleFile is the kernel's own log in the share.
 const ConsoleFile = "console.log"
@@ -78,7 +76,10 @@ func Run(ctx context.Context, c Config, jobs []Job) ([]Exit, error) {
 	defer cancel()
 	ctx, hung := context.WithCancelCause(ctx)
 	defer hung(nil)
-	go watch(ctx, c.Share, func() { hung(fmt.Errorf("hung: it gave no sign of life for %s", deadAfter)) })
+	if c.Dead == 0 {
+		c.Dead = 2 * time.Minute
+	}
+	go watch(ctx, c, func() { hung(fmt.Errorf("hung: it gave no sign of life for %s", c.Dead)) })
 
 	cmd := exec.CommandContext(ctx, qemu, arguments(c)...)
 	cmd.Stdout = c.Output
@@ -187,9 +188,9 @@ func tail(path string, lines int) string {
 
 // watch calls dead when a guest that had begun to beat has stopped, or has not
 // begun.
-func watch(ctx context.Context, share string, dead func()) {
+func watch(ctx context.Context, c Config, dead func()) {
 	began := time.Now()
-	for tick := time.NewTicker(BeatPeriod); ; {
+	for tick := time.NewTicker(min(BeatPeriod, c.Dead)); ; {
 		select {
 		case <-ctx.Done():
 			tick.Stop()
@@ -197,10 +198,10 @@ func watch(ctx context.Context, share string, dead func()) {
 		case <-tick.C:
 		}
 		last := began
-		if info, err := os.Stat(filepath.Join(share, BeatFile)); err == nil {
+		if info, err := os.Stat(filepath.Join(c.Share, BeatFile)); err == nil {
 			last = info.ModTime()
 		}
-		if time.Since(last) > deadAfter {
+		if time.Since(last) > c.Dead {
 			dead()
 			return
 		}

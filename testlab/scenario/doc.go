@@ -5,7 +5,7 @@
 //
 // The first lines of a script are comments that may hold, each on a line:
 //
-//	# fast                  runs in `make test` too
+//	# fast                  runs in `make lab-ci` too
 //	# needs: kernel-esp     skipped where the kernel lacks it
 //
 // A script that starts a tap outside a control lab fails when the tap has
@@ -25,7 +25,7 @@ import (
 // Scenario is one script.
 type Scenario struct {
 	Name string
-	// Fast scenarios run in `make test`.
+	// Fast scenarios run in `make lab-ci`.
 	Fast bool
 	// Needs are facilities of the kernel; see Facilities.
 	Needs   []string

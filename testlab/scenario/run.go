@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,8 @@ type Result struct {
 	Backends      []string `json:"backends"`
 	// Reason says why it failed or was skipped.
 	Reason string `json:"reason,omitempty"`
+	// Lacks are the facilities for want of which it was skipped.
+	Lacks []string `json:"lacks,omitempty"`
 }
 
 // limit ends a scenario that hangs; see Config.Slow.
@@ -68,7 +71,8 @@ func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
 	start := time.Now()
 	result := Result{Scenario: s.Name, Result: Pass, Kernel: kernel(), Backends: []string{}}
 	if lacks := missing(s.Needs, c.Have); len(lacks) > 0 {
-		result.Result, result.Reason = Skip, fmt.Sprintf("this kernel has no %s", lacks)
+		result.Result, result.Lacks = Skip, lacks
+		result.Reason = "this kernel has no " + strings.Join(lacks, ", ")
 		return result
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.longer(limit))

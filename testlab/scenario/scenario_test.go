@@ -6,51 +6,10 @@ import (
 	"strings"
 	"testing"
 
-	"log/slog"
+	"github.com/google/go-cmp/cmp"
 
-	"github.com/circuitseal/circuitseal/testlab/netns"
-	"github.com/circuitseal/circuitseal/testlab/rig"
 	"github.com/circuitseal/circuitseal/testlab/traffic"
 )
-
-// TestFast runs the scenarios marked fast over the binaries in CIRCUITSEAL_BIN.
-func TestFast(t *testing.T) {
-	netns.Require(t)
-	bin := os.Getenv(rig.BinEnv)
-	if bin == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("no binaries: set " + rig.BinEnv + ", as `make test` does")
-		}
-		t.Skip("no binaries: set " + rig.BinEnv + ", as `make test` does")
-	}
-	samples, err := filepath.Abs("../../deploy/samples")
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := Load(os.DirFS("testdata"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, err := Facilities(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := Config{Log: slog.New(slog.DiscardHandler), Bin: bin, Samples: samples, Have: have}
-	for _, s := range all {
-		if !s.Fast {
-			continue
-		}
-		t.Run(s.Name, func(t *testing.T) {
-			var log strings.Builder
-			switch r := Run(t.Context(), c, s, &log); r.Result {
-			case Fail:
-				t.Errorf("%s\n%s", r.Reason, log.String())
-			case Skip:
-				t.Skip(r.Reason)
-			}
-		})
-	}
-}
 
 func TestParseReadsTheHead(t *testing.T) {
 	s := parse("x", []byte("# What it shows.\n# fast\n# needs: kernel-esp vrf\nlab\n# needs: nothing\n"))
@@ -93,5 +52,77 @@ func TestSplitRefusesWhatItDoesNotKnow(t *testing.T) {
 		if _, err := split(args, 2, "-6", "within="); err == nil {
 			t.Errorf("split(%q) is accepted", args)
 		}
+	}
+}
+
+func TestChooseRefusesNamesThatNobodyHas(t *testing.T) {
+	all := []Scenario{{Name: "a", Fast: true}, {Name: "b"}, {Name: "c", Fast: true}}
+	tests := []struct {
+		names string
+		fast  bool
+		want  string
+		ok    bool
+	}{
+		{"", false, "abc", true}, {"", true, "ac", true}, {"c, a", false, "ac", true},
+		{"b", true, "", false}, {"a,x", false, "", false},
+	}
+	for _, tt := range tests {
+		chosen, err := Choose(all, tt.names, tt.fast)
+		var got string
+		for _, s := range chosen {
+			got += s.Name
+		}
+		if (err == nil) != tt.ok || got != tt.want {
+			t.Errorf("Choose(%q, fast %t) = %q, %v; want %q, ok %t", tt.names, tt.fast, got, err, tt.want, tt.ok)
+		}
+	}
+}
+
+// What ships is what the language can read.
+func TestScriptsLoad(t *testing.T) {
+	all, err := Load(os.DirFS("testdata"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "lab.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		if !strings.Contains(string(page), "| `"+s.Name+"` |") {
+			t.Errorf("docs/lab.md does not say where %s was run: run `make lab-matrix`", s.Name)
+		}
+	}
+}
+
+func TestResultsComeBackAsWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lab", "host.json")
+	none := uint64(0)
+	want := []Result{
+		{Scenario: "a", Result: Pass, Seconds: 1.5, FramesInClear: &none, Kernel: "6.12.1-x", Backends: []string{"wireguard-kernel"}},
+		{Scenario: "b", Result: Skip, Kernel: "6.12.1-x", Backends: []string{}, Reason: "why", Lacks: []string{"vrf"}},
+	}
+	if err := WriteResults(path, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadResults(path)
+	if d := cmp.Diff(want, got); err != nil || d != "" {
+		t.Errorf("results: %v (-want +got):\n%s", err, d)
+	}
+}
+
+func TestMatrix(t *testing.T) {
+	none, some := uint64(0), uint64(7)
+	got := Matrix([]Result{
+		{Scenario: "b", Result: Pass, Kernel: "6.1.0-56-amd64", FramesInClear: &none, Backends: []string{"wireguard-kernel"}},
+		{Scenario: "a", Result: Pass, Kernel: "6.18.44", FramesInClear: &some},
+		{Scenario: "b", Result: Skip, Kernel: "6.18.44", Lacks: []string{"netem"}},
+		{Scenario: "a", Result: Fail, Kernel: "6.12.117+deb12-amd64"},
+	})
+	const want = "| | 6.18 | 6.12 | 6.1 |\n|---|---|---|---|\n" +
+		"| `a` | pass, 7 in clear | fail | not run |\n" +
+		"| `b` | no netem | not run | pass, kernel, 0 in clear |\n"
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("matrix (-want +got):\n%s", d)
 	}
 }

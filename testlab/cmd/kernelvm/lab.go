@@ -127,6 +127,8 @@ func outcome(share string, k kernelvm.Kernel, s scenario.Scenario, e kernelvm.Ex
 		r.Reason = fmt.Sprintf("the guest's lab has %d results, want 1", len(results))
 	case results[0].Result != scenario.Fail && e.Code != 0:
 		r.Reason = failure(e).Error()
+	case results[0].Result == scenario.Skip:
+		r.Reason = results[0].Reason + "; the lab's own kernels have to have everything that a scenario may need"
 	default:
 		return results[0]
 	}

@@ -72,11 +72,14 @@ func (o *options) complete() (err error) {
 		return err
 	}
 	if o.cache == "" {
+		// Without a home the build's directory does.
 		base, err := os.UserCacheDir()
 		if err != nil {
-			return fmt.Errorf("find the cache: %w; or say --cache", err)
+			base = "build"
 		}
-		o.cache = filepath.Join(base, "circuitseal", "kernels")
+		if o.cache, err = filepath.Abs(filepath.Join(base, "circuitseal", "kernels")); err != nil {
+			return err
+		}
 	}
 	if o.out, err = filepath.Abs(o.out); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/circuitseal/circuitseal/testlab/kernelvm"
+	"github.com/circuitseal/circuitseal/testlab/scenario"
 )
 
 // kernelPackages are those whose tests say something about a kernel.
@@ -30,7 +31,7 @@ func testCommand(o *options) *cobra.Command {
 	var verbose bool
 	c := &cobra.Command{
 		Use:   "test [PACKAGE...]",
-		Short: "Run Go tests; their coverage is in kernel-cover.txt",
+		Short: "Run Go tests; what came out is in kernel-test.json, their coverage in kernel-cover.txt",
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = kernelPackages
@@ -56,6 +57,7 @@ func (o *options) test(ctx context.Context, patterns []string, run string, verbo
 	}
 	var errs []error
 	var covers []string
+	var results []scenario.Result
 	for _, line := range o.kernels {
 		k, err := o.fetch(ctx, line)
 		if err != nil {
@@ -65,20 +67,33 @@ func (o *options) test(ctx context.Context, patterns []string, run string, verbo
 		exits, err := o.boot(ctx, k, share, o.testJobs(binaries, filepath.Join(share, coverDir), run, verbose), coverDir)
 		errs = append(errs, err)
 		for _, e := range exits {
-			verdict := "ok"
-			if err := failure(e); err != nil {
-				verdict = "FAIL"
-				errs = append(errs, fmt.Errorf("Linux %s: %w", k.Release, err))
+			r := testResult(k, e)
+			results = append(results, r)
+			if r.Result == scenario.Fail {
+				errs = append(errs, fmt.Errorf("Linux %s: %s: %s", k.Release, e.Name, r.Reason))
 			}
-			_, _ = fmt.Fprintf(o.say, "%-5s %-60s %6.1f s\n", verdict, e.Name, e.Seconds)
+			_, _ = fmt.Fprintf(o.say, "%-5s %-60s %6.1f s\n", r.Result, e.Name, e.Seconds)
 		}
 		covers = append(covers, filepath.Join(share, coverDir))
 		if ctx.Err() != nil {
 			break
 		}
 	}
+	errs = append(errs, scenario.WriteResults(filepath.Join(o.out, "kernel-test.json"), results))
 	return errors.Join(append(errs, o.coverage(ctx, covers))...)
 }
+
+// testResult is a package's line in kernel-test.json.
+func testResult(k kernelvm.Kernel, e kernelvm.Exit) scenario.Result {
+	r := scenario.Result{Scenario: strings.TrimPrefix(e.Name, module), Result: scenario.Pass, Seconds: e.Seconds, Kernel: k.Release, Backends: []string{}}
+	if err := failure(e); err != nil {
+		r.Result, r.Reason = scenario.Fail, err.Error()
+	}
+	return r
+}
+
+// module is what every package's path begins with.
+const module = "github.com/circuitseal/circuitseal/"
 
 // compile builds the tests of packages that have any.
 func (o *options) compile(ctx context.Context, patterns []string) ([]binary, error) {
@@ -124,7 +139,7 @@ func (o *options) testJobs(binaries []binary, cover, run string, verbose bool) [
 		if verbose {
 			args = append(args, "-test.v")
 		}
-		jobs = append(jobs, kernelvm.Job{Name: b.name, Dir: b.dir, Args: args, Env: append(o.environment(), testEnvironment...)})
+		jobs = append(jobs, kernelvm.Job{Name: b.name, Announce: true, Dir: b.dir, Args: args, Env: append(o.environment(), testEnvironment...)})
 	}
 	return jobs
 }

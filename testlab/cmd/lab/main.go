@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,28 +14,16 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"github.com/circuitseal/circuitseal/testlab/netns"
 	"github.com/circuitseal/circuitseal/testlab/rig"
 	"github.com/circuitseal/circuitseal/testlab/scenario"
 )
 
 func main() {
-	var o options
-	flag.StringVar(&o.only, "scenario", "", "run these only, separated by commas")
-	flag.StringVar(&o.scripts, "scripts", "testlab/scenario/testdata", "directory with the scripts")
-	flag.StringVar(&o.samples, "samples", "deploy/samples", "directory with the sample documents")
-	flag.StringVar(&o.out, "out", "build/lab", "directory for host.json and logs")
-	flag.StringVar(&o.bin, "bin", "", "directory with the binaries; default $"+rig.BinEnv+", or where this program lies")
-	flag.BoolVar(&o.fast, "fast", false, "run only those marked fast")
-	flag.Float64Var(&o.slow, "slow", 1, "how many times longer than on a usual machine things may take")
-	flag.BoolVar(&o.verbose, "v", false, "print every transcript, not only of failures")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "lab: there are no arguments, got %q; --scenario NAME runs one; --help lists the flags\n", flag.Args())
-		os.Exit(2)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(ctx, o, os.Stdout)
+	err := command(os.Stdout).ExecuteContext(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
@@ -48,6 +35,29 @@ type options struct {
 	only, scripts, samples, out, bin string
 	fast, verbose                    bool
 	slow                             float64
+}
+
+func command(w io.Writer) *cobra.Command {
+	var o options
+	c := &cobra.Command{
+		Use:           "lab",
+		Short:         "Run the scenarios on this kernel; what came out is in host.json",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(c *cobra.Command, _ []string) error { return run(c.Context(), o, w) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.only, "scenario", "", "run these only, separated by commas")
+	f.StringVar(&o.scripts, "scripts", "testlab/scenario/testdata", "directory with the scripts")
+	f.StringVar(&o.samples, "samples", "deploy/samples", "directory with the sample documents")
+	f.StringVar(&o.out, "out", "build/lab", "directory for host.json and logs")
+	f.StringVar(&o.bin, "bin", "", "directory with the binaries; default $"+rig.BinEnv+", or where this program lies")
+	f.BoolVar(&o.fast, "fast", false, "run only those marked fast")
+	f.Float64Var(&o.slow, "slow", 1, "how many times longer than on a usual machine things may take")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print every transcript, not only of failures")
+	c.AddCommand(matrixCommand())
+	return c
 }
 
 func run(ctx context.Context, o options, w io.Writer) error {

@@ -144,6 +144,9 @@ func perform(job kernelvm.Job, out *os.File) kernelvm.Exit {
 		exit.Problem = "the job names no program"
 		return exit
 	}
+	if job.Announce {
+		_, _ = fmt.Fprintln(out, "--", job.Name)
+	}
 	ctx := context.Background()
 	if job.LimitSeconds > 0 {
 		var cancel context.CancelFunc
