@@ -5,27 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 )
 
 // hostName keeps names of namespaces short and plain.
 var hostName = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`)
 
-// AddHost adds a machine that forwards nothing and has no wire yet.
-func (l *Lab) AddHost(ctx context.Context, h Host) error {
+// AddHost adds a machine that forwards nothing and has no wire yet, and gives it
+// an agent instance if it is to be an appliance.
+func (l *Lab) AddHost(ctx context.Context, h Host, appliance bool) error {
 	if !hostName.MatchString(string(h)) {
 		return fmt.Errorf("add host %q: want up to 12 small letters and digits, a letter first", string(h))
 	}
-	l.mu.Lock()
-	for _, ns := range l.record.Namespaces {
-		if ns == l.Namespace(h) {
-			l.mu.Unlock()
-			return fmt.Errorf("add host %s: there is one already", h)
-		}
-	}
-	l.record.Namespaces = append(l.record.Namespaces, l.Namespace(h))
-	err := l.record.save(l.id)
-	l.mu.Unlock()
-	if err != nil {
+	if err := l.admit(h, appliance); err != nil {
 		return err
 	}
 	return errors.Join(
@@ -35,11 +27,28 @@ func (l *Lab) AddHost(ctx context.Context, h Host) error {
 	)
 }
 
-// Wire connects two machines by a pair of new interfaces, both up.
+// admit puts a machine into the record before it is made.
+func (l *Lab) admit(h Host, appliance bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if slices.Contains(l.record.Namespaces, l.Namespace(h)) {
+		return fmt.Errorf("add host %s: there is one already", h)
+	}
+	l.record.Namespaces = append(l.record.Namespaces, l.Namespace(h))
+	if appliance {
+		// Letters that the first two do not have.
+		letter := string("abcdefghijklm"[min(len(l.instances)-2, 12)])
+		if slices.Contains(l.record.Instances, letter+l.id) {
+			return fmt.Errorf("add host %s: a lab has at most 15 appliances", h)
+		}
+		l.instances[h] = letter + l.id
+		l.record.Instances = append(l.record.Instances, letter+l.id)
+	}
+	return l.record.save(l.id)
+}
+
+// Wire connects two machines by a pair of new interfaces, which stay down: one
+// that comes up sends frames by itself.
 func (l *Lab) Wire(ctx context.Context, a Host, nameA string, b Host, nameB string) error {
-	return errors.Join(
-		batch(ctx, "", fmt.Sprintf("link add %s netns %s type veth peer name %s netns %s", nameA, l.Namespace(a), nameB, l.Namespace(b))),
-		batch(ctx, l.Namespace(a), fmt.Sprintf("link set %s up", nameA)),
-		batch(ctx, l.Namespace(b), fmt.Sprintf("link set %s up", nameB)),
-	)
+	return batch(ctx, "", fmt.Sprintf("link add %s netns %s type veth peer name %s netns %s", nameA, l.Namespace(a), nameB, l.Namespace(b)))
 }

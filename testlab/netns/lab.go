@@ -34,6 +34,7 @@ type Lab struct {
 
 	mu        sync.Mutex
 	record    record
+	instances map[Host]string
 	processes []*Process
 	closed    bool
 }
@@ -88,6 +89,7 @@ func (l *Lab) make(ctx context.Context, control bool) error {
 	} else if err := os.MkdirAll(l.dir, 0o755); err != nil {
 		return fmt.Errorf("make the lab's directory: %w", err)
 	}
+	l.instances = map[Host]string{Prem: "p" + l.id, NVA: "n" + l.id}
 	l.record.Instances = []string{l.Instance(Prem), l.Instance(NVA)}
 	for _, h := range Hosts() {
 		l.record.Namespaces = append(l.record.Namespaces, l.Namespace(h))
@@ -135,8 +137,13 @@ func (l *Lab) Dir() string { return l.dir }
 // Namespace is the name of a host's namespace.
 func (l *Lab) Namespace(h Host) string { return "lab" + l.id + "-" + string(h) }
 
-// Instance is the agent instance of an appliance, unique on this machine.
-func (l *Lab) Instance(appliance Host) string { return string(appliance)[:1] + l.id }
+// Instance is the agent instance of an appliance, unique on this machine; empty
+// for a machine that is none.
+func (l *Lab) Instance(appliance Host) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.instances[appliance]
+}
 
 // Do runs f on a thread inside a host's namespace; see the function Do.
 func (l *Lab) Do(h Host, f func() error) error { return Do(l.Namespace(h), f) }
@@ -149,7 +156,11 @@ func (l *Lab) IP(ctx context.Context, h Host, lines ...string) error {
 // Residents lists the processes that live in a host's namespace, and in the
 // circuit namespace of the host's agent.
 func (l *Lab) Residents(h Host) []int {
-	return residents([]string{l.Namespace(h), CircuitNamespace(l.Instance(h))})
+	namespaces := []string{l.Namespace(h)}
+	if i := l.Instance(h); i != "" {
+		namespaces = append(namespaces, CircuitNamespace(i))
+	}
+	return residents(namespaces)
 }
 
 // Adopt makes the lab remove dir when it is closed or swept.

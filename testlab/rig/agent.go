@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,7 +21,7 @@ import (
 func (r *Rig) node(h netns.Host) (*node, error) {
 	n, ok := r.nodes[h]
 	if !ok {
-		return nil, fmt.Errorf("%q is no appliance: want %s or %s", string(h), netns.Prem, netns.NVA)
+		return nil, fmt.Errorf("%q is no appliance: want one of %v", string(h), slices.Sorted(maps.Keys(r.nodes)))
 	}
 	return n, nil
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/tap"
 	"github.com/circuitseal/circuitseal/testlab/traffic"
 )
 
@@ -51,6 +53,10 @@ type Rig struct {
 	// nodes by the name of the appliance.
 	nodes map[netns.Host]*node
 	taps  []*Tap
+	// targets are the addresses, IPv4 and IPv6, at which traffic servers answer.
+	targets map[netns.Host][2]netip.Addr
+	// watches are what taps see beside the links of deploy/samples.
+	watches []tap.Interface
 }
 
 // node is an appliance with an agent.
@@ -92,7 +98,7 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for keys: %w", err), lab.Close())
 	}
-	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, longer: c.Longer, log: c.Log, nodes: make(map[netns.Host]*node)}
+	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, longer: c.Longer, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
 	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
 		name, err := NodeName(h)
 		if err != nil {
@@ -100,12 +106,31 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 		}
 		r.nodes[h] = &node{name: name}
 	}
-	for _, h := range []netns.Host{netns.HQ, netns.VNet} {
-		if _, err := lab.Start(h, r.program("traffic", "traffic-"+string(h), "serve")); err != nil {
+	for h, a := range map[netns.Host][2]netip.Addr{
+		netns.HQ: {netns.HQAddress, netns.HQAddress6}, netns.VNet: {netns.VNetAddress, netns.VNetAddress6},
+	} {
+		if err := r.Serve(h, a[0], a[1]); err != nil {
 			return nil, errors.Join(err, lab.Close())
 		}
 	}
 	return r, nil
+}
+
+// Serve starts the server that answers test traffic on a machine, and says at
+// which addresses others find it; one may be missing.
+func (r *Rig) Serve(h netns.Host, v4, v6 netip.Addr) error {
+	r.targets[h] = [2]netip.Addr{v4, v6}
+	_, err := r.Lab.Start(h, r.program("traffic", "traffic-"+string(h), "serve"))
+	return err
+}
+
+// AddNode makes a machine that was added as an appliance the node of this name.
+func (r *Rig) AddNode(h netns.Host, name string) { r.nodes[h] = &node{name: name} }
+
+// Watch adds an interface to what taps see that are started from now on.
+func (r *Rig) Watch(h netns.Host, i tap.Interface) {
+	i.Namespace = netns.Path(r.Lab.Namespace(h))
+	r.watches = append(r.watches, i)
 }
 
 // Close ends everything and removes all traces except logs in Config.Dir.

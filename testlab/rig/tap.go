@@ -38,11 +38,11 @@ func (r *Rig) TapConfig() tap.Config {
 	}
 	return tap.Config{
 		Canary: r.Canary.Hex(), InnerMTU: innerMTU,
-		Interfaces: []tap.Interface{
+		Interfaces: append([]tap.Interface{
 			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{netns.PremPrimary, netns.EdgePrimary}, first),
 			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{netns.PremSecondary, netns.EdgeSecondary}, second),
 			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{netns.Gateway, netns.NVAFirst, netns.NVASecond}, first, second),
-		},
+		}, r.watches...),
 	}
 }
 

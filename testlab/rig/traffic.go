@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -15,19 +17,15 @@ import (
 	"github.com/circuitseal/circuitseal/testlab/traffic"
 )
 
-// target is a LAN host's traffic server.
-func target(h netns.Host, v6 bool) (string, error) {
-	addresses := map[netns.Host][2]netip.Addr{
-		netns.HQ:   {netns.HQAddress, netns.HQAddress6},
-		netns.VNet: {netns.VNetAddress, netns.VNetAddress6},
-	}
-	a, ok := addresses[h]
-	if !ok {
-		return "", fmt.Errorf("%q serves no traffic: want %s or %s", string(h), netns.HQ, netns.VNet)
-	}
+// target is a machine's traffic server.
+func (r *Rig) target(h netns.Host, v6 bool) (string, error) {
+	a := r.targets[h]
 	which := a[0]
 	if v6 {
 		which = a[1]
+	}
+	if !which.IsValid() {
+		return "", fmt.Errorf("%q serves no traffic there: want one of %v", string(h), slices.Sorted(maps.Keys(r.targets)))
 	}
 	return net.JoinHostPort(which.String(), strconv.Itoa(traffic.Port)), nil
 }
@@ -42,7 +40,7 @@ type Probe struct {
 
 // Reach probes. That the host was not reached is an error.
 func (r *Rig) Reach(ctx context.Context, p Probe) (traffic.ProbeReport, error) {
-	to, err := target(p.To, p.V6)
+	to, err := r.target(p.To, p.V6)
 	if err != nil {
 		return traffic.ProbeReport{}, err
 	}
@@ -72,7 +70,7 @@ func (r *Rig) Unreachable(ctx context.Context, p Probe) error {
 
 // Streams runs TCP at full speed.
 func (r *Rig) Streams(ctx context.Context, from, to netns.Host, flows int, d time.Duration, reverse bool) (traffic.StreamReport, error) {
-	address, err := target(to, false)
+	address, err := r.target(to, false)
 	if err != nil {
 		return traffic.StreamReport{}, err
 	}
@@ -110,7 +108,7 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 
 // StartDatagrams sends numbered datagrams that come back, until Stop.
 func (r *Rig) StartDatagrams(from, to netns.Host, v6 bool, flows int, interval time.Duration) (*Datagrams, error) {
-	address, err := target(to, v6)
+	address, err := r.target(to, v6)
 	if err != nil {
 		return nil, err
 	}

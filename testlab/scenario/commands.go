@@ -35,7 +35,7 @@ func quiet(args, summary string, run func(*script.State, []string) error) script
 func (x *session) commands() map[string]script.Cmd {
 	all := map[string]script.Cmd{
 		"lab":         quiet("[control]", "build the lab", x.lab),
-		"host":        quiet("name", "add a machine", x.host),
+		"host":        quiet("name [node=prem-2] [address=10.1.0.10] [address6=...]", "add a machine: an appliance, or one that answers test traffic", x.host),
 		"wire":        quiet("host:interface host:interface", "connect two machines by new interfaces", x.wire),
 		"controller":  quiet("start|stop|restart|kill", "run the controller", x.controller),
 		"enrol":       quiet("appliance...", "make tokens and enrol agents", x.enrol),
@@ -51,7 +51,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"icmp":        quiet("filter|restore host", "have a machine take and pass on no ICMP errors", x.icmp),
 		"clock":       quiet("+10m|-1h|restore", "set the machine's clock forward or back", x.setClock),
 		"forge":       quiet("from source:port to:port [-wireguard]", "send with a forged source", x.forge),
-		"tap":         quiet("start | = 0 | > 0 | saw label kind", "watch the links", x.watch),
+		"tap":         quiet("watch host:interface label= addresses= tunnel= | start | = 0 | > 0 | saw label kind", "watch the links", x.watch),
 		"sealctl":     command("args...", "run sealctl as the administrator", x.sealctl),
 		"status":      quiet("says text", "wait until sealctl status says something", x.status),
 		"token":       command("appliance [args...]", "make a token; $TOKEN is its file", x.token),

@@ -103,28 +103,3 @@ func (x *session) moveClock(by time.Duration) error {
 	x.moved += by
 	return nil
 }
-
-func (x *session) host(s *script.State, args []string) error {
-	if x.rig == nil {
-		return errNoLab
-	}
-	if len(args) != 1 {
-		return script.ErrUsage
-	}
-	return x.rig.Lab.AddHost(s.Context(), netns.Host(args[0]))
-}
-
-func (x *session) wire(s *script.State, args []string) error {
-	if x.rig == nil {
-		return errNoLab
-	}
-	if len(args) != 2 {
-		return script.ErrUsage
-	}
-	a, nameA, okA := strings.Cut(args[0], ":")
-	b, nameB, okB := strings.Cut(args[1], ":")
-	if !okA || !okB {
-		return fmt.Errorf("%q: want HOST:INTERFACE HOST:INTERFACE", args)
-	}
-	return x.rig.Lab.Wire(s.Context(), netns.Host(a), nameA, netns.Host(b), nameB)
-}

@@ -174,6 +174,12 @@ func (x *session) watch(_ *script.State, args []string) error {
 		x.tap = t
 		return err
 	}
+	if len(args) > 1 && args[0] == "watch" {
+		if x.tap != nil {
+			return errors.New("the tap runs already: say `tap watch` before `tap start`")
+		}
+		return x.addWatch(args[1:])
+	}
 	if x.tap == nil {
 		return errors.New("no tap runs: begin with `tap start`")
 	}

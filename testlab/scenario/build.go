@@ -1,0 +1,99 @@
+package scenario
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"rsc.io/script"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/tap"
+)
+
+// host adds a machine, an appliance if it is a node. With addresses, which the
+// script has to give it, it answers test traffic.
+func (x *session) host(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	o, err := split(args, 1, "node=", "address=", "address6=")
+	if err != nil {
+		return err
+	}
+	var addresses [2]netip.Addr
+	for i, key := range []string{"address", "address6"} {
+		if o.settings[key] == "" {
+			continue
+		}
+		if addresses[i], err = netip.ParseAddr(o.settings[key]); err != nil {
+			return err
+		}
+	}
+	h, node := netns.Host(o.words[0]), o.settings["node"]
+	if err := x.rig.Lab.AddHost(s.Context(), h, node != ""); err != nil {
+		return err
+	}
+	if node != "" {
+		x.rig.AddNode(h, node)
+	}
+	if addresses == ([2]netip.Addr{}) {
+		return nil
+	}
+	return x.rig.Serve(h, addresses[0], addresses[1])
+}
+
+func (x *session) wire(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	if len(args) != 2 {
+		return script.ErrUsage
+	}
+	a, nameA, errA := end(args[0])
+	b, nameB, errB := end(args[1])
+	if errA != nil || errB != nil {
+		return fmt.Errorf("%q: want HOST:INTERFACE HOST:INTERFACE", args)
+	}
+	return x.rig.Lab.Wire(s.Context(), a, nameA, b, nameB)
+}
+
+func end(text string) (netns.Host, string, error) {
+	h, name, ok := strings.Cut(text, ":")
+	if !ok {
+		return "", "", fmt.Errorf("%q: want HOST:INTERFACE", text)
+	}
+	return netns.Host(h), name, nil
+}
+
+// addWatch has the tap watch one more interface, where only these addresses
+// resolve each other and only this tunnel runs.
+func (x *session) addWatch(args []string) error {
+	o, err := split(args, 1, "label=", "addresses=", "tunnel=")
+	if err != nil {
+		return err
+	}
+	h, name, err := end(o.words[0])
+	if err != nil {
+		return err
+	}
+	i := tap.Interface{Name: name, Label: o.settings["label"]}
+	for text := range strings.SplitSeq(o.settings["addresses"], ",") {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		i.Addresses = append(i.Addresses, a)
+	}
+	for text := range strings.SplitSeq(o.settings["tunnel"], "+") {
+		a, b, _ := strings.Cut(text, "-")
+		from, errA := netip.ParseAddrPort(a)
+		to, errB := netip.ParseAddrPort(b)
+		if errA != nil || errB != nil {
+			return fmt.Errorf("%q: want ADDRESS:PORT-ADDRESS:PORT, several joined by +", text)
+		}
+		i.Tunnels = append(i.Tunnels, tap.Tunnel{Protocol: tap.WireGuard, A: from.Addr(), PortA: from.Port(), B: to.Addr(), PortB: to.Port()})
+	}
+	x.rig.Watch(h, i)
+	return nil
+}
