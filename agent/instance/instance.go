@@ -56,6 +56,10 @@ func (i Instance) DevicePrefix() string { return "cs-" + string(i) + "-" }
 // NFTable is the nftables table in the circuit namespace.
 func (i Instance) NFTable() string { return "circuitseal_" + string(i) }
 
+// Filters is the name of a part's traffic-control filters, as `tc filter` lists
+// it before a slash.
+func (i Instance) Filters(part string) string { return "circuitseal/" + string(i) + "/" + part }
+
 const (
 	markBase  = 0x43530000 // "CS"
 	tableBase = 0x43530000
