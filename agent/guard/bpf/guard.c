@@ -8,8 +8,8 @@
 #include <linux/ip.h>
 #include <linux/udp.h>
 
-// TCX_PASS and TCX_DROP. Passing ends the chain: no program or filter after
-// the guard gets to change or redirect what it has judged.
+// TC_ACT_OK and TC_ACT_SHOT, by tcx as by clsact. Passing ends the chain: no
+// program or filter after the guard gets to change or redirect what it has judged.
 #define PASS 0
 #define DROP 2
 
@@ -191,13 +191,14 @@ static __noinline int verdict(struct __sk_buff *skb, enum direction direction, e
 	return reason == REASON_FLOW || reason == REASON_NEIGHBOR ? PASS : DROP;
 }
 
-SEC("tcx/egress")
+// Plain "tc" asks for no attach type, which kernels without tcx would refuse.
+SEC("tc")
 int guard_egress(struct __sk_buff *skb)
 {
 	return verdict(skb, DIRECTION_OUT, judge(skb, DIRECTION_OUT));
 }
 
-SEC("tcx/ingress")
+SEC("tc")
 int guard_ingress(struct __sk_buff *skb)
 {
 	return verdict(skb, DIRECTION_IN, judge(skb, DIRECTION_IN));
