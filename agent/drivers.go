@@ -10,16 +10,19 @@ import (
 	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
 )
 
 // drivers are what acts on the host, and the two namespaces that they act in.
 type drivers struct {
 	main, circuit netns.Namespace
-	guard         *guard.Guard
-	links         *link.Driver
-	tunnels       *wireguard.Driver
-	classifier    *classifier.Classifier
+	// hooks is how this kernel attaches programs.
+	hooks      tchook.Way
+	guard      *guard.Guard
+	links      *link.Driver
+	tunnels    *wireguard.Driver
+	classifier *classifier.Classifier
 }
 
 // openDrivers makes the circuit namespace and the bpffs when they are missing,
@@ -46,14 +49,17 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 	if err := bpffs.Ensure(c.Instance.BPFDir()); err != nil {
 		return d, err
 	}
-	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Log: log}); err != nil {
+	if d.hooks, err = tchook.Probe(); err != nil {
+		return d, err
+	}
+	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Hooks: d.hooks, Log: log}); err != nil {
 		return d, fmt.Errorf("guard: %w", err)
 	}
 	d.links = link.New(link.Config{Main: d.main, Circuit: d.circuit, Instance: c.Instance, Log: log})
 	d.tunnels = wireguard.New(wireguard.Config{
 		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log,
 	})
-	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Log: log}); err != nil {
+	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Hooks: d.hooks, Log: log}); err != nil {
 		return d, fmt.Errorf("classifier: %w", err)
 	}
 	return d, nil

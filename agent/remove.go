@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/classifier"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
@@ -80,7 +81,7 @@ func takeOff(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err != nil {
-		// What is pinned goes with the bpffs.
+		// Its maps go with the bpffs.
 		c.Log.Warn("the classifier cannot be opened, and is not needed for this", "error", err)
 	}
 	for _, step := range []struct {
@@ -89,7 +90,9 @@ func takeOff(ctx context.Context, c Config) (err error) {
 	}{
 		{"remove the classifier", func(ctx context.Context) error {
 			if d.classifier == nil {
-				return nil
+				return d.main.Do(func() error {
+					return classifier.Detach(classifier.Config{Instance: c.Instance, Hooks: d.hooks, Log: c.Log})
+				})
 			}
 			return d.classifier.Remove(ctx)
 		}},

@@ -7,49 +7,44 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // hook is where a program belongs.
 type hook struct {
-	kind   bpfPortKind
-	attach ebpf.AttachType
+	kind      bpfPortKind
+	direction tchook.Direction
 }
 
 var hooks = map[string]hook{
-	bpfProgCsLanIn:     {bpfPortKindPORT_LAN, ebpf.AttachTCXIngress},
-	bpfProgCsTunnelIn:  {bpfPortKindPORT_TUNNEL, ebpf.AttachTCXIngress},
-	bpfProgCsTunnelOut: {bpfPortKindPORT_TUNNEL, ebpf.AttachTCXEgress},
+	bpfProgCsLanIn:     {bpfPortKindPORT_LAN, tchook.Ingress},
+	bpfProgCsTunnelIn:  {bpfPortKindPORT_TUNNEL, tchook.Ingress},
+	bpfProgCsTunnelOut: {bpfPortKindPORT_TUNNEL, tchook.Egress},
 }
 
-// pinned is a link found in the directory of pins.
-type pinned struct {
-	link      link.Link
-	condition condition
+// at is where an attachment belongs.
+func (a attachment) at() tchook.Hook {
+	return tchook.Hook{Ifindex: int(a.ifindex), Direction: hooks[a.program].direction}
 }
 
-type pins map[attachment]pinned
+// attached is what is found of this instance: live is at work where it belongs,
+// dead is all else.
+type attached struct {
+	live map[attachment]tchook.Attachment
+	dead []tchook.Attachment
+}
 
-func (p pins) close() {
-	for _, v := range p {
-		_ = v.link.Close()
+func (a attached) code() map[attachment]ebpf.ProgramID {
+	code := map[attachment]ebpf.ProgramID{}
+	for k, v := range a.live {
+		code[k] = v.Program
 	}
-}
-
-func (p pins) conditions() map[attachment]condition {
-	c := map[attachment]condition{}
-	for a, v := range p {
-		c[a] = v.condition
-	}
-	return c
+	return code
 }
 
 func (c *Classifier) makeDirectory() error {
@@ -62,23 +57,8 @@ func (c *Classifier) makeDirectory() error {
 	return nil
 }
 
-// pin is the path of a pinned object. bpffs refuses names with a dot, so no
-// interface name is ever part of one.
+// pin is the path of a pinned map.
 func (c *Classifier) pin(name string) string { return filepath.Join(c.directory, name) }
-
-func (a attachment) pinName() string { return fmt.Sprintf("%s_%d", a.program, a.ifindex) }
-
-func parsePin(name string) (attachment, bool) {
-	i := strings.LastIndexByte(name, '_')
-	if i < 0 {
-		return attachment{}, false
-	}
-	if _, ok := hooks[name[:i]]; !ok {
-		return attachment{}, false
-	}
-	n, err := strconv.ParseUint(name[i+1:], 10, 32)
-	return attachment{name[:i], uint32(n)}, err == nil
-}
 
 func pinIfMissing(m *ebpf.Map, path string) error {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
@@ -96,78 +76,33 @@ func pinIfMissing(m *ebpf.Map, path string) error {
 	return nil
 }
 
-// readPins finds out how every pinned link is. An error means that this could
-// not be asked: what may well be at work must stay then.
-func (c *Classifier) readPins() (pins, error) {
-	entries, err := os.ReadDir(c.directory)
+// readAttached finds out how everything that was attached is. An error means
+// that this could not be asked: what may well be at work must stay then.
+func (c *Classifier) readAttached() (attached, error) {
+	own, err := c.hooks.Own()
 	if err != nil {
-		return nil, fmt.Errorf("list pins: %w", err)
+		return attached{}, err
 	}
-	found := pins{}
-	for _, e := range entries {
-		a, ok := parsePin(e.Name())
-		if !ok {
-			continue
+	found := attached{live: map[attachment]tchook.Attachment{}}
+	for _, o := range own {
+		a := attachment{o.Label, uint32(o.Ifindex)}
+		_, known := hooks[a.program]
+		other, taken := found.live[a]
+		switch {
+		case taken && other.Is(o):
+			// Pinned twice.
+		case o.Here && known && !taken && o.Hook == a.at():
+			found.live[a] = o
+		default:
+			found.dead = append(found.dead, o)
 		}
-		p, err := c.readPin(a)
-		if err != nil {
-			found.close()
-			return nil, fmt.Errorf("examine pin %s: %w", a.pinName(), err)
-		}
-		found[a] = p
 	}
 	return found, nil
 }
 
-func (c *Classifier) readPin(a attachment) (pinned, error) {
-	l, err := link.LoadPinnedLink(c.pin(a.pinName()), nil)
-	if err != nil {
-		return pinned{}, err
-	}
-	condition, err := conditionOf(l, a)
-	if err != nil {
-		return pinned{}, errors.Join(err, l.Close())
-	}
-	return pinned{l, condition}, nil
-}
-
-func conditionOf(l link.Link, a attachment) (condition, error) {
-	info, err := l.Info()
-	if err != nil {
-		return condition{}, err
-	}
-	// A link has no interface any more when that has been deleted.
-	if info.TCX() == nil || info.TCX().Ifindex != a.ifindex {
-		return condition{}, nil
-	}
-	// The interface may have left this namespace and another may have its
-	// number: ask the interface too.
-	list, err := programsOn(a)
-	if err != nil {
-		return condition{}, err
-	}
-	return condition{program: info.Program, live: slices.ContainsFunc(list, func(ap link.AttachedProgram) bool {
-		id, ok := ap.LinkID()
-		return ok && id == info.ID
-	})}, nil
-}
-
-// programsOn lists what is at an attachment's hook, from the first to run on;
-// nothing if there is no such interface.
-func programsOn(a attachment) ([]link.AttachedProgram, error) {
-	q, err := link.QueryPrograms(link.QueryOptions{Target: int(a.ifindex), Attach: hooks[a.program].attach})
-	if errors.Is(err, unix.ENODEV) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list programs of interface %d: %w", a.ifindex, err)
-	}
-	return q.Programs, nil
-}
-
 // attachAll attaches or replaces the programs of ports of one kind. It returns
 // the interfaces that stay without one.
-func (c *Classifier) attachAll(ctx context.Context, have pins, todo attachments, want state, kind bpfPortKind) (failed map[uint32]bool, err error) {
+func (c *Classifier) attachAll(ctx context.Context, have attached, todo attachments, want state, kind bpfPortKind) (failed map[uint32]bool, err error) {
 	failed = map[uint32]bool{}
 	var errs []error
 	for _, a := range todo.attach {
@@ -184,30 +119,11 @@ func (c *Classifier) attachAll(ctx context.Context, have pins, todo attachments,
 			continue
 		}
 		// The old code goes on checking if this fails.
-		if err := have[a].link.Update(c.programs()[a.program]); err != nil {
-			errs = append(errs, fmt.Errorf("replace program %s on %s: %w", a.program, c.interfaceText(a.ifindex), err))
+		if err := c.hooks.Take(have.live[a], a.program, c.programs()[a.program]); err != nil {
+			errs = append(errs, fmt.Errorf("program %s on %s: %w", a.program, c.interfaceText(a.ifindex), err))
 		}
 	}
 	return failed, errors.Join(errs...)
-}
-
-// attach makes the new attachment before it gives up the pin of the dead one,
-// so that what is broken is never replaced by nothing.
-func (c *Classifier) attach(ctx context.Context, a attachment) error {
-	where := c.interfaceText(a.ifindex)
-	l, err := c.adoptOrCreate(ctx, a)
-	if err != nil {
-		return fmt.Errorf("attach program %s to %s: %w", a.program, where, err)
-	}
-	defer func() { _ = l.Close() }()
-	path := c.pin(a.pinName())
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove dead pin %s: %w", path, err)
-	}
-	if err := l.Pin(path); err != nil {
-		return fmt.Errorf("pin program %s of %s: %w", a.program, where, err)
-	}
-	return nil
 }
 
 // The kernel ends a link some time after its last pin has gone (an RCU grace
@@ -217,69 +133,62 @@ const (
 	attachPause    = 20 * time.Millisecond
 )
 
-func (c *Classifier) adoptOrCreate(ctx context.Context, a attachment) (l link.Link, err error) {
-	for range attachAttempts {
-		if l, err = c.adoptOrphan(a); err != nil || l != nil {
-			return l, err
+// attach leaves what is dead alone, so that what is broken is never replaced by
+// nothing.
+func (c *Classifier) attach(ctx context.Context, a attachment) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("program %s on %s: %w", a.program, c.interfaceText(a.ifindex), err)
 		}
-		l, err = link.AttachTCX(link.TCXOptions{
-			Interface: int(a.ifindex),
-			Program:   c.programs()[a.program],
-			Attach:    hooks[a.program].attach,
-			Anchor:    link.Head(),
-		})
-		if !errors.Is(err, os.ErrExist) {
-			return l, err
+	}()
+	for range attachAttempts {
+		if adopted, err := c.adoptOrphan(a); err != nil || adopted {
+			return err
+		}
+		if err = c.hooks.Attach(a.at(), a.program, c.programs()[a.program]); !errors.Is(err, os.ErrExist) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-time.After(attachPause):
 		}
 	}
-	return nil, err
+	return err
 }
 
-// adoptOrphan finds a link of this instance that lives on without a pin in
-// reach: an unmounted bpffs may be held by another mount namespace, and an agent
-// of another layout pins elsewhere. A second program behind it would judge
-// packets that the first has already released. There is none if the link is
-// nil.
-func (c *Classifier) adoptOrphan(a attachment) (link.Link, error) {
-	list, err := programsOn(a)
+// adoptOrphan takes over a program of this instance that is at work and not
+// known as such: an unmounted bpffs may be held by another mount namespace, and
+// an agent of another layout pins elsewhere. A second program behind it would
+// judge packets that the first has already released.
+func (c *Classifier) adoptOrphan(a attachment) (adopted bool, err error) {
+	list, err := c.hooks.Chain(a.at())
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	for _, p := range list {
-		id, ok := p.LinkID()
-		if !ok {
-			continue
-		}
-		own, err := c.isOwn(p.ID, a.program)
+	for _, found := range list {
+		own, err := c.isOwn(found.Program, a.program)
 		if err != nil {
-			return nil, fmt.Errorf("examine program %d: %w", p.ID, err)
+			return false, fmt.Errorf("examine program %d: %w", found.Program, err)
 		}
 		if !own {
 			continue
 		}
-		l, err := link.NewFromID(id)
+		err = c.hooks.Take(found, a.program, c.programs()[a.program])
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("open link %d: %w", id, err)
-		}
-		if err := l.Update(c.programs()[a.program]); err != nil {
-			return nil, errors.Join(fmt.Errorf("replace program of link %d: %w", id, err), l.Close())
-		}
-		return l, nil
+		return err == nil, err
 	}
-	return nil, nil
+	return false, nil
 }
 
 // isOwn tells whether a program has this name and works on maps of this
 // instance: another instance on the host gives the same names.
 func (c *Classifier) isOwn(id ebpf.ProgramID, name string) (bool, error) {
+	if id == 0 {
+		return false, nil
+	}
 	p, err := ebpf.NewProgramFromID(id)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -338,39 +247,27 @@ func (c *Classifier) ownMaps() (map[ebpf.MapID]bool, error) {
 	return own, errors.Join(errs...)
 }
 
-func (c *Classifier) detachAll(have pins, list []attachment) error {
+// detachAll ends what is not wanted, and what is dead.
+func (c *Classifier) detachAll(have attached, list []attachment) error {
 	var errs []error
 	for _, a := range list {
-		errs = append(errs, c.unpin(have[a], a))
+		errs = append(errs, c.hooks.Detach(have.live[a]))
+	}
+	for _, d := range have.dead {
+		errs = append(errs, c.hooks.Detach(d))
 	}
 	return errors.Join(errs...)
 }
 
-// unpin ends an attachment: the pin is the only thing that holds it, beside
-// the handle that the caller closes.
-func (c *Classifier) unpin(p pinned, a attachment) error {
-	if err := p.link.Detach(); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, ebpf.ErrNotSupported) {
-		c.log.Debug("detach link", "pin", a.pinName(), "error", err)
-	}
-	if err := os.Remove(c.pin(a.pinName())); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove pin of %s: %w", a.pinName(), err)
-	}
-	return nil
-}
-
-func (c *Classifier) removePins(ctx context.Context) error {
-	have, err := c.readPins()
+func (c *Classifier) remove(ctx context.Context) error {
+	have, err := c.readAttached()
 	if err != nil {
 		return err
 	}
-	defer have.close()
-	var errs []error
-	for _, a := range diffAttachments(nil, have.conditions(), nil).detach {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, fmt.Errorf("remove the classifier: %w", err))...)
-		}
-		errs = append(errs, c.unpin(have[a], a))
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("remove the classifier: %w", err)
 	}
+	errs := []error{c.detachAll(have, diffAttachments(nil, have.code(), nil).detach)}
 	for name := range c.mapsByName() {
 		if err := os.Remove(c.pin(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove pin: %w", err))

@@ -23,6 +23,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -36,13 +37,16 @@ const (
 // Config is what New needs.
 type Config struct {
 	Instance instance.Instance
-	Log      *slog.Logger
+	// Hooks is how the programs are attached.
+	Hooks tchook.Way
+	Log   *slog.Logger
 }
 
 // Classifier drives the programs and maps of one instance. Its methods may be
 // called at the same time. SetAlive waits for none of them, but for the moment
 // in which Sync reads and writes the groups.
 type Classifier struct {
+	config    Config
 	prefix    string
 	directory string
 	markBase  uint32
@@ -55,8 +59,11 @@ type Classifier struct {
 	mu      sync.Mutex
 	home    netns.Namespace
 	netlink *netlink.Handle
+	hooks   *tchook.Hooks
 	objects bpfObjects
 	removed bool
+	// swept tells that nothing is left of another way of attaching.
+	swept bool
 }
 
 // New loads the programs and adopts the maps that an earlier process of the
@@ -65,8 +72,9 @@ type Classifier struct {
 // attaches nothing: forwarding stays as it is until Sync.
 func New(c Config) (*Classifier, error) {
 	d := &Classifier{
+		config:    c,
 		prefix:    c.Instance.DevicePrefix(),
-		directory: filepath.Join(c.Instance.BPFDir(), layout),
+		directory: pinDirectory(c.Instance),
 		markBase:  markBase(c.Instance),
 		log:       c.Log,
 	}
@@ -84,6 +92,9 @@ func (c *Classifier) open() (err error) {
 		return err
 	}
 	if c.netlink, err = c.home.Netlink(); err != nil {
+		return err
+	}
+	if c.hooks, err = tchook.Open(hooksConfig(c.config, c.home)); err != nil {
 		return err
 	}
 	return c.load()
@@ -146,7 +157,7 @@ func (c *Classifier) Sync(ctx context.Context, want plan.Classifier) (checked []
 	if err := c.usable(); err != nil {
 		return nil, err
 	}
-	// tcx takes interfaces of the thread's namespace.
+	// The kernel's settings are those of the thread's namespace.
 	err = c.home.Do(func() (err error) {
 		checked, err = c.sync(ctx, want)
 		return err
@@ -171,6 +182,10 @@ func (c *Classifier) close(removed bool) error {
 		c.netlink.Close()
 		c.netlink = nil
 	}
+	if c.hooks != nil {
+		c.hooks.Close()
+		c.hooks = nil
+	}
 	if c.objects.CsLanIn != nil {
 		errs = append(errs, c.objects.Close())
 		c.objects = bpfObjects{}
@@ -188,9 +203,31 @@ func (c *Classifier) Remove(ctx context.Context) error {
 	if err := c.usable(); err != nil {
 		return err
 	}
-	err := c.home.Do(func() error { return c.removePins(ctx) })
+	err := c.remove(ctx)
 	return errors.Join(err, c.close(err == nil))
 }
+
+// Detach takes the programs of an instance off the interfaces of the calling
+// thread's namespace, for whom New fails. Pinned maps stay.
+func Detach(c Config) error {
+	home, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = home.Close() }()
+	hooks, err := tchook.Open(hooksConfig(c, home))
+	if err != nil {
+		return err
+	}
+	defer hooks.Close()
+	return hooks.DetachAll()
+}
+
+func hooksConfig(c Config, home netns.Namespace) tchook.Config {
+	return tchook.Config{Way: c.Hooks, Namespace: home, Pins: pinDirectory(c.Instance), Owner: c.Instance.Filters("classifier")}
+}
+
+func pinDirectory(i instance.Instance) string { return filepath.Join(i.BPFDir(), layout) }
 
 // usable is called with pass or mu held.
 func (c *Classifier) usable() error {

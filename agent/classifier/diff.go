@@ -93,15 +93,7 @@ type attachment struct {
 	ifindex uint32
 }
 
-// condition is how a pinned attachment is found.
-type condition struct {
-	// program is the code that runs there.
-	program ebpf.ProgramID
-	// live is false if the link no longer sits on the interface of its name.
-	live bool
-}
-
-// attachments are what has to happen to links.
+// attachments are what has to happen to them.
 type attachments struct {
 	attach, replace, detach []attachment
 }
@@ -119,15 +111,15 @@ func wantAttachments(ports map[uint32]bpfPort) map[attachment]bool {
 	return want
 }
 
-// diffAttachments compares with what is pinned; code has the programs that
-// should run.
-func diffAttachments(want map[attachment]bool, have map[attachment]condition, code map[string]ebpf.ProgramID) attachments {
+// diffAttachments compares with what is at work, and the code that it runs; code
+// has the programs that should run.
+func diffAttachments(want map[attachment]bool, have map[attachment]ebpf.ProgramID, code map[string]ebpf.ProgramID) attachments {
 	var d attachments
 	for _, a := range slices.SortedFunc(maps.Keys(want), compareAttachments) {
-		switch c, ok := have[a]; {
-		case !ok || !c.live:
+		switch program, ok := have[a]; {
+		case !ok:
 			d.attach = append(d.attach, a)
-		case c.program != code[a.program]:
+		case program != code[a.program]:
 			d.replace = append(d.replace, a)
 		}
 	}

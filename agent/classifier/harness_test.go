@@ -19,7 +19,14 @@ import (
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
+	"github.com/circuitseal/circuitseal/agent/tchook/tchooktest"
 )
+
+// way is how programs are attached: everything is tested with each.
+var way tchook.Way
+
+func TestMain(m *testing.M) { os.Exit(tchooktest.Main(m, &way)) }
 
 var instances atomic.Uint32
 
@@ -48,7 +55,7 @@ func open(t testing.TB, i instance.Instance, n netns.Namespace) *Classifier {
 	t.Helper()
 	var c *Classifier
 	err := n.Do(func() (err error) {
-		c, err = New(Config{Instance: i, Log: slog.New(slog.DiscardHandler)})
+		c, err = New(Config{Instance: i, Hooks: way, Log: slog.New(slog.DiscardHandler)})
 		return err
 	})
 	if err != nil {

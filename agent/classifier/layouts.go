@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/cilium/ebpf/link"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // otherLayouts are the directories in which agents of other layouts pinned.
@@ -26,52 +26,52 @@ func (c *Classifier) sweepLayouts() error {
 	if err != nil || len(others) == 0 {
 		return err
 	}
-	pins, err := c.readPins()
+	have, err := c.hooks.Own()
 	if err != nil {
 		return err
 	}
-	defer pins.close()
-	taken := map[link.ID]bool{}
-	for a, p := range pins {
-		info, err := p.link.Info()
-		if err != nil {
-			return fmt.Errorf("examine pin %s: %w", a.pinName(), err)
-		}
-		taken[info.ID] = true
-	}
-	return c.removeLayouts(others, taken)
+	return c.removeLayouts(others, have)
 }
 
-// removeLayouts detaches what is not among these links, and deletes all pins.
-func (c *Classifier) removeLayouts(directories []string, taken map[link.ID]bool) error {
+// removeLayouts detaches what is not among taken, and deletes all pins.
+func (c *Classifier) removeLayouts(directories []string, taken []tchook.Attachment) error {
 	var errs []error
 	for _, directory := range directories {
 		c.log.Info("remove what another version of the agent left", "directory", directory)
-		entries, err := os.ReadDir(directory)
-		errs = append(errs, err)
-		for _, e := range entries {
-			path := filepath.Join(directory, e.Name())
-			if _, ok := parsePin(e.Name()); ok {
-				if err := detachUnless(path, taken); err != nil {
-					errs = append(errs, fmt.Errorf("detach %s: %w", path, err))
-					continue
-				}
-			}
-			errs = append(errs, os.Remove(path))
+		if err := c.removeLayout(directory, taken); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", directory, err))
 		}
-		errs = append(errs, os.Remove(directory))
 	}
 	return errors.Join(errs...)
 }
 
-func detachUnless(path string, taken map[link.ID]bool) error {
-	l, err := link.LoadPinnedLink(path, nil)
+func (c *Classifier) removeLayout(directory string, taken []tchook.Attachment) error {
+	former, err := c.hooks.Former(directory)
 	if err != nil {
 		return err
 	}
-	info, err := l.Info()
-	if err == nil && !taken[info.ID] {
-		err = l.Detach()
+	for _, a := range former {
+		if slices.ContainsFunc(taken, a.Is) {
+			continue
+		}
+		if err := c.hooks.Detach(a); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, l.Close())
+	entries, err := os.ReadDir(directory)
+	errs := []error{err}
+	for _, e := range entries {
+		errs = append(errs, os.Remove(filepath.Join(directory, e.Name())))
+	}
+	return errors.Join(append(errs, os.Remove(directory))...)
+}
+
+// sweepOther removes, once, what is left of another way of attaching.
+func (c *Classifier) sweepOther() error {
+	if c.swept {
+		return nil
+	}
+	err := c.hooks.DetachOther()
+	c.swept = err == nil
+	return err
 }

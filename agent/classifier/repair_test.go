@@ -8,25 +8,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // attached counts the programs on a hook of an interface.
-func (b *bed) attached(device string, hook ebpf.AttachType) (n int) {
+func (b *bed) attached(device string, d tchook.Direction) int {
 	b.t.Helper()
-	must(b.t, b.ns.Do(func() error {
-		q, err := link.QueryPrograms(link.QueryOptions{Target: int(b.index[device]), Attach: hook})
-		if err != nil {
-			return err
-		}
-		n = len(q.Programs)
-		return nil
-	}))
-	return n
+	return len(b.chain(tchook.Hook{Ifindex: int(b.index[device]), Direction: d}))
 }
 
 func (b *bed) sync(c plan.Classifier, want ...string) {
@@ -51,21 +42,29 @@ func TestRepair(t *testing.T) {
 	intact := func(what string) {
 		t.Helper()
 		b.sync(b.plan, missing)
-		for d, hook := range map[string]ebpf.AttachType{"lan7a": ebpf.AttachTCXIngress, device: ebpf.AttachTCXEgress} {
+		for d, hook := range map[string]tchook.Direction{"lan7a": tchook.Ingress, device: tchook.Egress} {
 			if n := b.attached(d, hook); n != 1 {
 				t.Errorf("%s: %d programs on %s, want 1", what, n, d)
 			}
 		}
 		pins, err := os.ReadDir(b.classifier.directory)
 		must(t, err)
-		if want := 6 + 3 + 2*7; len(pins) != want {
+		want := len(b.classifier.mapsByName())
+		if way == tchook.TCX {
+			want += 3 + 2*7
+		}
+		if len(pins) != want {
 			t.Errorf("%s: %d pins, want %d", what, len(pins), want)
 		}
 	}
 	intact("nothing done")
 
-	must(t, os.Remove(filepath.Join(b.classifier.directory, "cs_lan_in_"+fmt.Sprint(b.index["lan7a"]))))
-	intact("pin removed")
+	if way == tchook.TCX {
+		pin, err := filepath.Glob(filepath.Join(b.classifier.directory, fmt.Sprintf("cs_lan_in-%d-*", b.index["lan7a"])))
+		must(t, err)
+		must(t, os.Remove(pin[0]))
+		intact("pin removed")
+	}
 
 	must(t, unix.Unmount(b.instance.BPFDir(), 0))
 	intact("bpffs unmounted")
@@ -103,7 +102,7 @@ func TestLeftovers(t *testing.T) {
 	c.Remotes = c.Remotes[:5]
 	b.sync(c, "LAN interface lan99: there is no such interface")
 	for d, want := range map[string]int{"lan7a": 1, "lan7b": 0, "lan8": 0, b.instance.Device(1): 1, b.instance.Device(6): 0} {
-		if n := b.attached(d, ebpf.AttachTCXIngress); n != want {
+		if n := b.attached(d, tchook.Ingress); n != want {
 			t.Errorf("%d programs on %s, want %d", n, d, want)
 		}
 	}
@@ -113,7 +112,7 @@ func TestLeftovers(t *testing.T) {
 		t.Errorf("maps hold %d ports, %d locals, %d remotes, %d groups; want 6, 1, 5, 2", len(have.ports), len(have.locals), len(have.remotes), len(have.groups))
 	}
 	b.sync(plan.Classifier{})
-	if n := b.attached("lan7a", ebpf.AttachTCXIngress); n != 0 {
+	if n := b.attached("lan7a", tchook.Ingress); n != 0 {
 		t.Errorf("%d programs after an empty plan", n)
 	}
 }
@@ -123,7 +122,7 @@ func TestLeftovers(t *testing.T) {
 func TestRemove(t *testing.T) {
 	b := newBed(t)
 	must(t, b.classifier.Remove(t.Context()))
-	if n := b.attached("lan7a", ebpf.AttachTCXIngress) + b.attached(b.instance.Device(1), ebpf.AttachTCXEgress); n != 0 {
+	if n := b.attached("lan7a", tchook.Ingress) + b.attached(b.instance.Device(1), tchook.Egress); n != 0 {
 		t.Errorf("%d programs after removal", n)
 	}
 	if _, err := os.Stat(b.classifier.directory); !os.IsNotExist(err) {

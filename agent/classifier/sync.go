@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // sync adds in the order in which packets may rely on things, and deletes in
@@ -33,11 +34,10 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	if err != nil {
 		return nil, errors.Join(renderErr, err)
 	}
-	pins, err := c.readPins()
+	found, err := c.readAttached()
 	if err != nil {
 		return nil, errors.Join(renderErr, err)
 	}
-	defer pins.close()
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("sync the classifier: %w", err)
 	}
@@ -51,12 +51,12 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	if err != nil {
 		return nil, errors.Join(append(errs, err)...)
 	}
-	hooksTodo := diffAttachments(wantAttachments(want.ports), pins.conditions(), code)
-	c.announce(ctx, todo, hooksTodo)
+	hooksTodo := diffAttachments(wantAttachments(want.ports), found.code(), code)
+	c.announce(ctx, todo, hooksTodo, found.dead)
 
 	note(quietAll(p, want, f))
 	note(putAll(c.objects.Ports, "port", todo.ports))
-	unchecked, err := c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_TUNNEL)
+	unchecked, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_TUNNEL)
 	note(err)
 	checked = want.devices(p, f, unchecked)
 	want.withhold(unchecked)
@@ -64,16 +64,17 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	note(putAll(c.objects.Locals, "local", todo.locals))
 	note(c.putGroups(want))
 	note(putAll(c.objects.Remotes, "remote", todo.remotes))
-	_, err = c.attachAll(ctx, pins, hooksTodo, want, bpfPortKindPORT_LAN)
+	_, err = c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_LAN)
 	note(err)
 	if err == nil && len(unchecked) == 0 {
 		note(c.sweepLayouts())
+		note(c.sweepOther())
 	}
 
 	note(removeAll(c.objects.Remotes, "remote", todo.remotes))
 	note(c.removeGroups(todo.groups))
 	note(removeAll(c.objects.Locals, "local", todo.locals))
-	note(c.detachAll(pins, hooksTodo.detach))
+	note(c.detachAll(found, hooksTodo.detach))
 	note(removeAll(c.objects.Ports, "port", todo.ports))
 	note(removeAll(c.objects.Hosts, "host", todo.hosts))
 	return checked, errors.Join(errs...)
@@ -98,13 +99,13 @@ func (c *Classifier) removeGroups(t table[uint32, bpfGroup]) error {
 	return removeAll(c.objects.Groups, "group", t)
 }
 
-func (c *Classifier) announce(ctx context.Context, todo changes, h attachments) {
+func (c *Classifier) announce(ctx context.Context, todo changes, h attachments, dead []tchook.Attachment) {
 	puts, removes := todo.size()
-	if puts+removes+len(h.attach)+len(h.replace)+len(h.detach) == 0 {
+	if puts+removes+len(h.attach)+len(h.replace)+len(h.detach)+len(dead) == 0 {
 		return
 	}
 	c.log.Info("change the classifier", "puts", puts, "removes", removes,
-		"attach", len(h.attach), "replace", len(h.replace), "detach", len(h.detach))
+		"attach", len(h.attach), "replace", len(h.replace), "detach", len(h.detach)+len(dead))
 	// The text of many prefixes takes its time.
 	if c.log.Enabled(ctx, slog.LevelDebug) {
 		c.log.Debug("change the classifier", "changes", todo.String())

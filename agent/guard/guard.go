@@ -1,8 +1,8 @@
 // Package guard keeps circuit interfaces closed to all but the outer packets
 // of configured tunnels and ARP with the link's neighbour. It renders one
 // plan.Guard into two layers that fail apart from each other: eBPF programs at
-// the head of tcx in both directions, pinned so that they outlive the agent,
-// and nftables in the circuit namespace, bound to interface names so that they
+// the head of both hooks of an interface, which outlive the agent, and nftables
+// in the circuit namespace, bound to interface names so that they
 // outlive interfaces. Out, a packet needs the mark of an encryptor and the
 // exact tuple; in, the tuple. Nothing is ever redirected.
 //
@@ -26,6 +26,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // Config is what New needs.
@@ -35,7 +36,9 @@ type Config struct {
 	// Namespace is the circuit namespace. It stays the caller's, who closes it
 	// after the Guard.
 	Namespace netns.Namespace
-	Log       *slog.Logger
+	// Hooks is how the programs are attached.
+	Hooks tchook.Way
+	Log   *slog.Logger
 }
 
 // Guard drives both layers of one instance. Its methods may be called from
@@ -43,8 +46,10 @@ type Config struct {
 type Guard struct {
 	namespace netns.Namespace
 	log       *slog.Logger
+	way       tchook.Way
 	bpffs     string
 	pins      string
+	filters   string
 	table     string
 
 	mu sync.Mutex
@@ -54,6 +59,8 @@ type Guard struct {
 	interfaces []string
 	// strayed are interfaces that have left the namespace with their programs.
 	strayed []int
+	// swept tells that nothing is left of another way of attaching.
+	swept bool
 }
 
 // New makes a Guard and touches nothing.
@@ -63,14 +70,18 @@ func New(cfg Config) (*Guard, error) {
 		return nil, errors.New("make guard: no instance")
 	case cfg.Namespace.FD() < 0:
 		return nil, errors.New("make guard: no circuit namespace")
+	case cfg.Hooks == 0:
+		return nil, errors.New("make guard: no way to attach programs")
 	case cfg.Log == nil:
 		return nil, errors.New("make guard: no logger")
 	}
 	return &Guard{
 		namespace: cfg.Namespace,
 		log:       cfg.Log,
+		way:       cfg.Hooks,
 		bpffs:     cfg.Instance.BPFDir(),
 		pins:      filepath.Join(cfg.Instance.BPFDir(), layout),
+		filters:   cfg.Instance.Filters("guard"),
 		table:     cfg.Instance.NFTable(),
 	}, nil
 }
@@ -197,10 +208,14 @@ func (g *Guard) arm(ctx context.Context, interfaces []string) (map[string]int, e
 
 func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces []string) (map[string]int, error) {
 	index := make(map[string]int, len(interfaces))
+	tc, err := g.openHooks()
+	if err != nil {
+		return nil, err
+	}
+	defer tc.Close()
 	// A pin that cannot be read is in nobody's way: the interface that it guards
 	// gets another.
-	ps, err := readPins(g.pins)
-	defer ps.close()
+	own, err := tc.Own()
 	errs := []error{err}
 	for _, name := range interfaces {
 		if err := ctx.Err(); err != nil {
@@ -208,7 +223,7 @@ func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces 
 		}
 		i, err := ethernetIndex(handle, name)
 		if err == nil {
-			err = g.namespace.Do(func() error { return g.secure(i, ps) })
+			err = g.secure(tc, i, own)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("guard interface %s: %w", name, err))
@@ -242,10 +257,7 @@ func (g *Guard) cleanUp() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(
-		g.namespace.Do(func() error { return g.sweep(indexes) }),
-		g.dropCounters(indexes),
-	)
+	return errors.Join(g.sweep(), g.dropCounters(indexes))
 }
 
 // indexes are those of every interface in the namespace.
@@ -277,13 +289,19 @@ func (g *Guard) Remove(ctx context.Context) error {
 	}
 	errs := []error{g.unload(), g.removeNFT()}
 	g.interfaces = nil
+	tc, err := g.openHooks()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer tc.Close()
+	errs = append(errs, tc.DetachAll())
 	mounted, err := bpffs.Mounted(g.bpffs)
 	errs = append(errs, err)
 	if mounted {
 		dirs, err := layouts(g.bpffs)
 		errs = append(errs, err)
 		for _, dir := range dirs {
-			errs = append(errs, removeLayout(dir))
+			errs = append(errs, removeLayout(tc, dir))
 		}
 	}
 	return errors.Join(errs...)

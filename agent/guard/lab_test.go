@@ -24,7 +24,14 @@ import (
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
+	"github.com/circuitseal/circuitseal/agent/tchook/tchooktest"
 )
+
+// way is how programs are attached: everything is tested with each.
+var way tchook.Way
+
+func TestMain(m *testing.M) { os.Exit(tchooktest.Main(m, &way)) }
 
 // lab is a circuit namespace with circ0, whose other end is peer0 in a
 // namespace of its own.
@@ -67,7 +74,7 @@ func newLab(t testing.TB) *lab {
 // guard is a new Guard, as of a started agent.
 func (l *lab) guard() *Guard {
 	l.t.Helper()
-	g, err := New(Config{Instance: l.instance, Namespace: l.circuit, Log: slog.New(slog.DiscardHandler)})
+	g, err := New(Config{Instance: l.instance, Namespace: l.circuit, Hooks: way, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -158,10 +165,28 @@ func (l *lab) index(n netns.Namespace, name string) int {
 	return i.Attrs().Index
 }
 
+// hooks opens those of the circuit namespace, as the guard's.
+func (l *lab) hooks() *tchook.Hooks {
+	l.t.Helper()
+	tc, err := l.guard().openHooks()
+	l.must(err)
+	l.t.Cleanup(tc.Close)
+	return tc
+}
+
 // detach takes the eBPF layer away, as a mishap would.
 func (l *lab) detach() {
 	l.t.Helper()
-	l.must(removeLayout(filepath.Join(l.instance.BPFDir(), layout)))
+	l.must(l.hooks().DetachAll())
+	l.must(os.RemoveAll(filepath.Join(l.instance.BPFDir(), layout)))
+}
+
+// own counts what is attached, wherever it is.
+func (l *lab) own() int {
+	l.t.Helper()
+	own, err := l.hooks().Own()
+	l.must(err)
+	return len(own)
 }
 
 // packetSocket sends and receives whole frames on an interface.

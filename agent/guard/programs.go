@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // layout names the directory of pins. A program of one layout never meets the
@@ -118,13 +120,12 @@ func layouts(bpffs string) ([]string, error) {
 	return out, nil
 }
 
-// removeLayout detaches and unpins all that is in dir.
-func removeLayout(dir string) error {
-	ps, err := readPins(dir)
-	defer ps.close()
+// removeLayout detaches what is pinned in dir, and removes all that is in it.
+func removeLayout(tc *tchook.Hooks, dir string) error {
+	former, err := tc.Former(dir)
 	errs := []error{err}
-	for _, p := range ps {
-		errs = append(errs, p.remove())
+	for _, a := range former {
+		errs = append(errs, tc.Detach(a))
 	}
 	entries, err := os.ReadDir(dir)
 	errs = append(errs, err)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -29,13 +30,13 @@ const (
 
 // Status reads from the kernel, for each interface of the last Arm or Sync and
 // each layer, whether it stands; for a process that called neither, for each
-// interface that has pinned programs. A layer that cannot be examined counts as
+// interface that has programs of ours. A layer that cannot be examined counts as
 // not alive, and the error says why.
 //
 //   - namespace: the interface is there, nothing forwards, and nothing is up
 //     but circuit interfaces and loopback;
-//   - ebpf: both programs are first in their chains, held by pinned links, and
-//     no XDP program runs before them;
+//   - ebpf: both programs are first on their hooks, attached to stay, and no XDP
+//     program runs before them;
 //   - nftables: every chain has its hook, policy and rules.
 //
 // Counters are guard_DIRECTION_REASON for each interface, from the eBPF layer,
@@ -59,26 +60,21 @@ func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Co
 		note(fmt.Errorf("interface with index %d has left the plan or the circuit namespace and stays closed by its guard: "+
 			"name it in the node's document again, or delete it", ifindex))
 	}
-	ps, err := readPins(g.pins)
-	defer ps.close()
+	own, err := g.own()
 	note(err)
 
 	names := slices.Clone(g.interfaces)
 	standing := make(map[string]bool)
-	note(g.namespace.Do(func() error {
-		var errs []error
-		for name, a := range links {
-			ok, pinned, err := g.programsStand(a, ps)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("examine programs of %s: %w", name, err))
-			}
-			standing[name] = ok
-			if g.interfaces == nil && pinned {
-				names = append(names, name)
-			}
+	for name, a := range links {
+		ok, some, err := g.programsStand(a, own)
+		if err != nil {
+			note(fmt.Errorf("examine programs of %s: %w", name, err))
 		}
-		return errors.Join(errs...)
-	}))
+		standing[name] = ok
+		if g.interfaces == nil && some {
+			names = append(names, name)
+		}
+	}
 	slices.Sort(names)
 
 	var enclosed bool
@@ -121,18 +117,24 @@ func (g *Guard) links() (map[string]*netlink.LinkAttrs, error) {
 	return out, nil
 }
 
+func (g *Guard) own() (attachments, error) {
+	tc, err := g.openHooks()
+	if err != nil {
+		return nil, err
+	}
+	defer tc.Close()
+	return tc.Own()
+}
+
 // programsStand reports whether the eBPF layer is alive on an interface of the
-// calling thread's namespace, and whether any pinned link is on it.
-func (g *Guard) programsStand(a *netlink.LinkAttrs, ps pins) (alive, pinned bool, err error) {
+// namespace, and whether any of our programs is on it.
+func (g *Guard) programsStand(a *netlink.LinkAttrs, own attachments) (alive, some bool, err error) {
 	alive = a.Xdp == nil || !a.Xdp.Attached
 	for _, h := range hooks {
-		have, err := h.query(a.Index)
-		if err != nil {
-			return false, pinned, err
-		}
-		mine := ps.on(h, have)
-		pinned = pinned || len(mine) > 0
-		if len(mine) == 0 || linkOf(have[0]) != mine[0].id {
+		mine := own.on(h, a.Index)
+		some = some || len(mine) > 0
+		first := slices.IndexFunc(mine, func(a tchook.Attachment) bool { return a.First })
+		if first < 0 {
 			alive = false
 			continue
 		}
@@ -141,11 +143,11 @@ func (g *Guard) programsStand(a *netlink.LinkAttrs, ps pins) (alive, pinned bool
 		}
 		want, err := programID(h.program(g.objects))
 		if err != nil {
-			return false, pinned, err
+			return false, some, err
 		}
-		alive = alive && have[0].ID == want
+		alive = alive && mine[first].Program == want
 	}
-	return alive, pinned, nil
+	return alive, some, nil
 }
 
 // namespaceStands reports whether the calling thread's namespace encloses the

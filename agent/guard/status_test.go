@@ -15,13 +15,13 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
 // nft changes the ruleset of the circuit namespace from outside.
@@ -53,14 +53,13 @@ func (l *lab) foreign(h hook) {
 	l.t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
 	l.must(err)
-	index := l.index(l.circuit, "circ0")
-	l.must(l.circuit.Do(func() error {
-		k, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: p, Attach: h.attach, Anchor: link.Head()})
-		if err == nil {
-			l.t.Cleanup(func() { _ = k.Close() })
-		}
-		return err
-	}))
+	defer func() { _ = p.Close() }()
+	dir := filepath.Join(l.instance.BPFDir(), "foreign")
+	l.must(os.MkdirAll(dir, 0o700))
+	tc, err := tchook.Open(tchook.Config{Way: way, Namespace: l.circuit, Pins: dir, Owner: "foreign"})
+	l.must(err)
+	l.t.Cleanup(tc.Close)
+	l.must(tc.Attach(h.at(l.index(l.circuit, "circ0")), "foreign", p))
 }
 
 // Whatever happens to a layer, Status says so of that layer and no other, and
@@ -74,8 +73,9 @@ func TestStatusNoticesAndSyncHeals(t *testing.T) {
 		beyond bool
 	}{
 		{"nothing", func(*lab) {}, true, true, true, false},
-		{"pins removed", (*lab).detach, true, false, true, false},
-		{"bpffs unmounted", func(l *lab) { l.must(unix.Unmount(l.instance.BPFDir(), unix.MNT_DETACH)) }, true, false, true, false},
+		{"programs detached", (*lab).detach, true, false, true, false},
+		// Filters hold their programs without it.
+		{"bpffs unmounted", func(l *lab) { l.must(unix.Unmount(l.instance.BPFDir(), unix.MNT_DETACH)) }, true, way == tchook.Clsact, true, false},
 		{"program ahead of egress", func(l *lab) { l.foreign(hooks[0]) }, true, false, true, false},
 		{"program ahead of ingress", func(l *lab) { l.foreign(hooks[1]) }, true, false, true, false},
 		{"ruleset flushed", func(l *lab) { l.nft("flush", "ruleset") }, true, true, false, false},
@@ -128,7 +128,7 @@ func TestStatusOfAnInterfaceThatIsGone(t *testing.T) {
 func TestRepeatedSyncChangesNothing(t *testing.T) {
 	l := newLab(t)
 	var log bytes.Buffer
-	g, err := New(Config{l.instance, l.circuit, slog.New(slog.NewTextHandler(&log, nil))})
+	g, err := New(Config{l.instance, l.circuit, way, slog.New(slog.NewTextHandler(&log, nil))})
 	l.must(err)
 	defer func() { l.must(g.Close()) }()
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
@@ -238,6 +238,9 @@ func TestNFTablesWithoutPrograms(t *testing.T) {
 
 // A pin that cannot be read, or is none, is in nobody's way.
 func TestForeignPin(t *testing.T) {
+	if way != tchook.TCX {
+		t.Skip("filters are not pinned")
+	}
 	l := newLab(t)
 	g := l.guard()
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
@@ -266,23 +269,17 @@ func TestSyncWithAnInterfaceMissing(t *testing.T) {
 	}
 }
 
-// What left the plan stays guarded, without flows, until it is gone; also what
-// slips out of the namespace, where the programs are all that guards it.
+// What left the plan stays guarded, without flows, until it is gone; with tcx
+// also what slips out of the namespace, where the programs are all that guards
+// it. Filters do not go along.
 func TestInterfaceLeavesThePlan(t *testing.T) {
 	l := newLab(t)
 	l.link("circ1", "peer1")
 	g := l.guard()
 	l.must(g.Sync(t.Context(), twoLinks()))
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
-	count := func() int {
-		t.Helper()
-		ps, err := readPins(g.pins)
-		l.must(err)
-		defer ps.close()
-		return len(ps)
-	}
-	if n := count(); n != 4 {
-		t.Errorf("%d links pinned while circ1 is there, want 4", n)
+	if n := l.own(); n != 4 {
+		t.Errorf("%d programs attached while circ1 is there, want 4", n)
 	}
 	_, home := netnstest.New(t)
 	h := l.handle(l.circuit)
@@ -290,37 +287,41 @@ func TestInterfaceLeavesThePlan(t *testing.T) {
 	l.must(err)
 	l.must(h.LinkSetNsFd(c, home.FD()))
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
-	if _, _, err := g.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "stays closed by its guard") {
+	left, on := 4, 1
+	if way == tchook.Clsact {
+		left, on = 2, 0
+	}
+	if _, _, err := g.Status(t.Context()); err == nil == (way == tchook.TCX) || err != nil && !strings.Contains(err.Error(), "stays closed by its guard") {
 		t.Errorf("circ1 left the namespace: status with error %v", err)
 	}
-	if n := count(); n != 4 {
-		t.Errorf("%d links pinned after circ1 left, want 4", n)
+	if n := l.own(); n != left {
+		t.Errorf("%d programs attached after circ1 left, want %d", n, left)
 	}
-	l.must(attached(home, l.index(home, "circ1"), 1))
+	l.attached(home, l.index(home, "circ1"), on)
 	h = l.handle(home)
 	c, err = h.LinkByName("circ1")
 	l.must(err)
 	l.must(h.LinkDel(c))
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
-	if n := count(); n != 2 {
-		t.Errorf("%d links pinned after circ1 was deleted, want 2", n)
+	if n := l.own(); n != 2 {
+		t.Errorf("%d programs attached after circ1 was deleted, want 2", n)
 	}
-	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 1))
+	l.attached(l.circuit, l.index(l.circuit, "circ0"), 1)
 }
 
-func attached(n netns.Namespace, ifindex, want int) error {
-	return n.Do(func() error {
-		for _, h := range hooks {
-			have, err := h.query(ifindex)
-			if err != nil {
-				return err
-			}
-			if len(have) != want {
-				return errors.New("wrong number of programs at " + h.name)
-			}
+// attached wants a number of programs on each hook, ours or not.
+func (l *lab) attached(n netns.Namespace, ifindex, want int) {
+	l.t.Helper()
+	tc, err := tchook.Open(tchook.Config{Way: way, Namespace: n, Pins: l.instance.BPFDir(), Owner: "nobody"})
+	l.must(err)
+	defer tc.Close()
+	for _, h := range hooks {
+		have, err := tc.Chain(h.at(ifindex))
+		l.must(err)
+		if len(have) != want {
+			l.t.Errorf("%d programs at %s, want %d", len(have), h.label, want)
 		}
-		return nil
-	})
+	}
 }
 
 // An interface that takes a former one's index inherits nothing of it.
@@ -352,7 +353,7 @@ func TestRemove(t *testing.T) {
 	for range 2 {
 		l.must(g.Remove(t.Context()))
 	}
-	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 0))
+	l.attached(l.circuit, l.index(l.circuit, "circ0"), 0)
 	if dirs, err := layouts(g.bpffs); err != nil || len(dirs) > 0 {
 		t.Errorf("pins %v with error %v stay", dirs, err)
 	}
@@ -370,7 +371,7 @@ func TestOtherLayoutIsReplaced(t *testing.T) {
 	g = l.guard()
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	requireAlive(t, g, true, true, true)
-	l.must(attached(l.circuit, l.index(l.circuit, "circ0"), 1))
+	l.attached(l.circuit, l.index(l.circuit, "circ0"), 1)
 }
 
 func TestRefusals(t *testing.T) {
@@ -393,9 +394,6 @@ func TestRefusals(t *testing.T) {
 	cancel()
 	if err := g.Sync(ctx, onePlan("circ0")); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: error %v", err)
-	}
-	if err := noTCX(ebpf.ErrNotSupported); !strings.Contains(err.Error(), "needs Linux 6.6") {
-		t.Errorf("no tcx: error %v", err)
 	}
 	if _, err := New(Config{Instance: "x", Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("no namespace: no error")
