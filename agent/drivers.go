@@ -52,6 +52,7 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 	if d.hooks, err = tchook.Probe(); err != nil {
 		return d, err
 	}
+	log.Info("programs are attached", "by", d.hooks.String())
 	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Hooks: d.hooks, Log: log}); err != nil {
 		return d, fmt.Errorf("guard: %w", err)
 	}
