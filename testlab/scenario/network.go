@@ -74,7 +74,7 @@ func (x *session) datagrams(_ *script.State, args []string) error {
 		if x.traffic != nil {
 			return errors.New("traffic flows already")
 		}
-		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, 10*time.Millisecond)
+		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, x.config.longer(10*time.Millisecond))
 		return err
 	case "stop":
 		if x.traffic == nil {
@@ -90,8 +90,9 @@ func (x *session) datagrams(_ *script.State, args []string) error {
 	return script.ErrUsage
 }
 
-// check holds a report against conditions such as lost<=0 and outage<=4s; an
-// outage may be slow times as long.
+// check holds a report against conditions such as lost<=0 and outage<=4s. On a
+// machine that is slow times slower an outage may be as much longer, and as much
+// less is sent and received.
 func check(r traffic.DatagramReport, conditions []string, slow float64) error {
 	var errs []error
 	for _, c := range conditions {
@@ -113,8 +114,11 @@ func check(r traffic.DatagramReport, conditions []string, slow float64) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", c, err)
 		}
-		if key == "outage" {
+		switch key {
+		case "outage":
 			want *= slow
+		case "received":
+			want /= slow
 		}
 		if below && have > want || !below && have < want {
 			errs = append(errs, fmt.Errorf("%s is %g, want %s: %+v", key, have, c, r))

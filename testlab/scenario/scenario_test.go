@@ -31,15 +31,17 @@ func TestCheckHoldsFiguresAgainstConditions(t *testing.T) {
 	r := traffic.DatagramReport{Sent: 10, Received: 8, Lost: 2, OutageSeconds: 1.5}
 	tests := []struct {
 		conditions string
+		slow       float64
 		ok         bool
 	}{
-		{"", true}, {"lost<=2 outage<=1.5s received>=8", true},
-		{"lost<=1", false}, {"outage<=1s", false}, {"received>=9", false},
-		{"lost=2", false}, {"gold<=1", false}, {"lost<=few", false},
+		{"", 1, true}, {"lost<=2 outage<=1.5s received>=8", 1, true},
+		{"lost<=1", 1, false}, {"outage<=1s", 1, false}, {"received>=9", 1, false},
+		{"lost=2", 1, false}, {"gold<=1", 1, false}, {"lost<=few", 1, false},
+		{"outage<=0.5s received>=30", 4, true}, {"outage<=0.3s", 4, false}, {"received>=33", 4, false}, {"lost<=1", 4, false},
 	}
 	for _, tt := range tests {
-		if err := check(r, strings.Fields(tt.conditions), 1); (err == nil) != tt.ok {
-			t.Errorf("check(%q) = %v, want ok %t", tt.conditions, err, tt.ok)
+		if err := check(r, strings.Fields(tt.conditions), tt.slow); (err == nil) != tt.ok {
+			t.Errorf("check(%q, %g) = %v, want ok %t", tt.conditions, tt.slow, err, tt.ok)
 		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 // kernelPackages are those whose tests say something about a kernel.
 var kernelPackages = []string{
 	"./agent/bpffs", "./agent/classifier", "./agent/guard", "./agent/link", "./agent/liveness", "./agent/netns",
-	"./agent/wireguard", "./testlab/netns", "./testlab/tap",
+	"./agent/tchook", "./agent/wireguard", "./testlab/netns", "./testlab/tap",
 }
 
 // testEnvironment turns skips into failures: what the lab's kernels have, a
