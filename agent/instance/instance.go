@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"strconv"
 )
 
 // Instance is the name of one agent on a host: 1 to 6 characters a-z and 0-9,
@@ -52,6 +53,27 @@ func (i Instance) Device(tunnel uint16) string { return fmt.Sprintf("%s%d", i.De
 
 // DevicePrefix begins the name of every tunnel device of this instance.
 func (i Instance) DevicePrefix() string { return "cs-" + string(i) + "-" }
+
+// SlowNamespace is the name of the namespace of the slow path.
+func (i Instance) SlowNamespace() string { return i.Namespace() + "-slow" }
+
+// SlowDevicePrefix begins the names of the slow path's devices. No tunnel
+// device begins like that, and no other instance's.
+func (i Instance) SlowDevicePrefix() string { return i.Namespace() + "_" }
+
+// SlowDevice is the name of both ends of a LAN's slow path, made from the LAN's
+// interface index; ok is false for an index that the name has no room for.
+func (i Instance) SlowDevice(lan uint32) (name string, ok bool) {
+	name = i.SlowDevicePrefix() + strconv.FormatUint(uint64(lan), 36)
+	return name, lan != 0 && len(name) <= maxDevice
+}
+
+// maxDevice is IFNAMSIZ without the zero that ends a name.
+const maxDevice = 15
+
+// SlowTable is the routing table of a LAN in the namespace of the slow path. An
+// interface index is below it, and so are the kernel's own tables.
+func SlowTable(lan uint32) uint32 { return 1<<31 | lan }
 
 // NFTable is the nftables table in the circuit namespace.
 func (i Instance) NFTable() string { return "circuitseal_" + string(i) }

@@ -27,7 +27,7 @@ func Build(inst instance.Instance, s desired.State) Plan {
 		case desired.RoleLAN:
 			for _, x := range s.Sections {
 				if x.Customer == i.Customer {
-					b.plan.Classifier.LANs = append(b.plan.Classifier.LANs, LAN{Interface: i.Name, Tenant: x.Tenant})
+					b.plan.Classifier.LANs = append(b.plan.Classifier.LANs, LAN{Interface: i.Name, Tenant: x.Tenant, MTU: leastMTU(x)})
 				}
 			}
 		case desired.RoleManagement:
@@ -119,6 +119,17 @@ func (b *builder) tunnel(t desired.Tunnel, g desired.Group) Member {
 		Tunnel: t.ID, Number: t.Number, Device: device, MTU: int(t.MTU),
 		LocalProbe: t.LocalProbe, RemoteProbe: t.RemoteProbe,
 	}
+}
+
+func leastMTU(x desired.Section) (least int) {
+	for _, g := range x.Groups {
+		for _, t := range g.Tunnels {
+			if mtu := int(t.MTU); !t.Pending() && (least == 0 || mtu < least) {
+				least = mtu
+			}
+		}
+	}
+	return least
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -50,7 +50,7 @@ func (p Plan) String() string {
 	c := p.Classifier
 	section("classifier", len(c.LANs)+len(c.Locals)+len(c.Remotes)+len(c.Groups))
 	for _, l := range c.LANs {
-		line("%s is tenant %d", l.Interface, l.Tenant)
+		line("%s is tenant %d, mtu %d", l.Interface, l.Tenant, l.MTU)
 	}
 	for _, l := range c.Locals {
 		line("tenant %d: %s is local, behind %s", l.Tenant, l.Prefix, l.Interface)

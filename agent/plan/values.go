@@ -102,6 +102,9 @@ type Classifier struct {
 type LAN struct {
 	Interface string
 	Tenant    uint32
+	// MTU is the least of the tenant's tunnels, 0 while it has none: what is
+	// told to who sends more.
+	MTU int
 }
 
 // Local is a protected prefix of this site: the only sources that a LAN may
