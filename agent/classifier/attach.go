@@ -25,6 +25,7 @@ var hooks = map[string]hook{
 	bpfProgCsLanIn:     {bpfPortKindPORT_LAN, tchook.Ingress},
 	bpfProgCsTunnelIn:  {bpfPortKindPORT_TUNNEL, tchook.Ingress},
 	bpfProgCsTunnelOut: {bpfPortKindPORT_TUNNEL, tchook.Egress},
+	bpfProgCsSlowIn:    {bpfPortKindPORT_SLOW, tchook.Ingress},
 }
 
 // at is where an attachment belongs.

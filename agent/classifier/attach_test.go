@@ -30,7 +30,7 @@ func (b *bed) attachments() map[attachment]tchook.Attachment {
 	found := map[attachment]tchook.Attachment{}
 	for name, index := range b.index {
 		for program := range hooks {
-			if program == bpfProgCsTunnelIn {
+			if program == bpfProgCsTunnelIn || program == bpfProgCsSlowIn {
 				continue // at the hook of cs_lan_in
 			}
 			a := attachment{program, index}

@@ -15,7 +15,7 @@ import (
 
 type bpfCounts struct {
 	_       structs.HostLayout
-	Packets [48]uint64
+	Packets [64]uint64
 }
 
 type bpfDirection uint32
@@ -62,6 +62,7 @@ type bpfPort struct {
 	Slot        uint32
 	Header      uint32
 	Shared      uint32
+	Partner     uint32
 	LocalProbe  [16]uint8
 	RemoteProbe [16]uint8
 }
@@ -71,6 +72,7 @@ type bpfPortKind uint32
 const (
 	bpfPortKindPORT_LAN    bpfPortKind = 1
 	bpfPortKindPORT_TUNNEL bpfPortKind = 2
+	bpfPortKindPORT_SLOW   bpfPortKind = 3
 )
 
 type bpfPrefixKey struct {
@@ -105,6 +107,9 @@ const (
 	bpfReasonREASON_NOT_EDITABLE       bpfReason = 18
 	bpfReasonREASON_ROUTER_MESSAGE     bpfReason = 19
 	bpfReasonREASON_NODE_IS_SHARED     bpfReason = 20
+	bpfReasonREASON_SLOW_PATH          bpfReason = 21
+	bpfReasonREASON_TOLD_MTU           bpfReason = 22
+	bpfReasonREASON_NOT_SLOW_PATH      bpfReason = 23
 )
 
 type bpfRemote struct {
@@ -123,6 +128,7 @@ const (
 	bpfMapPorts        = "ports"
 	bpfMapRemotes      = "remotes"
 	bpfProgCsLanIn     = "cs_lan_in"
+	bpfProgCsSlowIn    = "cs_slow_in"
 	bpfProgCsTunnelIn  = "cs_tunnel_in"
 	bpfProgCsTunnelOut = "cs_tunnel_out"
 	bpfVarMarkBase     = "mark_base"
@@ -172,6 +178,7 @@ type bpfSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
 	CsLanIn     *ebpf.ProgramSpec `ebpf:"cs_lan_in"`
+	CsSlowIn    *ebpf.ProgramSpec `ebpf:"cs_slow_in"`
 	CsTunnelIn  *ebpf.ProgramSpec `ebpf:"cs_tunnel_in"`
 	CsTunnelOut *ebpf.ProgramSpec `ebpf:"cs_tunnel_out"`
 }
@@ -248,6 +255,7 @@ type bpfVariables struct {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
 	CsLanIn     *ebpf.Program `ebpf:"cs_lan_in"`
+	CsSlowIn    *ebpf.Program `ebpf:"cs_slow_in"`
 	CsTunnelIn  *ebpf.Program `ebpf:"cs_tunnel_in"`
 	CsTunnelOut *ebpf.Program `ebpf:"cs_tunnel_out"`
 }
@@ -255,6 +263,7 @@ type bpfPrograms struct {
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
 		p.CsLanIn,
+		p.CsSlowIn,
 		p.CsTunnelIn,
 		p.CsTunnelOut,
 	)

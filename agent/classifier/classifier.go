@@ -3,8 +3,8 @@
 // knows tenants, prefixes, groups and the interfaces named in a plan, checks
 // every source and destination against them, and drops and counts whatever
 // they do not name. It refuses to know circuits, keys and policy, and to
-// redirect to any interface that is neither a LAN of the plan nor a tunnel
-// device of its own instance. What it sets up is pinned and works on without
+// redirect to any interface that is neither a LAN of the plan nor a device of its
+// own instance, a tunnel's or a LAN's slow path's. What it sets up is pinned and works on without
 // the process.
 package classifier
 
@@ -31,7 +31,7 @@ import (
 // or meaning changes, so that an agent never adopts what it would misread.
 const (
 	layoutPrefix = "classifier-v"
-	layout       = layoutPrefix + "2"
+	layout       = layoutPrefix + "3"
 )
 
 // Config is what New needs.
@@ -47,7 +47,6 @@ type Config struct {
 // in which Sync reads and writes the groups.
 type Classifier struct {
 	config    Config
-	prefix    string
 	directory string
 	markBase  uint32
 	log       *slog.Logger
@@ -73,7 +72,6 @@ type Classifier struct {
 func New(c Config) (*Classifier, error) {
 	d := &Classifier{
 		config:    c,
-		prefix:    c.Instance.DevicePrefix(),
 		directory: pinDirectory(c.Instance),
 		markBase:  markBase(c.Instance),
 		log:       c.Log,

@@ -34,6 +34,9 @@ var reasons = map[bpfReason]string{
 	bpfReasonREASON_NOT_EDITABLE:       "dropped_not_editable",
 	bpfReasonREASON_ROUTER_MESSAGE:     "dropped_router_message",
 	bpfReasonREASON_NODE_IS_SHARED:     "dropped_node_is_shared",
+	bpfReasonREASON_SLOW_PATH:          "slow_path",
+	bpfReasonREASON_TOLD_MTU:           "told_mtu",
+	bpfReasonREASON_NOT_SLOW_PATH:      "dropped_not_slow_path",
 }
 
 // half is the reasons of one direction in a port's counters.
@@ -41,10 +44,12 @@ const half = len(bpfCounts{}.Packets) / 2
 
 // Counters are the packets that each interface's programs have seen, by what
 // became of them: classifier_lan_* for what LANs send, classifier_tunnel_in_*
-// for what comes out of tunnels, classifier_tunnel_out_* for what enters them.
-// "forwarded" was redirected or let into the tunnel, "passed" left to the
-// node's own stack. Drops that never happened are left out. They are read from
-// the kernel now and survive the process.
+// for what comes out of tunnels, classifier_tunnel_out_* for what enters them,
+// classifier_slow_* for what comes back from a LAN's slow path, under the LAN's
+// name. "forwarded" was redirected or let into the tunnel, "passed" left to the
+// node's own stack, "slow_path" was too big and handed to the slow path, and
+// "told_mtu" is what told its sender so. What never happened is left out. They
+// are read from the kernel now and survive the process.
 func (c *Classifier) Counters() ([]desired.Counter, error) {
 	c.pass.Lock()
 	defer c.pass.Unlock()
@@ -71,12 +76,17 @@ func (c *Classifier) Counters() ([]desired.Counter, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if ports[ifindex].Kind == bpfPortKindPORT_LAN {
+		switch ports[ifindex].Kind {
+		case bpfPortKindPORT_LAN:
 			list = appendCounters(list, "classifier_lan_", name, counts[:half])
-			continue
+		case bpfPortKindPORT_SLOW:
+			if lan, ok := names[ports[ifindex].Partner]; ok {
+				list = appendCounters(list, "classifier_slow_", lan, counts[:half])
+			}
+		case bpfPortKindPORT_TUNNEL:
+			list = appendCounters(list, "classifier_tunnel_in_", name, counts[:half])
+			list = appendCounters(list, "classifier_tunnel_out_", name, counts[half:])
 		}
-		list = appendCounters(list, "classifier_tunnel_in_", name, counts[:half])
-		list = appendCounters(list, "classifier_tunnel_out_", name, counts[half:])
 	}
 	counts, err := c.readCounts(0)
 	if err != nil {

@@ -25,9 +25,9 @@ func whole[T any](list func() ([]T, error)) (l []T, err error) {
 	return l, err
 }
 
-// readFacts looks up the interfaces that the plan names. One that is missing
-// is left out; rendering says what misses it. An error means that the facts
-// are not known.
+// readFacts looks up the interfaces that the plan names, and the devices of
+// their slow paths. One that is missing is left out; rendering says what misses
+// it. An error means that the facts are not known.
 func (c *Classifier) readFacts(want plan.Classifier) (facts, error) {
 	f := facts{}
 	var errs []error
@@ -41,6 +41,9 @@ func (c *Classifier) readFacts(want plan.Classifier) (facts, error) {
 	}
 	for _, lan := range want.LANs {
 		read(lan.Interface, true)
+		if err := c.readSlow(f, lan.Interface); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	for _, g := range want.Groups {
 		for _, m := range g.Members {
@@ -48,6 +51,27 @@ func (c *Classifier) readFacts(want plan.Classifier) (facts, error) {
 		}
 	}
 	return f, errors.Join(errs...)
+}
+
+// readSlow finds the device of a LAN's slow path. There need not be one.
+func (c *Classifier) readSlow(f facts, lan string) error {
+	d, ok := f[lan]
+	if !ok {
+		return nil
+	}
+	name, ok := c.config.Instance.SlowDevice(d.index)
+	if !ok {
+		return nil
+	}
+	slow, err := c.readDevice(name, false)
+	if errors.Is(err, errMissing) {
+		return nil
+	}
+	if err == nil && slow.veth {
+		d.slow = slow.index
+		f[lan] = d
+	}
+	return err
 }
 
 func (c *Classifier) readDevice(name string, addresses bool) (device, error) {
@@ -63,7 +87,7 @@ func (c *Classifier) readDevice(name string, addresses bool) (device, error) {
 		// from being on a foreign interface.
 		return device{}, errMissing
 	}
-	d := device{index: uint32(l.Attrs().Index), ethernet: l.Attrs().EncapType == "ether"}
+	d := device{index: uint32(l.Attrs().Index), ethernet: l.Attrs().EncapType == "ether", veth: l.Type() == "veth"}
 	// An XFRM interface claims to have no link layer, but shows the outer
 	// packet's at ingress.
 	d.header = d.ethernet || l.Type() == "xfrm"

@@ -29,7 +29,7 @@ func TestVerifierEffort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = o.Close() }()
-	for _, p := range []*ebpf.Program{o.CsLanIn, o.CsTunnelIn, o.CsTunnelOut} {
+	for _, p := range []*ebpf.Program{o.CsLanIn, o.CsTunnelIn, o.CsTunnelOut, o.CsSlowIn} {
 		info, err := p.Info()
 		if err != nil {
 			t.Fatal(err)

@@ -68,12 +68,12 @@ func (b *bed) oracleLAN(f frame, p parsed, alive map[uint32]uint32) outcome {
 	if !fromHere {
 		return outcome{reason: bpfReasonREASON_SPOOFED_SOURCE}
 	}
+	if p.ttl <= 1 {
+		return outcome{reason: bpfReasonREASON_EXPIRED}
+	}
 	r, ok := b.remote(tenant, p.dst)
 	if !ok {
 		return outcome{reason: bpfReasonREASON_NO_REMOTE}
-	}
-	if p.ttl <= 1 {
-		return outcome{reason: bpfReasonREASON_EXPIRED}
 	}
 	g := b.group(r.Group)
 	m, ok := b.rendezvous(g, alive[g.Number], p)

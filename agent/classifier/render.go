@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -18,7 +19,10 @@ type device struct {
 	ethernet bool
 	// header is true if packets that come in still have a link-layer header.
 	header    bool
+	veth      bool
 	addresses []netip.Addr
+	// slow is the index of the device of a LAN's slow path, 0 if there is none.
+	slow uint32
 }
 
 // facts are the devices of this host that a plan names.
@@ -52,8 +56,10 @@ var errTooMany = errors.New("too many interfaces")
 
 // render turns a plan into the content of the maps, without counter slots and
 // without knowledge of who is alive; see adopt. It leaves out what it cannot
-// render and says so. prefix begins the names of all tunnel devices.
-func render(prefix string, c plan.Classifier, f facts) (state, error) {
+// render and says so. A LAN without the device of a slow path has none, and
+// drops what would need it.
+func render(i instance.Instance, c plan.Classifier, f facts) (state, error) {
+	prefix := i.DevicePrefix()
 	s := newState()
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -68,15 +74,18 @@ func render(prefix string, c plan.Classifier, f facts) (state, error) {
 		switch {
 		case lan.Tenant == 0:
 			fail("LAN interface %s: tenant 0 is no tenant", lan.Interface)
-		case strings.HasPrefix(lan.Interface, prefix):
-			fail("LAN interface %s: names that begin with %s are tunnel devices", lan.Interface, prefix)
+		case strings.HasPrefix(lan.Interface, i.DevicePrefix()), strings.HasPrefix(lan.Interface, i.SlowDevicePrefix()):
+			fail("LAN interface %s: names that begin with %s or %s are the agent's own devices", lan.Interface, i.DevicePrefix(), i.SlowDevicePrefix())
 		case !ok:
 			fail("LAN interface %s: there is no such interface", lan.Interface)
 		case !d.ethernet:
 			fail("LAN interface %s: it is not an Ethernet interface", lan.Interface)
 		default:
 			lans[lan.Interface] = lan
-			s.ports[d.index] = bpfPort{Ifindex: d.index, Kind: bpfPortKindPORT_LAN, Tenant: lan.Tenant, Header: 1, Shared: shared}
+			s.ports[d.index] = bpfPort{Ifindex: d.index, Kind: bpfPortKindPORT_LAN, Tenant: lan.Tenant, Header: 1, Shared: shared, Partner: d.slow}
+			if d.slow != 0 {
+				s.ports[d.slow] = bpfPort{Ifindex: d.slow, Kind: bpfPortKindPORT_SLOW, Tenant: lan.Tenant, Header: 1, Partner: d.index}
+			}
 			for _, a := range d.addresses {
 				s.hosts[hostKey(d.index, a)] = 1
 			}
@@ -183,6 +192,16 @@ func (s *state) devices(c plan.Classifier, f facts, unchecked map[uint32]bool) [
 		}
 	}
 	return names
+}
+
+// withholdSlow takes the slow paths on these devices out of use.
+func (s *state) withholdSlow(ifindexes map[uint32]bool) {
+	for n, p := range s.ports {
+		if p.Kind == bpfPortKindPORT_LAN && ifindexes[p.Partner] {
+			p.Partner = 0
+			s.ports[n] = p
+		}
+	}
 }
 
 // withhold takes every member on one of these interfaces out of choice.

@@ -16,7 +16,10 @@ import (
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
-const testPrefix = "cs-t-"
+const (
+	testInstanceName = instance.Instance("t")
+	testPrefix       = "cs-t-"
+)
 
 func testPlan() plan.Classifier {
 	member := func(number uint16, device string, mtu int) plan.Member {
@@ -71,7 +74,7 @@ func testFacts() facts {
 }
 
 func TestRenderGolden(t *testing.T) {
-	s, err := render(testPrefix, testPlan(), testFacts())
+	s, err := render(testInstanceName, testPlan(), testFacts())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +104,7 @@ func TestRenderRefuses(t *testing.T) {
 		{"missing LAN", func(c *plan.Classifier) { c.LANs[2].Interface = "lan9" }, "LAN interface lan9: there is no such interface"},
 		{"LAN without Ethernet", func(c *plan.Classifier) { c.LANs[2].Interface = "tun0" }, "LAN interface tun0: it is not an Ethernet interface"},
 		{"LAN of tenant 0", func(c *plan.Classifier) { c.LANs[2].Tenant = 0 }, "tenant 0 is no tenant"},
-		{"tunnel device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = testPrefix + "6" }, "names that begin with cs-t- are tunnel devices"},
+		{"tunnel device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = testPrefix + "6" }, "names that begin with cs-t- or cs-t_ are the agent's own devices"},
 		{"foreign device as member", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = "eth0" }, "eth0 is no tunnel device of this instance"},
 		{"LAN as member", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = "lan8" }, "lan8 is no tunnel device of this instance"},
 		{"device not there", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = testPrefix + "99" }, "device cs-t-99 is not there yet"},
@@ -120,7 +123,7 @@ func TestRenderRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := testPlan()
 			test.change(&c)
-			s, err := render(testPrefix, c, testFacts())
+			s, err := render(testInstanceName, c, testFacts())
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want one with %q", err, test.want)
 			}
@@ -147,7 +150,7 @@ func TestRenderSharesTheNode(t *testing.T) {
 	}{{"two LANs of one tenant", 2, 0}, {"LANs of two tenants", 3, 1}} {
 		t.Run(test.name, func(t *testing.T) {
 			c := testPlan()
-			s, _ := render(testPrefix, plan.Classifier{LANs: c.LANs[:test.lans]}, testFacts())
+			s, _ := render(testInstanceName, plan.Classifier{LANs: c.LANs[:test.lans]}, testFacts())
 			for _, p := range s.ports {
 				if p.Shared != test.want {
 					t.Errorf("shared is %d, want %d", p.Shared, test.want)
@@ -181,7 +184,7 @@ func TestMarkBase(t *testing.T) {
 func TestRenderKeepsPlaces(t *testing.T) {
 	f := testFacts()
 	delete(f, testPrefix+"1")
-	s, _ := render(testPrefix, testPlan(), f)
+	s, _ := render(testInstanceName, testPlan(), f)
 	want := bpfGroup{Tenant: 7, Count: 3}
 	want.Members[0] = bpfMember{Number: 1, Mtu: 1420}
 	want.Members[1] = bpfMember{Ifindex: 22, Number: 2, Mtu: 1400}
@@ -243,7 +246,7 @@ func TestAdoptSlots(t *testing.T) {
 }
 
 func TestDiff(t *testing.T) {
-	full, err := render(testPrefix, testPlan(), testFacts())
+	full, err := render(testInstanceName, testPlan(), testFacts())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +257,7 @@ func TestDiff(t *testing.T) {
 	p := testPlan()
 	p.Remotes[1].Group = 1
 	p.Locals = p.Locals[:5]
-	changed, err := render(testPrefix, p, testFacts())
+	changed, err := render(testInstanceName, p, testFacts())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,11 +300,11 @@ func TestRenderRefusesWhatDoesNotFit(t *testing.T) {
 		c.LANs = append(c.LANs, plan.LAN{Interface: name, Tenant: uint32(i + 1)})
 		f[name] = device{index: uint32(i + 10), ethernet: true, header: true}
 	}
-	if _, err := render(testPrefix, c, f); !errors.Is(err, errTooMany) {
+	if _, err := render(testInstanceName, c, f); !errors.Is(err, errTooMany) {
 		t.Errorf("%d interfaces: %v, want %v", len(c.LANs), err, errTooMany)
 	}
 	c.LANs = c.LANs[:maxPorts]
-	if _, err := render(testPrefix, c, f); err != nil {
+	if _, err := render(testInstanceName, c, f); err != nil {
 		t.Errorf("%d interfaces: %v", len(c.LANs), err)
 	}
 }

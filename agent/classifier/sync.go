@@ -26,7 +26,7 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 		// Whatever works must not be taken down for want of an answer.
 		return nil, err
 	}
-	want, renderErr := render(c.prefix, p, f)
+	want, renderErr := render(c.config.Instance, p, f)
 	if errors.Is(renderErr, errTooMany) {
 		return nil, renderErr
 	}
@@ -55,7 +55,11 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	c.announce(ctx, todo, hooksTodo, found.dead)
 
 	note(quietAll(p, want, f))
-	note(putAll(c.objects.Ports, "port", todo.ports))
+	// A slow path is used only when what comes back from it is judged.
+	unjudged, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_SLOW)
+	note(err)
+	want.withholdSlow(unjudged)
+	note(putAll(c.objects.Ports, "port", diffTable(want.ports, have.ports)))
 	unchecked, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_TUNNEL)
 	note(err)
 	checked = want.devices(p, f, unchecked)
@@ -187,6 +191,7 @@ func (c *Classifier) mapsByName() map[string]*ebpf.Map {
 func (c *Classifier) programs() map[string]*ebpf.Program {
 	return map[string]*ebpf.Program{
 		bpfProgCsLanIn: c.objects.CsLanIn, bpfProgCsTunnelIn: c.objects.CsTunnelIn, bpfProgCsTunnelOut: c.objects.CsTunnelOut,
+		bpfProgCsSlowIn: c.objects.CsSlowIn,
 	}
 }
 

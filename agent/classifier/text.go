@@ -21,8 +21,12 @@ func keyText(k any) string {
 func valueText(v any) string {
 	switch v := v.(type) {
 	case bpfPort:
-		if v.Kind == bpfPortKindPORT_LAN {
-			return fmt.Sprintf("lan tenant %d slot %d shared %d", v.Tenant, v.Slot, v.Shared)
+		switch v.Kind {
+		case bpfPortKindPORT_LAN:
+			return fmt.Sprintf("lan tenant %d slot %d shared %d slow %d", v.Tenant, v.Slot, v.Shared, v.Partner)
+		case bpfPortKindPORT_SLOW:
+			return fmt.Sprintf("slow tenant %d slot %d lan %d", v.Tenant, v.Slot, v.Partner)
+		case bpfPortKindPORT_TUNNEL:
 		}
 		return fmt.Sprintf("tunnel tenant %d group %d mtu %d slot %d header %d probe %s %s", v.Tenant, v.Group, v.Mtu,
 			v.Slot, v.Header, address(6, v.LocalProbe), address(6, v.RemoteProbe))

@@ -2,7 +2,8 @@
 //
 // The fast path: LAN -> tunnel, tunnel -> LAN, and a last check of what enters
 // a tunnel. A packet goes where the maps say or is dropped and counted; what
-// is for the node itself goes to the stack.
+// is for the node itself goes to the stack. What is too big for its tunnel goes
+// to the slow path's namespace and comes back as ICMP or in fragments.
 #include <linux/errno.h>
 
 #include "layout.h"
@@ -17,8 +18,11 @@
 
 #define PACKET_HOST 0
 
+#define ICMP_DEST_UNREACH 3
+#define ICMP_FRAG_NEEDED 4
 #define ICMP_REDIRECT 5
 
+#define ICMPV6_PKT_TOOBIG 2
 #define ICMPV6_ECHO_REQUEST_ 128
 #define ICMPV6_ECHO_REPLY_ 129
 #define ICMPV6_MLD_QUERY 130
@@ -45,11 +49,16 @@ const volatile __u32 mark_base;
 // Loads after it happen after it.
 #define barrier() asm volatile("" ::: "memory")
 
+// The compiler knows more about x than the verifier and leaves out a check;
+// after this it does not.
+#define forget(x) asm volatile("" : "+r"(x))
+
 static __always_inline void count(__u32 slot, enum direction direction, enum reason reason)
 {
 	struct counts *c = bpf_map_lookup_elem(&counters, &slot);
 	__u32 i = direction * MAX_REASONS + reason;
 
+	forget(i);
 	if (c && i < 2 * MAX_REASONS)
 		c->packets[i]++;
 }
@@ -220,16 +229,81 @@ static __always_inline int probe_pair(struct __sk_buff *skb, const struct packet
 	return type == ICMPV6_ECHO_REQUEST_ || type == ICMPV6_ECHO_REPLY_;
 }
 
+// way is where a packet of a tenant's goes: in, the tenant; out, the number of
+// the group that its destination names, and the member that carries its flow.
+struct way {
+	__u32 tenant;
+	__u32 number;
+	__u32 target;
+	__u32 mtu;
+};
+
+// choose_tunnel returns 0, or why there is no way. parse_transport comes before
+// it: flows of one group are told apart by ports. It is a global function,
+// which the verifier examines once.
+__noinline int choose_tunnel(struct packet *p, struct way *w)
+{
+	struct remote *remote;
+	struct group *group;
+	__u32 at;
+	int i;
+
+	if (!p || !w)
+		return REASON_NO_REMOTE;
+	remote = find_remote(w->tenant, p->family, &p->dst);
+	if (!remote)
+		return REASON_NO_REMOTE;
+	// Read once: the lookup and the mark must mean the same group.
+	w->number = *(const volatile __u32 *)&remote->group;
+	group = bpf_map_lookup_elem(&groups, &w->number);
+	if (!group)
+		return REASON_NO_GROUP;
+	i = choose_member(group, flow_hash(p));
+	if (i < 0 || i >= MAX_MEMBERS)
+		return REASON_NO_MEMBER;
+	at = i;
+	forget(at);
+	at &= MAX_MEMBERS - 1;
+	w->target = group->members[at].ifindex;
+	w->mtu = group->members[at].mtu;
+	barrier();
+	// Last, for the element may have become another group's meanwhile. A group
+	// of another number is found out where the mark meets the device.
+	return *(const volatile __u32 *)&group->tenant == w->tenant ? 0 : REASON_NO_GROUP;
+}
+
+// enter sends a packet into its tunnel; nothing may be changed in it after.
+static __always_inline int enter(struct __sk_buff *skb, __u32 slot, const struct way *w)
+{
+	count(slot, DIRECTION_IN, REASON_FORWARDED);
+	skb->mark = mark_base | w->number;
+	skb->cb[1] = w->target;
+	return bpf_redirect(w->target, 0);
+}
+
+// leave_for_slow_path hands a packet that its LAN may send, and that is too big,
+// to the kernel's stack in the slow path's namespace. The mark says whose it
+// is there: bpf_redirect_peer keeps it, and nothing else that gets into that
+// namespace has one. PMTU messages are outside the kernel's limits on ICMP, as
+// on any router; each answers a packet that is greater than itself.
+static __always_inline int leave_for_slow_path(struct __sk_buff *skb, const struct port *port)
+{
+	count(port->slot, DIRECTION_IN, REASON_SLOW_PATH);
+	skb->mark = port->ifindex;
+	skb->cb[0] = REASON_SLOW_PATH;
+	skb->cb[1] = port->partner;
+	return bpf_redirect_peer(port->partner, 0);
+}
+
 SEC("tc")
 int cs_lan_in(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, number, target, mtu, at;
+	__u32 ifindex = skb->ifindex;
 	struct packet p = {};
 	struct port port;
+	struct way way = {};
 	struct local *local;
-	struct remote *remote;
-	struct group *group;
-	int r, i, own_source;
+	int r, own_source;
 
 	skb->mark = 0;
 	skb->cb[0] = skb->cb[1] = 0;
@@ -264,42 +338,93 @@ int cs_lan_in(struct __sk_buff *skb)
 		return verdict(skb, port.slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
 	if (!own_source)
 		return verdict(skb, port.slot, DIRECTION_IN, REASON_SPOOFED_SOURCE);
-	remote = find_remote(port.tenant, p.family, &p.dst);
-	if (!remote)
-		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_REMOTE);
 	if (p.ttl <= 1)
 		return verdict(skb, port.slot, DIRECTION_IN, REASON_EXPIRED);
-
-	// Read once: the lookup and the mark must mean the same group.
-	number = *(const volatile __u32 *)&remote->group;
-	group = bpf_map_lookup_elem(&groups, &number);
-	if (!group)
-		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_GROUP);
+	way.tenant = port.tenant;
 	parse_transport(skb, &p);
-	i = choose_member(group, flow_hash(&p));
-	if (i < 0 || i >= MAX_MEMBERS)
-		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_MEMBER);
-	// The compiler knows that this changes nothing, the verifier does not.
-	at = i;
-	asm volatile("" : "+r"(at));
-	at &= MAX_MEMBERS - 1;
-	target = group->members[at].ifindex;
-	mtu = group->members[at].mtu;
-	barrier();
-	// Last, for the element may have become another group's meanwhile. A group
-	// of another number is found out where the mark meets the device.
-	if (*(const volatile __u32 *)&group->tenant != port.tenant)
-		return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_GROUP);
+	r = choose_tunnel(&p, &way);
+	if (r)
+		return verdict(skb, port.slot, DIRECTION_IN, r);
 
-	r = too_big(skb, &p, target, mtu);
+	// Before the packet can be cut into pieces.
+	if (clamp_mss(skb, ETH_HLEN, &p, way.mtu))
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_EDITABLE);
+	r = too_big(skb, &p, way.target, way.mtu);
+	if (r > 0 && port.partner)
+		return leave_for_slow_path(skb, &port);
 	if (r)
 		return verdict(skb, port.slot, DIRECTION_IN, r < 0 ? REASON_NO_MEMBER : REASON_TOO_BIG);
-	if (clamp_mss(skb, ETH_HLEN, &p, mtu) || decrement_ttl(skb, ETH_HLEN, &p))
+	if (decrement_ttl(skb, ETH_HLEN, &p))
 		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_EDITABLE);
-	count(port.slot, DIRECTION_IN, REASON_FORWARDED);
-	skb->mark = mark_base | number;
-	skb->cb[1] = target;
-	return bpf_redirect(target, 0);
+	return enter(skb, port.slot, &way);
+}
+
+// is_mtu_message is true of what tells a sender to send less: ICMP's
+// "fragmentation needed" (RFC 1191), ICMPv6's "packet too big" (RFC 8201).
+static __always_inline int is_mtu_message(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 h[2]; // type and code
+
+	if (p->fragment || !p->l4 || load_net(skb, p->l4, h, sizeof(h)))
+		return 0;
+	if (p->family == 4)
+		return p->protocol == IPPROTO_ICMP && h[0] == ICMP_DEST_UNREACH && h[1] == ICMP_FRAG_NEEDED;
+	return p->protocol == IPPROTO_ICMPV6 && h[0] == ICMPV6_PKT_TOOBIG;
+}
+
+// cs_slow_in judges what comes back from the slow path of one LAN, as if that
+// could be anything: a message about the MTU goes to the LAN, an IPv4 packet
+// that fits by now into a tunnel, all else nowhere. The stack has decremented
+// the TTL, so that this must not.
+SEC("tc")
+int cs_slow_in(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct packet p = {};
+	struct port port;
+	struct way way = {};
+	struct local *local;
+	int r;
+
+	skb->mark = 0;
+	skb->cb[0] = skb->cb[1] = 0;
+	if (!read_port(ifindex, PORT_SLOW, &port))
+		return verdict(skb, 0, DIRECTION_IN, REASON_UNKNOWN_INTERFACE);
+	if (skb->vlan_present)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_VLAN_TAGGED);
+	make_linear(skb);
+	r = parse_addresses(skb, ETH_HLEN, &p);
+	if (r)
+		return verdict(skb, port.slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
+	parse_transport(skb, &p);
+
+	if (is_host(port.partner, p.family, &p.src) && is_mtu_message(skb, &p)) {
+		local = find_local(port.tenant, p.family, &p.dst);
+		if (!local || local->ifindex != port.partner || is_host(port.partner, p.family, &p.dst))
+			return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_LOCAL);
+		count(port.slot, DIRECTION_IN, REASON_TOLD_MTU);
+		skb->cb[0] = REASON_TOLD_MTU;
+		skb->cb[1] = port.partner;
+		return bpf_redirect_neigh(port.partner, NULL, 0, 0);
+	}
+	// Routers do not fragment IPv6.
+	if (p.family != 4)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_NOT_SLOW_PATH);
+	if (unroutable(4, &p.src) || unroutable(4, &p.dst))
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_UNROUTABLE_ADDRESS);
+	local = find_local(port.tenant, 4, &p.src);
+	if (!local || local->ifindex != port.partner)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_SPOOFED_SOURCE);
+	if (p.ttl == 0)
+		return verdict(skb, port.slot, DIRECTION_IN, REASON_EXPIRED);
+	way.tenant = port.tenant;
+	r = choose_tunnel(&p, &way);
+	if (r)
+		return verdict(skb, port.slot, DIRECTION_IN, r);
+	r = too_big(skb, &p, way.target, way.mtu);
+	if (r)
+		return verdict(skb, port.slot, DIRECTION_IN, r < 0 ? REASON_NO_MEMBER : REASON_TOO_BIG);
+	return enter(skb, port.slot, &way);
 }
 
 SEC("tc")

@@ -10,7 +10,7 @@
 #include <bpf/bpf_endian.h>
 
 #define MAX_MEMBERS 32
-#define MAX_REASONS 24
+#define MAX_REASONS 32
 
 // What became of a packet. The driver names counters after these; numbers are
 // part of the layout.
@@ -36,9 +36,12 @@ enum reason {
 	REASON_NOT_EDITABLE = 18,
 	REASON_ROUTER_MESSAGE = 19,
 	REASON_NODE_IS_SHARED = 20,
+	REASON_SLOW_PATH = 21,
+	REASON_TOLD_MTU = 22,
+	REASON_NOT_SLOW_PATH = 23,
 };
 
-// Direction halves of a port's counters: a LAN has the first only.
+// Direction halves of a port's counters: only tunnels have the second.
 enum direction {
 	DIRECTION_IN = 0,
 	DIRECTION_OUT = 1,
@@ -47,6 +50,8 @@ enum direction {
 enum port_kind {
 	PORT_LAN = 1,
 	PORT_TUNNEL = 2,
+	// What comes back from the slow path of one LAN.
+	PORT_SLOW = 3,
 };
 
 // A port is an attachment: what a program knows about the interface on which
@@ -66,6 +71,9 @@ struct port {
 	__u32 header;
 	// shared is a LAN's: 1 if the node serves other tenants too.
 	__u32 shared;
+	// partner is the device of a LAN's slow path, 0 if there is none now, and
+	// the LAN of a slow path's device.
+	__u32 partner;
 	__u8 local_probe[16];
 	__u8 remote_probe[16];
 };
@@ -100,7 +108,7 @@ struct member {
 };
 
 // All of a group is one value, so that one update moves its flows. A program
-// may see another group's in the midst, as with ports; see cs_lan_in.
+// may see another group's in the midst, as with ports; see choose_tunnel.
 struct group {
 	__u32 tenant;
 	// alive has bit i for members[i]; 0 means all.
