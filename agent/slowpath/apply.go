@@ -1,0 +1,89 @@
+package slowpath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
+)
+
+func (d *Driver) apply(ctx context.Context, h handles, c changes, have state) error {
+	var errs []error
+	for _, x := range c.list {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		d.config.Log.Debug("slow path", "change", x)
+		if err := write(h, x, have); err != nil {
+			errs = append(errs, fmt.Errorf("slow path: %s: %w", x, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func write(h handles, x change, have state) error {
+	main, slow := device(x.device, have.main), device(x.device, have.slow)
+	switch x.verb {
+	case removeRule:
+		return gone(h.slow.RuleDel(ruleTo(x.rule)))
+	case removeRoute:
+		return gone(h.slow.RouteDel(routeTo(x.route, have)))
+	case removeMain:
+		return gone(h.main.LinkDel(main))
+	case removeSlow:
+		return gone(h.slow.LinkDel(slow))
+	case addPair:
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = x.device, x.mtu
+		return h.main.LinkAdd(&netlink.Veth{
+			LinkAttrs: attrs, PeerName: x.device, PeerMTU: uint32(x.mtu), PeerNamespace: netlink.NsFd(h.away.FD()),
+		})
+	case setMTU:
+		return errors.Join(h.main.LinkSetMTU(main, x.mtu), h.slow.LinkSetMTU(slow, x.mtu))
+	case silence:
+		return errors.Join(h.main.LinkSetARPOff(main), h.main.LinkSetMulticastOff(main),
+			h.slow.LinkSetARPOff(slow), h.slow.LinkSetMulticastOff(slow))
+	case setUp:
+		return errors.Join(h.slow.LinkSetUp(slow), h.main.LinkSetUp(main))
+	case addAddress:
+		return h.slow.AddrAdd(slow, &netlink.Addr{IPNet: netOf(x.address), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
+	case removeAddress:
+		return gone(h.slow.AddrDel(slow, &netlink.Addr{IPNet: netOf(x.address)}))
+	case addRoute:
+		return h.slow.RouteReplace(routeTo(x.route, have))
+	case addRule:
+		return h.slow.RuleAdd(ruleTo(x.rule))
+	}
+	return fmt.Errorf("unknown change %d", x.verb)
+}
+
+func device(name string, ends map[string]end) netlink.Link {
+	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ends[name].index, Name: name}}
+}
+
+func routeTo(x route, have state) *netlink.Route {
+	return &netlink.Route{
+		Family: families[familyOf(x.destination.Addr())], Table: int(x.table), Protocol: instance.RouteProtocol,
+		Dst: netOf(x.destination), Gw: x.gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+		LinkIndex: have.slow[x.device].index,
+	}
+}
+
+func ruleTo(x rule) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Priority, r.Table, r.Protocol = families[x.family], x.priority, int(x.table), x.protocol
+	if x.mask != 0 {
+		r.Mark, r.Mask = x.mark, &x.mask
+	}
+	return r
+}
+
+func netOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
