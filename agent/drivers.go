@@ -10,11 +10,12 @@ import (
 	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/slowpath"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
 )
 
-// drivers are what acts on the host, and the two namespaces that they act in.
+// drivers are what acts on the host, and the two namespaces that most act in.
 type drivers struct {
 	main, circuit netns.Namespace
 	// hooks is how this kernel attaches programs.
@@ -22,6 +23,7 @@ type drivers struct {
 	guard      *guard.Guard
 	links      *link.Driver
 	tunnels    *wireguard.Driver
+	slowPaths  *slowpath.Driver
 	classifier *classifier.Classifier
 }
 
@@ -60,6 +62,7 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 	d.tunnels = wireguard.New(wireguard.Config{
 		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log,
 	})
+	d.slowPaths = slowpath.New(slowpath.Config{Main: d.main, Instance: c.Instance, Log: log})
 	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Hooks: d.hooks, Log: log}); err != nil {
 		return d, fmt.Errorf("classifier: %w", err)
 	}

@@ -63,7 +63,7 @@ func Remove(ctx context.Context, c Config, purge bool) (err error) {
 
 // installed reports whether anything of an instance is on the host.
 func installed(i instance.Instance) (bool, error) {
-	for _, path := range []string{i.StateDir(), i.RunDir(), filepath.Join(netns.Directory, i.Namespace())} {
+	for _, path := range []string{i.StateDir(), i.RunDir(), filepath.Join(netns.Directory, i.Namespace()), filepath.Join(netns.Directory, i.SlowNamespace())} {
 		if _, err := os.Lstat(path); err == nil {
 			return true, nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -96,6 +96,7 @@ func takeOff(ctx context.Context, c Config) (err error) {
 			}
 			return d.classifier.Remove(ctx)
 		}},
+		{"remove slow paths", d.slowPaths.Remove},
 		{"remove tunnels", d.tunnels.Remove},
 		{"give circuit interfaces back", d.links.Release},
 		{"remove the guard", d.guard.Remove},

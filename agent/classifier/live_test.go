@@ -20,6 +20,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/agent/slowpath"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -32,8 +33,10 @@ type site struct {
 	instance   instance.Instance
 	plan       plan.Classifier
 	classifier *Classifier
-	tuns       [2]*os.File
-	received   [2]atomic.Uint64
+	// slow is nil but where a test wants slow paths.
+	slow     *slowpath.Driver
+	tuns     [2]*os.File
+	received [2]atomic.Uint64
 }
 
 // newSite makes site number 1 or 2, whose prefixes are 10.n.0.0/24 and
@@ -212,16 +215,18 @@ func (s *site) dial(network, address string) net.Conn {
 }
 
 // echo answers UDP on both families on the site's host.
-func (s *site) echo() {
+func (s *site) echo() { s.echoOn(":7777") }
+
+func (s *site) echoOn(address string) {
 	s.t.Helper()
 	var c net.PacketConn
 	must(s.t, s.host.Do(func() (err error) {
-		c, err = net.ListenPacket("udp", ":7777")
+		c, err = net.ListenPacket("udp", address)
 		return err
 	}))
 	s.t.Cleanup(func() { _ = c.Close() })
 	go func() {
-		b := make([]byte, 2048)
+		b := make([]byte, 65536)
 		for {
 			n, from, err := c.ReadFrom(b)
 			if err != nil {

@@ -167,7 +167,7 @@ func icmp6(src, dst string, message ...byte) []byte {
 	s, d := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 	binary.BigEndian.PutUint16(message[2:], ^uint16(sum(pseudo(s, d, 58, len(message)), message)))
 	p := make([]byte, 40)
-	p[0], p[5], p[6], p[7] = 0x60, byte(len(message)), 58, 255
+	p[0], p[4], p[5], p[6], p[7] = 0x60, byte(len(message)>>8), byte(len(message)), 58, 255
 	copy(p[8:], s.AsSlice())
 	copy(p[24:], d.AsSlice())
 	return append(p, message...)

@@ -41,6 +41,12 @@ type (
 		Sync(ctx context.Context, want []plan.Tunnel, closing func(devices []string) error) error
 		Sweep(ctx context.Context) error
 	}
+	// SlowPaths are where the kernel answers or fragments what is too big for
+	// its tunnel. Sync makes one for each LAN; one that is missing costs the LAN
+	// no more than that.
+	SlowPaths interface {
+		Sync(ctx context.Context, want []plan.LAN) error
+	}
 	// Classifier decides about inner packets. checked are the tunnel devices
 	// that it judges; nil when that is not known.
 	Classifier interface {
@@ -66,6 +72,7 @@ type Reconciler struct {
 	guard      Guard
 	links      Links
 	tunnels    Tunnels
+	slowPaths  SlowPaths
 	classifier Classifier
 	log        *slog.Logger
 	dirty      chan struct{}
@@ -78,8 +85,8 @@ type Reconciler struct {
 }
 
 // New makes a reconciler that does nothing until it has a plan.
-func New(g Guard, l Links, t Tunnels, c Classifier, log *slog.Logger) *Reconciler {
-	return &Reconciler{guard: g, links: l, tunnels: t, classifier: c, log: log, dirty: make(chan struct{}, 1)}
+func New(g Guard, l Links, t Tunnels, s SlowPaths, c Classifier, log *slog.Logger) *Reconciler {
+	return &Reconciler{guard: g, links: l, tunnels: t, slowPaths: s, classifier: c, log: log, dirty: make(chan struct{}, 1)}
 }
 
 // Want replaces the plan. Nothing on the host is touched before the first call.
@@ -201,6 +208,7 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 		}
 		return nil
 	}))
+	step("configure slow paths", r.slowPaths.Sync(ctx, want.Classifier.LANs))
 	checked, err := r.classifier.Sync(ctx, want.Classifier)
 	step("configure the classifier", err)
 	if checked == nil {

@@ -107,6 +107,10 @@ func (t tunnels) Sync(_ context.Context, want []plan.Tunnel, closing func([]stri
 
 func (t tunnels) Sweep(context.Context) error { return t.call("sweep") }
 
+type slowPaths struct{ *host }
+
+func (s slowPaths) Sync(context.Context, []plan.LAN) error { return s.call("slow") }
+
 type classifier struct{ *host }
 
 func (c classifier) Sync(context.Context, plan.Classifier) ([]string, error) {
@@ -117,7 +121,7 @@ func (c classifier) Sync(context.Context, plan.Classifier) ([]string, error) {
 }
 
 func newReconciler(h *host) *Reconciler {
-	return New(guard{h}, links{h}, tunnels{h}, classifier{h}, slog.New(slog.DiscardHandler))
+	return New(guard{h}, links{h}, tunnels{h}, slowPaths{h}, classifier{h}, slog.New(slog.DiscardHandler))
 }
 
 func onePlan(flows ...plan.Flow) plan.Plan {
@@ -141,9 +145,9 @@ func TestPassOrder(t *testing.T) {
 		name, want string
 		flows      []plan.Flow
 	}{
-		{"first", "claim arm links tunnels arm classifier guard sweep", []plan.Flow{one, two}},
-		{"taking away", "claim arm links tunnels classifier guard sweep", []plan.Flow{one}},
-		{"repeat", "claim arm links tunnels classifier guard sweep", []plan.Flow{one}},
+		{"first", "claim arm links tunnels arm slow classifier guard sweep", []plan.Flow{one, two}},
+		{"taking away", "claim arm links tunnels slow classifier guard sweep", []plan.Flow{one}},
+		{"repeat", "claim arm links tunnels slow classifier guard sweep", []plan.Flow{one}},
 	} {
 		h.calls = nil
 		if err := r.pass(t.Context(), onePlan(tt.flows...)); err != nil {
@@ -240,7 +244,7 @@ func TestUnknownLeavesThingsAsTheyWere(t *testing.T) {
 	for broken, want := range map[string]string{
 		"claim":      "claim",
 		"arm":        "claim arm",
-		"classifier": "claim arm links tunnels classifier",
+		"classifier": "claim arm links tunnels slow classifier",
 	} {
 		h := &host{}
 		r := newReconciler(h)

@@ -39,18 +39,14 @@ func write(h handles, x change, have state) error {
 	case removeSlow:
 		return gone(h.slow.LinkDel(slow))
 	case addPair:
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = x.device, x.mtu
-		return h.main.LinkAdd(&netlink.Veth{
-			LinkAttrs: attrs, PeerName: x.device, PeerMTU: uint32(x.mtu), PeerNamespace: netlink.NsFd(h.away.FD()),
-		})
+		return h.add(x.device, x.mtu)
 	case setMTU:
 		return errors.Join(h.main.LinkSetMTU(main, x.mtu), h.slow.LinkSetMTU(slow, x.mtu))
 	case silence:
-		return errors.Join(h.main.LinkSetARPOff(main), h.main.LinkSetMulticastOff(main),
-			h.slow.LinkSetARPOff(slow), h.slow.LinkSetMulticastOff(slow))
+		return h.silence(main, slow)
 	case setUp:
-		return errors.Join(h.slow.LinkSetUp(slow), h.main.LinkSetUp(main))
+		// The end that sends comes last: with its carrier there, it can at once.
+		return errors.Join(h.main.LinkSetUp(main), h.slow.LinkSetUp(slow))
 	case addAddress:
 		return h.slow.AddrAdd(slow, &netlink.Addr{IPNet: netOf(x.address), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
 	case removeAddress:
@@ -61,6 +57,33 @@ func write(h handles, x change, have state) error {
 		return h.slow.RuleAdd(ruleTo(x.rule))
 	}
 	return fmt.Errorf("unknown change %d", x.verb)
+}
+
+// add leaves a pair down. It is silent before it is told to forward: an IPv6
+// router joins groups, and says so.
+func (h handles) add(name string, mtu int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = name, mtu
+	err := h.main.LinkAdd(&netlink.Veth{
+		LinkAttrs: attrs, PeerName: name, PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(h.away.FD()),
+	})
+	if err != nil {
+		return err
+	}
+	main, err := h.main.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	slow, err := h.slow.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return h.silence(main, slow)
+}
+
+func (h handles) silence(main, slow netlink.Link) error {
+	return errors.Join(h.main.LinkSetARPOff(main), h.main.LinkSetMulticastOff(main),
+		h.slow.LinkSetARPOff(slow), h.slow.LinkSetMulticastOff(slow))
 }
 
 func device(name string, ends map[string]end) netlink.Link {

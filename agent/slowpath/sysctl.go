@@ -31,11 +31,11 @@ var (
 		// No LAN's address serves for another LAN.
 		{"ipv6/conf/%s/use_oif_addrs_only", "1"},
 		{"ipv6/conf/%s/disable_ipv6", "0"},
-		{"ipv6/conf/%s/forwarding", "1"},
 		{"ipv6/conf/%s/accept_ra", "0"},
 		{"ipv6/conf/%s/accept_redirects", "0"},
 	}
-	noAddress = sysctl{"ipv6/conf/%s/addr_gen_mode", "1"}
+	forwarding6 = "ipv6/conf/%s/forwarding"
+	noAddress   = sysctl{"ipv6/conf/%s/addr_gen_mode", "1"}
 	// An end in the main namespace takes part in nothing there.
 	apart = []sysctl{
 		{"ipv4/conf/%s/forwarding", "0"},
@@ -54,6 +54,9 @@ func prepareNamespace() error {
 			errs = append(errs, s.set(scope))
 		}
 	}
+	// The first sets the second too. A new interface is silent before it
+	// forwards.
+	errs = append(errs, sysctl{forwarding6, "1"}.set("all"), sysctl{forwarding6, "0"}.set("default"))
 	return errors.Join(errs...)
 }
 
@@ -70,7 +73,7 @@ func (d *Driver) prepareEnds(h handles, names []string) error {
 			return errors.Join(errs...)
 		}
 	}
-	return errors.Join(h.mainNS.Do(each(apart)), h.away.Do(each(append([]sysctl{noAddress}, routing...))))
+	return errors.Join(h.mainNS.Do(each(apart)), h.away.Do(each(append([]sysctl{noAddress, {forwarding6, "1"}}, routing...))))
 }
 
 // set writes only what differs. What the kernel does not have, such as IPv6 or

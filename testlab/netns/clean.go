@@ -18,6 +18,10 @@ import (
 // interfaces.
 func CircuitNamespace(instance string) string { return "cs-" + instance }
 
+// SlowNamespace is the namespace that an agent makes for what is too big for
+// its tunnel.
+func SlowNamespace(instance string) string { return CircuitNamespace(instance) + "-slow" }
+
 // StateDir is where an agent keeps what survives a reboot.
 func StateDir(instance string) string { return filepath.Join("/var/lib/circuitseal", instance) }
 
@@ -30,7 +34,7 @@ func (r *record) clean() error {
 	var errs []error
 	all := slices.Clone(r.Namespaces)
 	for _, i := range r.Instances {
-		all = append(all, CircuitNamespace(i))
+		all = append(all, CircuitNamespace(i), SlowNamespace(i))
 	}
 	errs = append(errs, r.killProcesses(all))
 	for _, i := range r.Instances {
