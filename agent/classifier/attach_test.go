@@ -145,6 +145,7 @@ func TestOtherLayout(t *testing.T) {
 	c := b.plan
 	c.LANs, c.Locals = c.LANs[1:], c.Locals[1:2]
 	delete(want, attachment{bpfProgCsLanIn, b.index["lan7a"]})
+	delete(want, attachment{bpfProgCsLanIn, b.index[b.slowDevice("lan7a")]}) // at its hook
 	b.sync(c, missing)
 	b.wantSame("another layout", want)
 	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {

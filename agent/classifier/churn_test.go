@@ -21,6 +21,7 @@ func TestMixedUpElements(t *testing.T) {
 	lan := frame{program: bpfProgCsLanIn, device: "lan7a", mac: b.mac["lan7a"], ethertype: 0x0800, data: udp4(near, far, 1, 53)}
 	out := frame{program: bpfProgCsTunnelOut, device: p + "6", ethertype: 0x0800, data: lan.data, mark: b.mark(b.group(3))}
 	in := frame{program: bpfProgCsTunnelIn, device: p + "6", ethertype: 0x0800, data: udp4(far, near, 53, 1)}
+	slow := frame{program: bpfProgCsSlowIn, device: b.slowDevice("lan8"), ethertype: 0x0800, data: lan.data}
 	foreign := out
 	foreign.mark = b.mark(b.group(1))
 	other := out
@@ -43,11 +44,14 @@ func TestMixedUpElements(t *testing.T) {
 		{"nothing, out", nil, out, bpfReasonREASON_FORWARDED},
 		{"nothing, in", nil, in, bpfReasonREASON_FORWARDED},
 		{"nothing, from the LAN", nil, lan, bpfReasonREASON_FORWARDED},
+		{"nothing, from a slow path", nil, slow, bpfReasonREASON_FORWARDED},
 		{"a packet of another tenant's group", nil, foreign, bpfReasonREASON_NOT_CLASSIFIED},
 		{"a packet of another instance", nil, other, bpfReasonREASON_NOT_CLASSIFIED},
 		{"a LAN's port", port("lan7a", "lan8"), lan, bpfReasonREASON_UNKNOWN_INTERFACE},
 		{"a tunnel's port, out", port(p+"6", p+"1"), out, bpfReasonREASON_UNKNOWN_INTERFACE},
 		{"a tunnel's port, in", port(p+"6", p+"1"), in, bpfReasonREASON_UNKNOWN_INTERFACE},
+		{"a slow path's port", port(slow.device, b.slowDevice("lan7a")), slow, bpfReasonREASON_UNKNOWN_INTERFACE},
+		{"a LAN's port as a slow path's", port(slow.device, "lan8"), slow, bpfReasonREASON_UNKNOWN_INTERFACE},
 		{"a group", func() error {
 			var g bpfGroup
 			if err := b.classifier.objects.Groups.Lookup(uint32(3), &g); err != nil {

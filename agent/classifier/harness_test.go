@@ -104,6 +104,9 @@ func newBed(t testing.TB) *bed {
 	b.pair(h, p+"3", p+"4", 9000)
 	b.pair(h, p+"5", p+"6", 9000)
 	b.pair(h, p+"7", "gone", 1380)
+	// lan7b has no slow path.
+	b.pair(h, b.slowDevice("lan7a"), "slow7a", 1380)
+	b.pair(h, b.slowDevice("lan8"), "slow8", 1380)
 	for lan, list := range b.addresses {
 		for _, a := range list {
 			addr, err := netlink.ParseAddr(a)
@@ -161,6 +164,12 @@ func renamed(c plan.Classifier, prefix string) plan.Classifier {
 		}
 	}
 	return c
+}
+
+// slowDevice is the name of the slow path that a LAN may have.
+func (b *bed) slowDevice(lan string) string {
+	name, _ := b.instance.SlowDevice(b.index[lan])
+	return name
 }
 
 func (b *bed) pair(h *netlink.Handle, one, two string, mtu int) {
@@ -247,7 +256,7 @@ func (b *bed) run(f frame) (outcome, error) {
 		want = actionNext
 	case r.reason == bpfReasonREASON_FORWARDED && f.program == bpfProgCsTunnelOut:
 		want = actionNext
-	case r.reason == bpfReasonREASON_FORWARDED:
+	case r.reason == bpfReasonREASON_FORWARDED, r.reason == bpfReasonREASON_SLOW_PATH, r.reason == bpfReasonREASON_TOLD_MTU:
 		want = actionRedirect
 		r.target = b.name[got.CB[1]]
 	}
@@ -255,7 +264,10 @@ func (b *bed) run(f frame) (outcome, error) {
 		return r, fmt.Errorf("action %d with reason %s, want action %d", int32(action), reasons[r.reason], int32(want))
 	}
 	wantMark := uint32(0)
-	if r.reason == bpfReasonREASON_FORWARDED && f.program == bpfProgCsLanIn {
+	switch {
+	case r.reason == bpfReasonREASON_SLOW_PATH:
+		wantMark = b.index[f.device]
+	case r.reason == bpfReasonREASON_FORWARDED && (f.program == bpfProgCsLanIn || f.program == bpfProgCsSlowIn):
 		g, _ := b.member(r.target)
 		wantMark = b.mark(g)
 	}

@@ -38,6 +38,8 @@ func (b *bed) oracle(f frame, alive map[uint32]uint32) outcome {
 		return b.oracleLAN(f, p, alive)
 	case bpfProgCsTunnelIn:
 		return b.oracleTunnelIn(f, p)
+	case bpfProgCsSlowIn:
+		return b.oracleSlow(f, p, alive)
 	}
 	return b.oracleTunnelOut(f, p)
 }
@@ -81,9 +83,51 @@ func (b *bed) oracleLAN(f frame, p parsed, alive map[uint32]uint32) outcome {
 		return outcome{reason: bpfReasonREASON_NO_MEMBER}
 	}
 	if b.tooBig(f, p, m.MTU, m.Device) {
+		if slow := b.slowDevice(f.device); b.index[slow] != 0 {
+			return outcome{reason: bpfReasonREASON_SLOW_PATH, target: slow, data: clamped(f.data, p, m.MTU)}
+		}
 		return outcome{reason: bpfReasonREASON_TOO_BIG}
 	}
 	return outcome{reason: bpfReasonREASON_FORWARDED, target: m.Device, data: edited(f.data, p, m.MTU)}
+}
+
+// oracleSlow judges what comes back from a slow path.
+func (b *bed) oracleSlow(f frame, p parsed, alive map[uint32]uint32) outcome {
+	drop := func(r bpfReason) outcome { return outcome{reason: r} }
+	i := slices.IndexFunc(b.plan.LANs, func(l plan.LAN) bool { return b.slowDevice(l.Interface) == f.device })
+	lan := b.plan.LANs[i]
+	home := func(a netip.Addr) bool {
+		l, ok := b.local(lan.Tenant, a)
+		return ok && l.Interface == lan.Interface
+	}
+	switch {
+	case p.mtuMessage && b.own(lan.Interface, p.src):
+		if !home(p.dst) || b.own(lan.Interface, p.dst) {
+			return drop(bpfReasonREASON_NO_LOCAL)
+		}
+		return outcome{reason: bpfReasonREASON_TOLD_MTU, target: lan.Interface, data: f.data}
+	case p.src.Is6():
+		return drop(bpfReasonREASON_NOT_SLOW_PATH)
+	case nobody(p.src), nobody(p.dst):
+		return drop(bpfReasonREASON_UNROUTABLE_ADDRESS)
+	case !home(p.src):
+		return drop(bpfReasonREASON_SPOOFED_SOURCE)
+	case p.ttl == 0:
+		return drop(bpfReasonREASON_EXPIRED)
+	}
+	r, ok := b.remote(lan.Tenant, p.dst)
+	if !ok {
+		return drop(bpfReasonREASON_NO_REMOTE)
+	}
+	g := b.group(r.Group)
+	m, ok := b.rendezvous(g, alive[g.Number], p)
+	if !ok {
+		return drop(bpfReasonREASON_NO_MEMBER)
+	}
+	if b.tooBig(f, p, m.MTU, m.Device) {
+		return drop(bpfReasonREASON_TOO_BIG)
+	}
+	return outcome{reason: bpfReasonREASON_FORWARDED, target: m.Device, data: f.data}
 }
 
 // own is true of an address that the node has on the interface.

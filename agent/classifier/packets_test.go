@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
 // Addresses that lie on, between and beside the prefixes of testPlan.
@@ -27,10 +30,13 @@ func usual(r *rand.Rand) bool { return r.IntN(8) != 0 }
 
 // randomFrame makes a frame of one program and device.
 func (b *bed) randomFrame(r *rand.Rand) frame {
-	f := frame{program: pick(r, bpfProgCsLanIn, bpfProgCsLanIn, bpfProgCsTunnelIn, bpfProgCsTunnelOut)}
-	if f.program == bpfProgCsLanIn {
+	f := frame{program: pick(r, bpfProgCsLanIn, bpfProgCsLanIn, bpfProgCsTunnelIn, bpfProgCsTunnelOut, bpfProgCsSlowIn)}
+	switch f.program {
+	case bpfProgCsLanIn:
 		f.device = pick(r, b.plan.LANs...).Interface
-	} else {
+	case bpfProgCsSlowIn:
+		f.device = pick(r, b.slowPaths()...)
+	default:
 		f.device = pick(r, b.tunnels()...)
 		g, _ := b.member(f.device)
 		f.mark = b.mark(g)
@@ -64,6 +70,16 @@ func (b *bed) randomFrame(r *rand.Rand) frame {
 		f.data = append(f.data, 0)
 	}
 	return f
+}
+
+// slowPaths are the devices of LANs' slow paths that exist.
+func (b *bed) slowPaths() (list []string) {
+	for _, l := range b.plan.LANs {
+		if name := b.slowDevice(l.Interface); b.index[name] != 0 {
+			list = append(list, name)
+		}
+	}
+	return list
 }
 
 // tunnels are the devices of the plan that exist.
@@ -108,13 +124,21 @@ func (b *bed) choose(r *rand.Rand, f frame, pool []string) (src, dst netip.Addr)
 	if r.IntN(8) == 0 {
 		dst = b.nodeAddress(r, f, src.Is4())
 	}
+	if f.program == bpfProgCsSlowIn && r.IntN(2) == 0 {
+		src, dst = b.nodeAddress(r, f, src.Is4()), src
+	}
 	return src, dst
 }
 
 // nodeAddress is one that the node has on a LAN: on the frame's if that is one.
 func (b *bed) nodeAddress(r *rand.Rand, f frame, four bool) netip.Addr {
 	device := f.device
-	if f.program != bpfProgCsLanIn {
+	switch {
+	case f.program == bpfProgCsLanIn:
+	case f.program == bpfProgCsSlowIn && usual(r):
+		i := slices.IndexFunc(b.plan.LANs, func(l plan.LAN) bool { return b.slowDevice(l.Interface) == f.device })
+		device = b.plan.LANs[i].Interface
+	default:
 		device = pick(r, b.plan.LANs...).Interface
 	}
 	for {
@@ -131,6 +155,9 @@ func (b *bed) random4(r *rand.Rand, f frame) []byte {
 		options = 4 * (1 + r.IntN(10))
 	}
 	protocol := pick[byte](r, 6, 6, 17, 1, 47, 50, 132)
+	if f.program == bpfProgCsSlowIn {
+		protocol = pick[byte](r, protocol, 1)
+	}
 	payload := transport(r, protocol, src, dst)
 	d := make([]byte, 20+options+len(payload))
 	d[0] = 0x40 | byte(5+options/4)
@@ -160,7 +187,7 @@ func (b *bed) random4(r *rand.Rand, f frame) []byte {
 func (b *bed) random6(r *rand.Rand, f frame) []byte {
 	src, dst := b.choose(r, f, addresses6)
 	protocol := pick[byte](r, 6, 6, 17, 58, 58, 47, 59, 132)
-	if f.program != bpfProgCsLanIn && r.IntN(6) == 0 {
+	if slices.Contains(b.tunnels(), f.device) && r.IntN(6) == 0 {
 		_, m := b.member(f.device)
 		src, dst = m.LocalProbe, m.RemoteProbe
 		if f.program == bpfProgCsTunnelIn {
@@ -221,10 +248,10 @@ func transport(r *rand.Rand, protocol byte, src, dst netip.Addr) []byte {
 			d[i] = byte(r.Uint32())
 		}
 		if protocol == 1 {
-			d[0] = pick[byte](r, 0, 5, 8)
+			d[0], d[1] = pick[byte](r, 0, 3, 3, 3, 5, 8), pick[byte](r, 0, 1, 4, 4, 4)
 		}
 		if protocol == 58 {
-			d[0] = pick[byte](r, 128, 129, 130, 131, 133, 134, 135, 136, 137)
+			d[0] = pick[byte](r, 2, 2, 2, 128, 129, 130, 131, 133, 134, 135, 136, 137)
 		}
 		return d
 	}

@@ -17,6 +17,8 @@ type parsed struct {
 	echo bool
 	// icmp and icmp4 are types of messages, or -1.
 	icmp, icmp4 int
+	// mtuMessage is set for "fragmentation needed" and "packet too big", whole.
+	mtuMessage bool
 }
 
 func parse(f frame, slack int) (p parsed, ok bool) {
@@ -57,6 +59,9 @@ func parse(f frame, slack int) (p parsed, ok bool) {
 	if p.protocol == 58 && p.l4 > 0 && len(d) > p.l4 {
 		p.icmp = int(d[p.l4])
 	}
+	if !p.fragment && len(d) > p.l4+1 {
+		p.mtuMessage = p.icmp == 2 || p.icmp4 == 3 && d[p.l4+1] == 4
+	}
 	return p, true
 }
 
@@ -93,13 +98,21 @@ func (p *parsed) extensions(d []byte) {
 // edited is the packet as a router with this MTU would send it on, but for
 // checksums, which sameButChecksums compares.
 func edited(d []byte, p parsed, mtu int) []byte {
+	d = clamped(d, p, mtu)
+	if p.src.Is4() {
+		d[8]--
+	} else {
+		d[7]--
+	}
+	return d
+}
+
+// clamped is the packet with an MSS that the MTU holds.
+func clamped(d []byte, p parsed, mtu int) []byte {
 	d = append([]byte(nil), d...)
 	headers := 60
 	if p.src.Is4() {
-		d[8]--
 		headers = 40
-	} else {
-		d[7]--
 	}
 	if at := mssOption(d, p); at > 0 && int(binary.BigEndian.Uint16(d[at:])) > mtu-headers {
 		binary.BigEndian.PutUint16(d[at:], uint16(mtu-headers))

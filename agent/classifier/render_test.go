@@ -67,6 +67,11 @@ func testFacts() facts {
 		"eth0":  {index: 2, ethernet: true, header: true},
 		"tun0":  {index: 3},
 	}
+	for lan, slow := range map[string]uint32{"lan7a": 31, "lan8": 33} {
+		d := f[lan]
+		d.slow = slow
+		f[lan] = d
+	}
 	for i := range uint32(8) {
 		f[testPrefix+string(rune('1'+i))] = device{index: 21 + i, header: i == 7}
 	}
@@ -104,6 +109,7 @@ func TestRenderRefuses(t *testing.T) {
 		{"missing LAN", func(c *plan.Classifier) { c.LANs[2].Interface = "lan9" }, "LAN interface lan9: there is no such interface"},
 		{"LAN without Ethernet", func(c *plan.Classifier) { c.LANs[2].Interface = "tun0" }, "LAN interface tun0: it is not an Ethernet interface"},
 		{"LAN of tenant 0", func(c *plan.Classifier) { c.LANs[2].Tenant = 0 }, "tenant 0 is no tenant"},
+		{"slow path's device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = "cs-t_1" }, "names that begin with cs-t- or cs-t_ are the agent's own"},
 		{"tunnel device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = testPrefix + "6" }, "names that begin with cs-t- or cs-t_ are the agent's own devices"},
 		{"foreign device as member", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = "eth0" }, "eth0 is no tunnel device of this instance"},
 		{"LAN as member", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = "lan8" }, "lan8 is no tunnel device of this instance"},
@@ -141,6 +147,25 @@ func TestRenderRefuses(t *testing.T) {
 	}
 }
 
+// A slow path is in use while what comes back from it is judged.
+func TestRenderSlowPaths(t *testing.T) {
+	s, err := render(testInstanceName, testPlan(), testFacts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.withholdSlow(map[uint32]bool{33: true})
+	for ifindex, want := range map[uint32]uint32{11: 31, 12: 0, 13: 0, 31: 11, 33: 13} {
+		if got := s.ports[ifindex].Partner; got != want {
+			t.Errorf("interface %d has the partner %d, want %d", ifindex, got, want)
+		}
+	}
+	for slow, tenant := range map[uint32]uint32{31: 7, 33: 8} {
+		if p := s.ports[slow]; p.Kind != bpfPortKindPORT_SLOW || p.Tenant != tenant {
+			t.Errorf("slow path %d is %s", slow, valueText(p))
+		}
+	}
+}
+
 // One tenant has the node's stack for itself, several share it.
 func TestRenderSharesTheNode(t *testing.T) {
 	for _, test := range []struct {
@@ -152,7 +177,7 @@ func TestRenderSharesTheNode(t *testing.T) {
 			c := testPlan()
 			s, _ := render(testInstanceName, plan.Classifier{LANs: c.LANs[:test.lans]}, testFacts())
 			for _, p := range s.ports {
-				if p.Shared != test.want {
+				if p.Kind == bpfPortKindPORT_LAN && p.Shared != test.want {
 					t.Errorf("shared is %d, want %d", p.Shared, test.want)
 				}
 			}

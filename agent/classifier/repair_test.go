@@ -51,7 +51,7 @@ func TestRepair(t *testing.T) {
 		must(t, err)
 		want := len(b.classifier.mapsByName())
 		if way == tchook.TCX {
-			want += 3 + 2*7
+			want += 3 + 2 + 2*7
 		}
 		if len(pins) != want {
 			t.Errorf("%s: %d pins, want %d", what, len(pins), want)
@@ -108,8 +108,8 @@ func TestLeftovers(t *testing.T) {
 	}
 	have, err := b.classifier.readState()
 	must(t, err)
-	if len(have.ports) != 1+5 || len(have.locals) != 1 || len(have.remotes) != 5 || len(have.groups) != 2 {
-		t.Errorf("maps hold %d ports, %d locals, %d remotes, %d groups; want 6, 1, 5, 2", len(have.ports), len(have.locals), len(have.remotes), len(have.groups))
+	if len(have.ports) != 1+1+5 || len(have.locals) != 1 || len(have.remotes) != 5 || len(have.groups) != 2 {
+		t.Errorf("maps hold %d ports, %d locals, %d remotes, %d groups; want 7, 1, 5, 2", len(have.ports), len(have.locals), len(have.remotes), len(have.groups))
 	}
 	b.sync(plan.Classifier{})
 	if n := b.attached("lan7a", tchook.Ingress); n != 0 {
