@@ -100,8 +100,12 @@ func (b *bed) oracleSlow(f frame, p parsed, alive map[uint32]uint32) outcome {
 		l, ok := b.local(lan.Tenant, a)
 		return ok && l.Interface == lan.Interface
 	}
+	far6 := func(a netip.Addr) bool {
+		_, ok := b.remote(lan.Tenant, a)
+		return ok && a.Is6()
+	}
 	switch {
-	case p.mtuMessage && b.own(lan.Interface, p.src):
+	case p.mtuMessage && (b.own(lan.Interface, p.src) || far6(p.src)):
 		if !home(p.dst) || b.own(lan.Interface, p.dst) {
 			return drop(bpfReasonREASON_NO_LOCAL)
 		}

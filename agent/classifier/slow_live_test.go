@@ -202,6 +202,26 @@ func TestSlowPathFragments(t *testing.T) {
 	if a.counter("classifier_slow_forwarded", "lan0") == 0 || b.counter("classifier_slow_forwarded", "lan0") == 0 {
 		t.Error("no fragment was counted")
 	}
+	// A super-packet whose segments are too big is cut twice.
+	c := a.dial("udp", "10.2.0.10:7778")
+	discovery(t, c, unix.IP_PMTUDISC_DONT)
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		must(t, unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, 1400))
+	}))
+	taken := a.counter("classifier_lan_slow_path", "lan0")
+	_, err = c.Write(make([]byte, 4*1400))
+	must(t, err)
+	must(t, c.SetReadDeadline(time.Now().Add(5*time.Second)))
+	for i := range 4 {
+		if n, err := c.Read(make([]byte, 2048)); err != nil || n != 1400 {
+			t.Errorf("segment %d: %d bytes came back, %v", i, n, err)
+		}
+	}
+	if n := a.counter("classifier_lan_slow_path", "lan0") - taken; n != 1 {
+		t.Errorf("%d packets took the slow path, want 1 super-packet", n)
+	}
 	for i := range a.tuns {
 		if b.received[i].Load() == 0 {
 			t.Errorf("tunnel %d carried nothing", i+1)
@@ -411,6 +431,34 @@ func TestSlowPathOfTwoTenants(t *testing.T) {
 	}
 }
 
+// The addresses that the node has on other tenants' LANs are in the slow path's
+// namespace too; far hosts may well have the same.
+func TestSlowPathKnowsNoAddressesOfItsOwn(t *testing.T) {
+	e := newEstate(t, [2]int{1, 9}, [2]uint32{7, 8})
+	e.plan.Remotes = append(e.plan.Remotes,
+		plan.Remote{Tenant: 7, Prefix: netip.MustParsePrefix("10.9.0.0/16"), Group: 1},
+		plan.Remote{Tenant: 7, Prefix: netip.MustParsePrefix("fd09::/64"), Group: 1})
+	e.slowly(liveMTU)
+	large := bytes.Repeat([]byte(secret), 56)
+	for _, test := range []struct {
+		ethertype uint16
+		packet    []byte
+	}{
+		{0x0800, largeEcho4("10.1.0.2", "10.9.0.1", 0x40, large)},
+		{0x86dd, icmp6("fd01::2", "fd09::1", append([]byte{128, 0, 0, 0, 0, 0, 0, 0}, large...)...)},
+	} {
+		e.hosts["lan0"].saw(t, "")
+		e.hosts["lan0"].send(t, test.ethertype, test.packet)
+		waitFor(t, "lan0 is told the MTU", func() bool { return e.hosts["lan0"].saw(t, secret) > 0 })
+	}
+	if n := e.counter("classifier_slow_told_mtu", "lan0"); n != 2 {
+		t.Errorf("%d messages, want 2", n)
+	}
+	if n := e.hosts["lan1"].saw(t, secret); n != 0 {
+		t.Errorf("%d packets reached the other tenant", n)
+	}
+}
+
 // largeEcho4 has these flags, 0x40 for DF.
 func largeEcho4(src, dst string, flags byte, payload []byte) []byte {
 	d := append(echo4(src, dst)[:28], payload...)
@@ -426,6 +474,7 @@ func largeEcho4(src, dst string, flags byte, payload []byte) []byte {
 // MTU reaches the LAN, and nothing but the tenant's own packets a tunnel.
 func TestSlowPathIsNotTrusted(t *testing.T) {
 	e := newEstate(t, [2]int{1, 9}, [2]uint32{7, 8})
+	e.plan.Remotes = append(e.plan.Remotes, plan.Remote{Tenant: 7, Prefix: netip.MustParsePrefix("fd02::/64"), Group: 1})
 	e.slowly(liveMTU)
 	slow, err := netns.Open(e.instance.SlowNamespace())
 	must(t, err)
@@ -489,6 +538,9 @@ func TestSlowPathIsNotTrusted(t *testing.T) {
 		{"IPv6 echo from the node", 0x86dd, icmp6("fd01::1", "fd01::2", 128, 0, 0, 0, 0, 0, 0, 0), "dropped_not_slow_path"},
 		{"IPv6 redirect", 0x86dd, icmp6("fd01::1", "fd01::2", 137, 0, 0, 0, 0, 0, 0, 0), "dropped_not_slow_path"},
 		{"router advertisement", 0x86dd, icmp6("fe80::1", "ff02::1", 134, 0, 0, 0, 0, 0, 0, 0), "dropped_not_slow_path"},
+		{"IPv6 message from the far site", 0x86dd, icmp6("fd02::1", "fd01::2", 2, 0, 0, 0, 0, 0, 5, 0), "told_mtu"},
+		{"IPv6 message from the far site to the other tenant", 0x86dd, icmp6("fd02::1", "fd09::2", 2, 0, 0, 0, 0, 0, 5, 0), "dropped_no_local"},
+		{"IPv6 message from the other tenant's address", 0x86dd, icmp6("fd09::1", "fd01::2", 2, 0, 0, 0, 0, 0, 5, 0), "dropped_not_slow_path"},
 		{"truncated", 0x0800, echo4("10.1.0.2", "10.2.0.2")[:19], "dropped_malformed"},
 		{"ARP", 0x0806, make([]byte, 28), "dropped_not_ip"},
 	} {

@@ -187,6 +187,17 @@ func TestNoLinkComesUpUnguarded(t *testing.T) {
 	}
 }
 
+// Without slow paths all else is there.
+func TestSlowPathsHoldNothingUp(t *testing.T) {
+	h := &host{fail: map[string]error{"slow": errors.New("no")}}
+	if err := newReconciler(h).pass(t.Context(), onePlan(plan.Flow{Interface: "circ0", Device: "t1"})); err == nil {
+		t.Error("no error")
+	}
+	if !slices.Equal(h.devices, []string{"t1"}) || len(h.flows) != 1 {
+		t.Errorf("devices %v, flows %v; want t1, open", h.devices, h.flows)
+	}
+}
+
 // Nothing comes in from a tunnel whose packets nobody judges: not when its
 // device has to be made again, not when the classifier could not check it.
 func TestUnjudgedTunnelsStayClosed(t *testing.T) {

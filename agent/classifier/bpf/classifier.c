@@ -372,6 +372,15 @@ static __always_inline int is_mtu_message(struct __sk_buff *skb, const struct pa
 	return p->protocol == IPPROTO_ICMPV6 && h[0] == ICMPV6_PKT_TOOBIG;
 }
 
+// may_tell is true of the sources that the stack gives its messages: the node's
+// address on the LAN, and for IPv6 the destination's own where that is the
+// node's on another LAN (icmp6_send in net/ipv6/icmp.c asks all interfaces).
+static __always_inline int may_tell(const struct port *port, const struct packet *p)
+{
+	return is_host(port->partner, p->family, &p->src) ||
+	       (p->family == 6 && find_remote(port->tenant, 6, &p->src));
+}
+
 // cs_slow_in judges what comes back from the slow path of one LAN, as if that
 // could be anything: a message about the MTU goes to the LAN, an IPv4 packet
 // that fits by now into a tunnel, all else nowhere. The stack has decremented
@@ -398,7 +407,7 @@ int cs_slow_in(struct __sk_buff *skb)
 		return verdict(skb, port.slot, DIRECTION_IN, r == -2 ? REASON_NOT_IP : REASON_MALFORMED);
 	parse_transport(skb, &p);
 
-	if (is_host(port.partner, p.family, &p.src) && is_mtu_message(skb, &p)) {
+	if (is_mtu_message(skb, &p) && may_tell(&port, &p)) {
 		local = find_local(port.tenant, p.family, &p.dst);
 		if (!local || local->ifindex != port.partner || is_host(port.partner, p.family, &p.dst))
 			return verdict(skb, port.slot, DIRECTION_IN, REASON_NO_LOCAL);

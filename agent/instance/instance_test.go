@@ -1,0 +1,27 @@
+package instance
+
+import (
+	"math"
+	"strings"
+	"testing"
+)
+
+// Devices of tunnels and of slow paths are told apart by how their names begin,
+// among all instances.
+func TestSlowDevices(t *testing.T) {
+	for lan, want := range map[uint32]string{1: "cs-abcdef_1", 36: "cs-abcdef_10", 60_466_175: "cs-abcdef_zzzzz"} {
+		if got, ok := Instance("abcdef").SlowDevice(lan); got != want || !ok {
+			t.Errorf("slow path of interface %d is %s, %t; want %s", lan, got, ok, want)
+		}
+	}
+	for _, lan := range []uint32{0, 60_466_176, math.MaxInt32} {
+		if got, ok := Instance("abcdef").SlowDevice(lan); ok {
+			t.Errorf("slow path of interface %d is %s, want none", lan, got)
+		}
+	}
+	a, b := Instance("a"), Instance("ab")
+	tunnel, slow := a.Device(1), a.SlowDevicePrefix()
+	if strings.HasPrefix(tunnel, slow) || strings.HasPrefix(slow, a.DevicePrefix()) || strings.HasPrefix(b.SlowDevicePrefix(), slow) {
+		t.Errorf("%s, %s and %s begin alike", tunnel, slow, b.SlowDevicePrefix())
+	}
+}
