@@ -24,11 +24,11 @@ import (
 )
 
 // slowly gives the site slow paths, which nothing but the test keeps in order.
-func (s *site) slowly(mtu int) {
+func (s *site) slowly() {
 	s.t.Helper()
 	s.slow = slowpath.New(slowpath.Config{Main: s.node, Instance: s.instance, Log: slog.New(slog.DiscardHandler)})
 	s.t.Cleanup(func() { must(s.t, s.slow.Remove(context.Background())) })
-	s.tellMTU(mtu)
+	s.tellMTU(liveMTU)
 }
 
 // tellMTU makes it the MTU of all tunnels.
@@ -71,8 +71,8 @@ func (s *site) device(lan string) string {
 func slowSites(t *testing.T) (a, b *site) {
 	t.Helper()
 	a, b = twoSites(t)
-	a.slowly(liveMTU)
-	b.slowly(liveMTU)
+	a.slowly()
+	b.slowly()
 	return a, b
 }
 
@@ -375,13 +375,13 @@ func TestSlowPathOfTwoTenants(t *testing.T) {
 	for _, tenant := range []uint32{7, 8} {
 		e.plan.Remotes = append(e.plan.Remotes, plan.Remote{Tenant: tenant, Prefix: netip.MustParsePrefix("fd02::/64"), Group: tenant - 6})
 	}
-	e.slowly(liveMTU)
+	e.slowly()
 	both := []string{"lan0", "lan1"}
 	large := bytes.Repeat([]byte(secret), 56)
 	six := icmp6("fd01::2", "fd02::2", append([]byte{128, 0, 0, 0, 0, 0, 0, 0}, large...)...)
 	for i, lan := range both {
 		other := both[1-i]
-		four, whole := largeEcho4("10.1.0.2", "10.2.0.2", 0x40, large), largeEcho4("10.1.0.2", "10.2.0.2", 0, large)
+		four, whole := largeEcho4("10.2.0.2", 0x40, large), largeEcho4("10.2.0.2", 0, large)
 		for _, test := range []struct {
 			name      string
 			ethertype uint16
@@ -438,13 +438,13 @@ func TestSlowPathKnowsNoAddressesOfItsOwn(t *testing.T) {
 	e.plan.Remotes = append(e.plan.Remotes,
 		plan.Remote{Tenant: 7, Prefix: netip.MustParsePrefix("10.9.0.0/16"), Group: 1},
 		plan.Remote{Tenant: 7, Prefix: netip.MustParsePrefix("fd09::/64"), Group: 1})
-	e.slowly(liveMTU)
+	e.slowly()
 	large := bytes.Repeat([]byte(secret), 56)
 	for _, test := range []struct {
 		ethertype uint16
 		packet    []byte
 	}{
-		{0x0800, largeEcho4("10.1.0.2", "10.9.0.1", 0x40, large)},
+		{0x0800, largeEcho4("10.9.0.1", 0x40, large)},
 		{0x86dd, icmp6("fd01::2", "fd09::1", append([]byte{128, 0, 0, 0, 0, 0, 0, 0}, large...)...)},
 	} {
 		e.hosts["lan0"].saw(t, "")
@@ -459,9 +459,9 @@ func TestSlowPathKnowsNoAddressesOfItsOwn(t *testing.T) {
 	}
 }
 
-// largeEcho4 has these flags, 0x40 for DF.
-func largeEcho4(src, dst string, flags byte, payload []byte) []byte {
-	d := append(echo4(src, dst)[:28], payload...)
+// largeEcho4 is from 10.1.0.2 and has these flags, 0x40 for DF.
+func largeEcho4(dst string, flags byte, payload []byte) []byte {
+	d := append(echo4("10.1.0.2", dst)[:28], payload...)
 	binary.BigEndian.PutUint16(d[2:], uint16(len(d)))
 	d[5], d[6] = 77, flags // 77 is the identification
 	d[10], d[11], d[22], d[23] = 0, 0, 0, 0
@@ -475,7 +475,7 @@ func largeEcho4(src, dst string, flags byte, payload []byte) []byte {
 func TestSlowPathIsNotTrusted(t *testing.T) {
 	e := newEstate(t, [2]int{1, 9}, [2]uint32{7, 8})
 	e.plan.Remotes = append(e.plan.Remotes, plan.Remote{Tenant: 7, Prefix: netip.MustParsePrefix("fd02::/64"), Group: 1})
-	e.slowly(liveMTU)
+	e.slowly()
 	slow, err := netns.Open(e.instance.SlowNamespace())
 	must(t, err)
 	defer func() { _ = slow.Close() }()
@@ -533,7 +533,7 @@ func TestSlowPathIsNotTrusted(t *testing.T) {
 		{"foreign destination", 0x0800, echo4("10.1.0.2", "8.8.8.8"), "dropped_no_remote"},
 		{"multicast", 0x0800, echo4("10.1.0.2", "224.0.0.1"), "dropped_unroutable_address"},
 		{"expired", 0x0800, expired, "dropped_expired"},
-		{"still too big", 0x0800, largeEcho4("10.1.0.2", "10.2.0.2", 0, bytes.Repeat([]byte(secret), 55)), "dropped_too_big"},
+		{"still too big", 0x0800, largeEcho4("10.2.0.2", 0, bytes.Repeat([]byte(secret), 55)), "dropped_too_big"},
 		{"IPv6 to the far site", 0x86dd, icmp6("fd01::2", "fd02::2", 128, 0, 0, 0, 0, 0, 0, 0), "dropped_not_slow_path"},
 		{"IPv6 echo from the node", 0x86dd, icmp6("fd01::1", "fd01::2", 128, 0, 0, 0, 0, 0, 0, 0), "dropped_not_slow_path"},
 		{"IPv6 redirect", 0x86dd, icmp6("fd01::1", "fd01::2", 137, 0, 0, 0, 0, 0, 0, 0), "dropped_not_slow_path"},
@@ -592,7 +592,7 @@ func (s *site) injector(slow netns.Namespace, lan string) func(to net.HardwareAd
 // destination: nothing that the main namespace sends there comes back.
 func TestSlowPathWithoutMark(t *testing.T) {
 	e := newEstate(t, [2]int{1, 1}, [2]uint32{7, 8})
-	e.slowly(liveMTU)
+	e.slowly()
 	slow, err := netns.Open(e.instance.SlowNamespace())
 	must(t, err)
 	defer func() { _ = slow.Close() }()
