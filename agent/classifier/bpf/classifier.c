@@ -245,7 +245,7 @@ __noinline int choose_tunnel(struct packet *p, struct way *w)
 {
 	struct remote *remote;
 	struct group *group;
-	__u32 at;
+	__u32 number, at;
 	int i;
 
 	if (!p || !w)
@@ -254,8 +254,9 @@ __noinline int choose_tunnel(struct packet *p, struct way *w)
 	if (!remote)
 		return REASON_NO_REMOTE;
 	// Read once: the lookup and the mark must mean the same group.
-	w->number = *(const volatile __u32 *)&remote->group;
-	group = bpf_map_lookup_elem(&groups, &w->number);
+	number = *(const volatile __u32 *)&remote->group;
+	w->number = number;
+	group = bpf_map_lookup_elem(&groups, &number);
 	if (!group)
 		return REASON_NO_GROUP;
 	i = choose_member(group, flow_hash(p));
