@@ -28,80 +28,81 @@ func (d *Driver) read(h handles, lans []plan.LAN) (have state, err error) {
 	have = state{lans: map[string]lan{}, rules: map[rule]bool{}, routes: map[route]bool{}}
 	_, err = os.Stat(procNet + "/ipv6")
 	have.ipv6 = err == nil
-	if have.main, err = d.readEnds(h.main, func(l netlink.Link) error { return readLAN(h.main, l, lans, have.lans) }); err != nil {
+	if err := d.readMain(h.main, lans, &have); err != nil {
 		return have, fmt.Errorf("main namespace: %w", err)
 	}
-	names := map[int]string{}
-	have.slow, err = d.readEnds(h.slow, func(l netlink.Link) error {
-		names[l.Attrs().Index] = l.Attrs().Name
-		return nil
-	})
-	if err == nil {
-		err = have.readAddresses(h.slow, names)
-	}
-	for f := range families {
-		if err == nil && (f == 4 || have.ipv6) {
-			err = errors.Join(have.readRules(h.slow, f), have.readRoutes(h.slow, f, names))
-		}
-	}
-	if err != nil {
+	if err := d.readSlow(h.slow, &have); err != nil {
 		return have, fmt.Errorf("namespace of the slow path: %w", err)
 	}
 	return have, nil
 }
 
-// readEnds finds what is ours in a namespace, and shows each of all interfaces
-// to see.
-func (d *Driver) readEnds(h *netlink.Handle, see func(netlink.Link) error) (map[string]end, error) {
+func (d *Driver) readMain(h *netlink.Handle, lans []plan.LAN, have *state) (err error) {
+	var names map[int]string
+	if have.main, names, err = d.readEnds(h); err != nil {
+		return err
+	}
+	for index, name := range names {
+		if slices.ContainsFunc(lans, func(l plan.LAN) bool { return l.Interface == name }) {
+			have.lans[name] = lan{index: uint32(index)}
+		}
+	}
+	return readAddresses(h, func(index int, p netip.Prefix) {
+		if l, ok := have.lans[names[index]]; ok {
+			l.addresses = append(l.addresses, p.Addr())
+			have.lans[names[index]] = l
+		}
+	})
+}
+
+func (d *Driver) readSlow(h *netlink.Handle, have *state) (err error) {
+	var names map[int]string
+	if have.slow, names, err = d.readEnds(h); err != nil {
+		return err
+	}
+	errs := []error{readAddresses(h, func(index int, p netip.Prefix) {
+		if e, ok := have.slow[names[index]]; ok {
+			e.addresses = append(e.addresses, p)
+			have.slow[names[index]] = e
+		}
+	})}
+	for f := range families {
+		if f == 4 || have.ipv6 {
+			errs = append(errs, have.readRules(h, f), have.readRoutes(h, f, names))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readEnds finds what is ours in a namespace, and the names of all interfaces.
+func (d *Driver) readEnds(h *netlink.Handle) (found map[string]end, names map[int]string, err error) {
 	links, err := netns.Dump(h.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	found := map[string]end{}
+	found, names = map[string]end{}, map[int]string{}
 	for _, l := range links {
-		if err := see(l); err != nil {
-			return nil, err
-		}
+		a := l.Attrs()
+		names[a.Index] = a.Name
 		if !own(d.config.Instance, l) {
 			continue
 		}
-		a := l.Attrs()
 		found[a.Name] = end{
 			index: a.Index, peer: a.ParentIndex, mtu: a.MTU,
 			up:     a.RawFlags&unix.IFF_UP != 0,
 			silent: a.RawFlags&(unix.IFF_NOARP|unix.IFF_MULTICAST) == unix.IFF_NOARP,
 		}
 	}
-	return found, nil
+	return found, names, nil
 }
 
-func readLAN(h *netlink.Handle, l netlink.Link, lans []plan.LAN, into map[string]lan) error {
-	name := l.Attrs().Name
-	if !slices.ContainsFunc(lans, func(x plan.LAN) bool { return x.Interface == name }) {
-		return nil
-	}
-	list, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list addresses of LAN interface %s: %w", name, err)
-	}
-	x := lan{index: uint32(l.Attrs().Index)}
-	for _, a := range list {
-		x.addresses = append(x.addresses, addrOf(a.IP))
-	}
-	into[name] = x
-	return nil
-}
-
-func (s state) readAddresses(h *netlink.Handle, names map[int]string) error {
+func readAddresses(h *netlink.Handle, see func(index int, p netip.Prefix)) error {
 	list, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range list {
-		if e, ok := s.slow[names[a.LinkIndex]]; ok {
-			e.addresses = append(e.addresses, prefixOf(a.IPNet))
-			s.slow[names[a.LinkIndex]] = e
-		}
+		see(a.LinkIndex, prefixOf(a.IPNet))
 	}
 	return nil
 }
