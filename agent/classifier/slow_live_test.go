@@ -308,15 +308,11 @@ func TestSlowPathBroken(t *testing.T) {
 			must(t, h.LinkSetDown(l))
 		}, "classifier_lan_slow_path"},
 		{"nothing judges what comes back", func() {
-			must(t, a.node.Do(func() error {
-				l, err := h.LinkByName(a.device("lan0"))
-				must(t, err)
-				at := attachment{bpfProgCsSlowIn, uint32(l.Attrs().Index)}
-				p, err := a.classifier.readPin(at)
-				must(t, err)
-				must(t, a.classifier.unpin(p, at))
-				return p.link.Close()
-			}))
+			l, err := h.LinkByName(a.device("lan0"))
+			must(t, err)
+			found, err := a.classifier.readAttached()
+			must(t, err)
+			must(t, a.classifier.detachAll(found, []attachment{{bpfProgCsSlowIn, uint32(l.Attrs().Index)}}))
 		}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
