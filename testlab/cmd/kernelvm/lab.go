@@ -84,8 +84,7 @@ func (o *options) labUnder(ctx context.Context, k kernelvm.Kernel, chosen []scen
 			results = append(results, outcome(share, k, chosen[i], e))
 		}
 		chosen = chosen[len(exits):]
-		var guest *kernelvm.GuestError
-		if !errors.As(err, &guest) {
+		if _, died := errors.AsType[*kernelvm.GuestError](err); !died {
 			return results, err
 		}
 		if len(chosen) == 0 {

@@ -19,7 +19,7 @@ import (
 // kernelPackages are those whose tests say something about a kernel.
 var kernelPackages = []string{
 	"./agent/bpffs", "./agent/classifier", "./agent/guard", "./agent/link", "./agent/liveness", "./agent/netns",
-	"./agent/tchook", "./agent/wireguard", "./testlab/netns", "./testlab/tap",
+	"./agent/slowpath", "./agent/tchook", "./agent/wireguard", "./testlab/netns", "./testlab/tap",
 }
 
 // testEnvironment turns skips into failures: what the lab's kernels have, a
@@ -70,7 +70,7 @@ func (o *options) test(ctx context.Context, patterns []string, run string, verbo
 			r := testResult(k, e)
 			results = append(results, r)
 			if r.Result == scenario.Fail {
-				errs = append(errs, fmt.Errorf("Linux %s: %s: %s", k.Release, e.Name, r.Reason))
+				errs = append(errs, fmt.Errorf("%s under %s: %s", e.Name, k.Release, r.Reason))
 			}
 			_, _ = fmt.Fprintf(o.say, "%-5s %-60s %6.1f s\n", r.Result, e.Name, e.Seconds)
 		}

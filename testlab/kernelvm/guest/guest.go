@@ -92,7 +92,7 @@ func commandLine() (map[string]string, error) {
 		return nil, fmt.Errorf("read the command line: %w", err)
 	}
 	params := map[string]string{}
-	for _, f := range strings.Fields(string(b)) {
+	for f := range strings.FieldsSeq(string(b)) {
 		key, value, _ := strings.Cut(f, "=")
 		params[key] = value
 	}

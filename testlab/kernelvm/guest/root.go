@@ -43,7 +43,7 @@ func loadModules() error {
 	if err != nil {
 		return fmt.Errorf("read the list of modules: %w", err)
 	}
-	for _, name := range strings.Fields(string(b)) {
+	for name := range strings.FieldsSeq(string(b)) {
 		f, err := os.Open("/" + name)
 		if err != nil {
 			return fmt.Errorf("load module %s: %w", name, err)
