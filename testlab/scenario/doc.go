@@ -5,7 +5,7 @@
 //
 // The first lines of a script are comments that may hold, each on a line:
 //
-//	# fast                  runs in `make lab-ci` too
+//	# fast                  runs in `make lab-ci` too; `fast: host`: on the host only
 //	# needs: kernel-esp     skipped where the kernel lacks it
 //
 // A script that starts a tap outside a control lab fails when the tap has
@@ -25,12 +25,22 @@ import (
 // Scenario is one script.
 type Scenario struct {
 	Name string
-	// Fast scenarios run in `make lab-ci`.
-	Fast bool
+	// Fast scenarios run in `make lab-ci`, on the host or in both labs.
+	Fast Fast
 	// Needs are facilities of the kernel; see Facilities.
 	Needs   []string
 	archive *txtar.Archive
 }
+
+// Fast says where a scenario is among the fast ones.
+type Fast int
+
+// The places. What hardly depends on the kernel is fast on the host only.
+const (
+	Nowhere Fast = iota
+	OnHost
+	Everywhere
+)
 
 // Load reads all *.txtar of a directory, by name.
 func Load(dir fs.FS) ([]Scenario, error) {
@@ -61,8 +71,11 @@ func parse(name string, text []byte) Scenario {
 			break
 		}
 		comment = strings.TrimSpace(comment)
-		if comment == "fast" {
-			s.Fast = true
+		switch comment {
+		case "fast":
+			s.Fast = Everywhere
+		case "fast: host":
+			s.Fast = OnHost
 		}
 		if needs, ok := strings.CutPrefix(comment, "needs:"); ok {
 			s.Needs = append(s.Needs, strings.Fields(needs)...)

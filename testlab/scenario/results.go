@@ -11,8 +11,8 @@ import (
 )
 
 // Choose picks scenarios by name, separated by commas, all if names is empty,
-// and of these only the fast ones if fast is set.
-func Choose(all []Scenario, names string, fast bool) ([]Scenario, error) {
+// and of these only those that are as fast as least says.
+func Choose(all []Scenario, names string, least Fast) ([]Scenario, error) {
 	var there []string
 	for _, s := range all {
 		there = append(there, s.Name)
@@ -29,12 +29,12 @@ func Choose(all []Scenario, names string, fast bool) ([]Scenario, error) {
 	}
 	var chosen []Scenario
 	for _, s := range all {
-		if (len(wanted) == 0 || slices.Contains(wanted, s.Name)) && (s.Fast || !fast) {
+		if (len(wanted) == 0 || slices.Contains(wanted, s.Name)) && s.Fast >= least {
 			chosen = append(chosen, s)
 		}
 	}
 	if len(chosen) == 0 {
-		return nil, errors.New("none of the named scenarios is marked fast")
+		return nil, errors.New("none of the named scenarios is marked fast here")
 	}
 	return chosen, nil
 }

@@ -13,7 +13,7 @@ import (
 
 func TestParseReadsTheHead(t *testing.T) {
 	s := parse("x", []byte("# What it shows.\n# fast\n# needs: kernel-esp vrf\nlab\n# needs: nothing\n"))
-	if !s.Fast || len(s.Needs) != 2 || s.Needs[0] != "kernel-esp" || s.Needs[1] != "vrf" {
+	if s.Fast != Everywhere || len(s.Needs) != 2 || s.Needs[0] != "kernel-esp" || s.Needs[1] != "vrf" {
 		t.Errorf("parsed %+v", s)
 	}
 	if err := unknown(s.Needs); err != nil {
@@ -58,15 +58,15 @@ func TestSplitRefusesWhatItDoesNotKnow(t *testing.T) {
 }
 
 func TestChooseRefusesNamesThatNobodyHas(t *testing.T) {
-	all := []Scenario{{Name: "a", Fast: true}, {Name: "b"}, {Name: "c", Fast: true}}
+	all := []Scenario{{Name: "a", Fast: Everywhere}, {Name: "b"}, {Name: "c", Fast: OnHost}}
 	tests := []struct {
 		names string
-		fast  bool
+		fast  Fast
 		want  string
 		ok    bool
 	}{
-		{"", false, "abc", true}, {"", true, "ac", true}, {"c, a", false, "ac", true},
-		{"b", true, "", false}, {"a,x", false, "", false},
+		{"", Nowhere, "abc", true}, {"", OnHost, "ac", true}, {"", Everywhere, "a", true}, {"c, a", Nowhere, "ac", true},
+		{"b", OnHost, "", false}, {"c", Everywhere, "", false}, {"a,x", Nowhere, "", false},
 	}
 	for _, tt := range tests {
 		chosen, err := Choose(all, tt.names, tt.fast)
@@ -75,7 +75,7 @@ func TestChooseRefusesNamesThatNobodyHas(t *testing.T) {
 			got += s.Name
 		}
 		if (err == nil) != tt.ok || got != tt.want {
-			t.Errorf("Choose(%q, fast %t) = %q, %v; want %q, ok %t", tt.names, tt.fast, got, err, tt.want, tt.ok)
+			t.Errorf("Choose(%q, %d) = %q, %v; want %q, ok %t", tt.names, tt.fast, got, err, tt.want, tt.ok)
 		}
 	}
 }

@@ -29,7 +29,11 @@ func labCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			chosen, err := scenario.Choose(all, only, fast)
+			least := scenario.Nowhere
+			if fast {
+				least = scenario.Everywhere
+			}
+			chosen, err := scenario.Choose(all, only, least)
 			if err != nil {
 				return err
 			}

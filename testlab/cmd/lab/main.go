@@ -129,5 +129,9 @@ func choose(o options) ([]scenario.Scenario, error) {
 	if err != nil {
 		return nil, err
 	}
-	return scenario.Choose(all, o.only, o.fast)
+	least := scenario.Nowhere
+	if o.fast {
+		least = scenario.OnHost
+	}
+	return scenario.Choose(all, o.only, least)
 }
