@@ -56,6 +56,7 @@ func agent(inst instance.Instance, mainName, keyDir string) error {
 		return err
 	}
 	d := New(Config{Main: main, Circuit: circuit, Instance: inst, Keys: keys, Log: slog.New(slog.DiscardHandler)})
+	d.backend = UserSpace // also where the kernel could
 	ctx := context.Background()
 	if err := d.Sync(ctx, tunnels, func([]string) error { return nil }); err != nil {
 		return err
