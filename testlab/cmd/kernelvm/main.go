@@ -100,10 +100,20 @@ func (o *options) fetch(ctx context.Context, line string) (kernelvm.Kernel, erro
 	return kernelvm.Fetch(ctx, line, o.cache, func(s string) { _, _ = fmt.Fprintln(o.say, s) })
 }
 
-func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, jobs []kernelvm.Job, dirs ...string) ([]kernelvm.Exit, error) {
+// boot runs jobs. What they write goes to the share's path with .log, too.
+func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, jobs []kernelvm.Job, dirs ...string) (exits []kernelvm.Exit, err error) {
+	if err := os.MkdirAll(filepath.Dir(share), 0o755); err != nil {
+		return nil, fmt.Errorf("make the log: %w", err)
+	}
+	log, err := os.Create(share + ".log")
+	if err != nil {
+		return nil, fmt.Errorf("make the log: %w", err)
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
 	_, _ = fmt.Fprintf(o.say, "== Linux %s (%s)\n", k.Release, o.accel)
 	return kernelvm.Run(ctx, kernelvm.Config{
-		Kernel: k, Init: filepath.Join(o.bin, "vminit"), Share: share, Dirs: dirs, Accel: o.accel, Limit: o.limit, Output: o.say,
+		Kernel: k, Init: filepath.Join(o.bin, "vminit"), Share: share, Dirs: dirs, Accel: o.accel, Limit: o.limit,
+		Output: io.MultiWriter(o.say, log),
 	}, jobs)
 }
 
