@@ -56,24 +56,39 @@ func Fetch(ctx context.Context, line, cache string, say func(string)) (Kernel, e
 	if cached != "" && age < fresh {
 		return open(line, filepath.Join(dir, cached))
 	}
-	name, err := newest(ctx, line)
-	if err == nil && name != cached {
-		say("fetch " + name)
-		err = download(ctx, dir, name)
-	}
+	name, err := bring(ctx, line, dir, cached, say)
 	switch {
 	case err != nil && cached == "":
 		return Kernel{}, err
 	case err != nil:
 		say(fmt.Sprintf("keep to %s, which is in the cache: %v", cached, err))
-		name = cached
-	default:
-		err = prune(dir, name)
+		return open(line, filepath.Join(dir, cached))
 	}
-	if err != nil && name != cached {
+	if err := prune(dir, name); err != nil {
 		return Kernel{}, err
 	}
 	return open(line, filepath.Join(dir, name))
+}
+
+// bring has the newest kernel in the cache, where cached is the newest so far,
+// and names it.
+func bring(ctx context.Context, line, dir, cached string, say func(string)) (string, error) {
+	// An old list may name what is not there any more. Whoever may not renew it
+	// makes do with it.
+	if out, err := exec.CommandContext(ctx, "apt-get", "update", "-qq").CombinedOutput(); err != nil {
+		say(fmt.Sprintf("apt's lists stay as they are: %v: %s", err, bytes.TrimSpace(out)))
+	}
+	name, err := search(ctx, line)
+	switch {
+	case err != nil:
+		return "", err
+	case name == "":
+		return "", fmt.Errorf("apt knows no linux-image-%s.*-amd64-unsigned: the kernels come from Debian 12 and its security updates", line)
+	case cached != "" && compareVersions(cached, name) >= 0:
+		return cached, nil
+	}
+	say("fetch " + name)
+	return name, download(ctx, dir, name)
 }
 
 // stamp is touched when a package is known to be the newest.
@@ -104,24 +119,6 @@ func inCache(dir string) (name string, age time.Duration, err error) {
 		return "", 0, fmt.Errorf("read the kernel cache: %w", err)
 	}
 	return name, time.Since(info.ModTime()), nil
-}
-
-// newest asks apt, with a fresh list if the old one knows none.
-func newest(ctx context.Context, line string) (string, error) {
-	name, err := search(ctx, line)
-	if err == nil && name == "" {
-		if out, err := exec.CommandContext(ctx, "apt-get", "update", "-qq").CombinedOutput(); err != nil {
-			return "", fmt.Errorf("ask for the newest kernel %s: apt-get update: %w: %s", line, err, bytes.TrimSpace(out))
-		}
-		name, err = search(ctx, line)
-	}
-	if err != nil {
-		return "", err
-	}
-	if name == "" {
-		return "", fmt.Errorf("apt knows no linux-image-%s.*-amd64-unsigned: the kernels come from Debian 12 and its security updates", line)
-	}
-	return name, nil
 }
 
 func search(ctx context.Context, line string) (string, error) {
@@ -204,7 +201,11 @@ func download(ctx context.Context, dir, name string) error {
 
 func lineOf(dir string) string { return filepath.Base(dir) }
 
-// prune stamps the newest package and removes the others.
+// unused is how long an older kernel stays: a guest may run with it.
+const unused = 7 * 24 * time.Hour
+
+// prune stamps the newest package, and removes the others some time after they
+// were that.
 func prune(dir, newest string) error {
 	if err := os.WriteFile(filepath.Join(dir, newest, stamp), nil, 0o644); err != nil {
 		return fmt.Errorf("stamp the kernel cache: %w", err)
@@ -215,8 +216,12 @@ func prune(dir, newest string) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "linux-image-") && e.Name() != newest {
-			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		if !strings.HasPrefix(e.Name(), "linux-image-") || e.Name() == newest {
+			continue
+		}
+		tree := filepath.Join(dir, e.Name())
+		if info, err := os.Stat(filepath.Join(tree, stamp)); err != nil || time.Since(info.ModTime()) > unused {
+			errs = append(errs, os.RemoveAll(tree))
 		}
 	}
 	return errors.Join(errs...)

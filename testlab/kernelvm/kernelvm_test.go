@@ -65,7 +65,7 @@ func TestFetchTakesAFreshKernelFromTheCache(t *testing.T) {
 	if k, err = Fetch(t.Context(), "6.1", cache, func(s string) { said = append(said, s) }); err != nil || k.Release != "6.1.0-56-amd64" {
 		t.Errorf("Fetch without apt = %+v, %v", k, err)
 	}
-	if len(said) != 1 || !strings.Contains(said[0], "keep to") {
+	if len(said) == 0 || !strings.Contains(said[len(said)-1], "keep to") {
 		t.Errorf("said %q", said)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -69,6 +68,11 @@ func Run(ctx context.Context, c Config, jobs []Job) ([]Exit, error) {
 	if c.Share, err = filepath.Abs(c.Share); err != nil {
 		return nil, fmt.Errorf("make the share: %w", err)
 	}
+	for _, path := range []string{c.Share, c.Kernel.Modules} {
+		if strings.ContainsAny(path, " \t\n\"") {
+			return nil, fmt.Errorf("the path %q cannot be told to a kernel: want one without spaces and quotes", path)
+		}
+	}
 	if err := prepare(c, jobs); err != nil {
 		return nil, err
 	}
@@ -94,6 +98,9 @@ func Run(ctx context.Context, c Config, jobs []Job) ([]Exit, error) {
 		return exits, exitsErr
 	}
 	if _, statErr := os.Stat(filepath.Join(c.Share, DoneFile)); statErr == nil {
+		if len(exits) != len(jobs) {
+			return exits, fmt.Errorf("the virtual machine did not say how %s ended", jobs[min(len(exits), len(jobs)-1)].Name)
+		}
 		return exits, nil
 	}
 	reason := "ended before its order was done"
@@ -166,12 +173,17 @@ func readExits(share string) ([]Exit, error) {
 	}
 	defer func() { _ = f.Close() }()
 	var exits []Exit
-	for scan := bufio.NewScanner(f); scan.Scan(); {
+	scan := bufio.NewScanner(f)
+	for scan.Scan() {
 		var e Exit
 		if err := json.Unmarshal(scan.Bytes(), &e); err != nil {
-			return exits, fmt.Errorf("read what the guest did: line %s: %w", strconv.Quote(scan.Text()), err)
+			// The guest died while it wrote.
+			return exits, nil //nolint:nilerr // the job counts as not ended
 		}
 		exits = append(exits, e)
+	}
+	if err := scan.Err(); err != nil {
+		return exits, fmt.Errorf("read what the guest did: %w", err)
 	}
 	return exits, nil
 }

@@ -133,7 +133,7 @@ func (r *Rig) StopAgent(h netns.Host) error {
 	if p == nil {
 		return fmt.Errorf("stop the agent on %s: it does not run", h)
 	}
-	return p.Stop(r.longer(patience))
+	return p.Stop(r.slow.Longer(patience))
 }
 
 // KillAgent ends an agent with SIGKILL; its WireGuard process lives on.
@@ -206,7 +206,7 @@ func (r *Rig) KillWireGuard(ctx context.Context, h netns.Host) error {
 			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
-	return until(context.Background(), r.longer(5*time.Second), "the WireGuard process is gone", func() error {
+	return until(context.Background(), r.slow.Longer(5*time.Second), "the WireGuard process is gone", func() error {
 		for _, pid := range r.WireGuardPIDs(h) {
 			if slices.Contains(pids, pid) {
 				return errors.New("it is still there")

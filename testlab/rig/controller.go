@@ -47,7 +47,7 @@ func (r *Rig) StartController(ctx context.Context) error {
 	}
 	r.controller = p
 	// A port that is open says little: the controller listens before it serves.
-	return until(ctx, r.longer(patience), "the controller answers sealctl", func() error {
+	return until(ctx, r.slow.Longer(patience), "the controller answers sealctl", func() error {
 		if !p.Alive() {
 			return stop(fmt.Errorf("it has ended: %s", tail(p.LogPath())))
 		}
@@ -70,7 +70,7 @@ func (r *Rig) StopController() error {
 	if r.controller == nil {
 		return errors.New("stop the controller: it does not run")
 	}
-	return r.controller.Stop(r.longer(patience))
+	return r.controller.Stop(r.slow.Longer(patience))
 }
 
 // ControllerPID is the running controller's process.

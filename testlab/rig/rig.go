@@ -28,14 +28,20 @@ type Config struct {
 	Dir string
 	// Control builds a lab without agents; see netns.Config.
 	Control bool
-	// Slow is how many times longer than on a usual machine things may take, 1
-	// if it is less.
-	Slow float64
+	// Slow is of this machine.
+	Slow Slow
 }
 
+// Slow is how many times longer than on a usual machine things may take, 1 if
+// it is less.
+type Slow float64
+
+// Times is what a figure that grows with time comes to on this machine.
+func (s Slow) Times(x float64) float64 { return max(float64(s), 1) * x }
+
 // Longer is a time limit on this machine.
-func (c Config) Longer(limit time.Duration) time.Duration {
-	return time.Duration(max(c.Slow, 1) * float64(limit))
+func (s Slow) Longer(limit time.Duration) time.Duration {
+	return time.Duration(s.Times(float64(limit)))
 }
 
 // Rig is a lab with the product in it. Traffic may be made from several
@@ -44,8 +50,8 @@ type Rig struct {
 	Lab    *netns.Lab
 	Canary traffic.Canary
 
-	bin    string
-	longer func(time.Duration) time.Duration
+	bin  string
+	slow Slow
 	// private holds keys and tokens; it goes with the lab, unlike logs.
 	private    string
 	log        *slog.Logger
@@ -98,7 +104,7 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for keys: %w", err), lab.Close())
 	}
-	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, longer: c.Longer, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
+	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, slow: c.Slow, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
 	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
 		name, err := NodeName(h)
 		if err != nil {

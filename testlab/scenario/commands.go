@@ -40,12 +40,12 @@ func (x *session) commands() map[string]script.Cmd {
 		"controller":  quiet("start|stop|restart|kill", "run the controller", x.controller),
 		"enrol":       quiet("appliance...", "make tokens and enrol agents", x.enrol),
 		"apply":       command("file...", "apply documents", x.apply),
-		"agent":       quiet("start|stop|kill|alive|ended appliance...", "run agents", x.agent),
+		"agent":       quiet("start|ready|stop|kill|alive|ended appliance...", "run agents", x.agent),
 		"wireguard":   quiet("kill|running appliance", "end what encrypts without a warning, or make sure that it is there", x.wireGuard),
 		"tunnels":     quiet("appliance count [within=20s]", "wait until so many tunnels are up", x.tunnels),
 		"reach":       command("from to [-6] [-udp] [within=10s]", "test that a host is reached", x.reach),
 		"unreachable": quiet("from to [-6] [-udp] [for=1s] [within=0s]", "test that a host is not reached for a time, which begins within another", x.unreachable),
-		"traffic":     quiet("start from to [-6] [flows=16] | stop [lost<=n] [outage<=t] [received>=n]", "send numbered datagrams", x.datagrams),
+		"traffic":     quiet("start from to [-6] [flows=16] | run 6s | stop [lost<=n] [outage<=t] [received>=n]", "send numbered datagrams", x.datagrams),
 		"streams":     command("from to [flows=4] [for=1s]", "send TCP at full speed", x.streams),
 		"link":        quiet("cut|loss|delay|mtu|restore primary|secondary [silent|carrier|5%|40ms|1300]", "break a link", x.link),
 		"icmp":        quiet("filter|restore host", "have a machine take and pass on no ICMP errors", x.icmp),
@@ -124,7 +124,7 @@ func (o options) duration(key string, otherwise time.Duration) (time.Duration, e
 // limit is a setting that the machine's slowness stretches.
 func (x *session) limit(o options, key string, otherwise time.Duration) (time.Duration, error) {
 	d, err := o.duration(key, otherwise)
-	return x.config.longer(d), err
+	return x.config.Slow.Longer(d), err
 }
 
 func (o options) number(key string, otherwise int) (int, error) {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"strings"
 
 	"golang.org/x/tools/txtar"
@@ -54,8 +55,11 @@ func Load(dir fs.FS) ([]Scenario, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read scenario: %w", err)
 		}
-		x := parse(strings.TrimSuffix(path.Base(f), ".txtar"), b)
-		if err := unknown(x.Needs); err != nil {
+		x, err := parse(strings.TrimSuffix(path.Base(f), ".txtar"), b)
+		if err == nil {
+			err = unknown(x.Needs)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read scenario %s: %w", f, err)
 		}
 		all = append(all, x)
@@ -63,7 +67,7 @@ func Load(dir fs.FS) ([]Scenario, error) {
 	return all, nil
 }
 
-func parse(name string, text []byte) Scenario {
+func parse(name string, text []byte) (Scenario, error) {
 	s := Scenario{Name: name, archive: txtar.Parse(text)}
 	for line := range bytes.Lines(s.archive.Comment) {
 		comment, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "#")
@@ -71,15 +75,21 @@ func parse(name string, text []byte) Scenario {
 			break
 		}
 		comment = strings.TrimSpace(comment)
-		switch comment {
-		case "fast":
+		key, value, _ := strings.Cut(comment, ":")
+		switch {
+		case comment == "fast":
 			s.Fast = Everywhere
-		case "fast: host":
+		case comment == "fast: host":
 			s.Fast = OnHost
-		}
-		if needs, ok := strings.CutPrefix(comment, "needs:"); ok {
-			s.Needs = append(s.Needs, strings.Fields(needs)...)
+		case key == "needs":
+			s.Needs = append(s.Needs, strings.Fields(value)...)
+		case head.MatchString(comment):
+			// Misspelt, it would be without effect for ever.
+			return s, fmt.Errorf("%q: want `fast`, `fast: host` or `needs: FACILITY...`", comment)
 		}
 	}
-	return s
+	return s, nil
 }
+
+// head is what looks like more than a comment.
+var head = regexp.MustCompile(`^[a-z]+:`)

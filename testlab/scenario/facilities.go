@@ -1,8 +1,10 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
@@ -28,18 +30,26 @@ var probes = []struct {
 	{"clock", []string{"grep", "-q", kernelvm.ShareParam + "=", "/proc/cmdline"}},
 }
 
-// Facilities are the names that this kernel has of what scenarios may need.
-func Facilities(ctx context.Context) ([]string, error) {
+// Facilities are the names that this kernel has of what scenarios may need;
+// with all set it is an error if there is any that it lacks.
+func Facilities(ctx context.Context, all bool) ([]string, error) {
 	ns := "labprobe-" + strings.ToLower(rand.Text()[:6])
 	if out, err := exec.CommandContext(ctx, "ip", "netns", "add", ns).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("make a namespace to probe the kernel in: %w: %s", err, out)
 	}
 	defer func() { _ = exec.Command("ip", "netns", "del", ns).Run() }()
 	var have []string
+	var lacks []error
 	for _, p := range probes {
-		if exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", ns}, p.args...)...).Run() == nil {
+		out, err := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", ns}, p.args...)...).CombinedOutput()
+		if err == nil {
 			have = append(have, p.name)
+		} else {
+			lacks = append(lacks, fmt.Errorf("this kernel has no %s: %q: %w: %s", p.name, p.args, err, bytes.TrimSpace(out)))
 		}
+	}
+	if all {
+		return have, errors.Join(lacks...)
 	}
 	return have, nil
 }

@@ -38,7 +38,7 @@ func (x *session) unreachable(s *script.State, args []string) error {
 	if err != nil {
 		return err
 	}
-	during, err := o.duration("for", time.Second)
+	during, err := x.limit(o, "for", time.Second)
 	if err != nil {
 		return err
 	}
@@ -50,11 +50,11 @@ func (x *session) unreachable(s *script.State, args []string) error {
 		return errNoLab
 	}
 	p := rig.Probe{From: netns.Host(o.words[0]), To: netns.Host(o.words[1]),
-		V6: o.has("-6"), UDP: o.has("-udp"), Deadline: during, Attempt: min(during, 300*time.Millisecond)}
+		V6: o.has("-6"), UDP: o.has("-udp"), Deadline: during, Attempt: min(during, x.config.Slow.Longer(300*time.Millisecond))}
 	return eventually(s.Context(), within, func() error { return x.rig.Unreachable(s.Context(), p) })
 }
 
-func (x *session) datagrams(_ *script.State, args []string) error {
+func (x *session) datagrams(s *script.State, args []string) error {
 	if x.rig == nil {
 		return errNoLab
 	}
@@ -74,8 +74,22 @@ func (x *session) datagrams(_ *script.State, args []string) error {
 		if x.traffic != nil {
 			return errors.New("traffic flows already")
 		}
-		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, x.config.longer(10*time.Millisecond))
+		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, x.config.Slow.Longer(10*time.Millisecond))
 		return err
+	case "run":
+		if x.traffic == nil || len(args) != 2 {
+			return errors.New("want traffic that flows, and a time: traffic run 6s")
+		}
+		d, err := time.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		select {
+		case <-s.Context().Done():
+			return s.Context().Err()
+		case <-time.After(x.config.Slow.Longer(d)):
+			return nil
+		}
 	case "stop":
 		if x.traffic == nil {
 			return errors.New("no traffic flows")
@@ -85,15 +99,15 @@ func (x *session) datagrams(_ *script.State, args []string) error {
 		if err != nil {
 			return err
 		}
-		return check(r, args[1:], max(x.config.Slow, 1))
+		return check(r, args[1:], x.config.Slow)
 	}
 	return script.ErrUsage
 }
 
 // check holds a report against conditions such as lost<=0 and outage<=4s. On a
-// machine that is slow times slower an outage may be as much longer, and as much
-// less is sent and received.
-func check(r traffic.DatagramReport, conditions []string, slow float64) error {
+// slow machine an outage may be as much longer, and as much less is sent and
+// received. An outage that may be as long as there was traffic is no condition.
+func check(r traffic.DatagramReport, conditions []string, slow rig.Slow) error {
 	var errs []error
 	for _, c := range conditions {
 		key, value, below := strings.Cut(c, "<=")
@@ -116,9 +130,11 @@ func check(r traffic.DatagramReport, conditions []string, slow float64) error {
 		}
 		switch key {
 		case "outage":
-			want *= slow
+			if want = slow.Times(want); want >= r.Seconds {
+				return fmt.Errorf("%s: traffic ran for %.1f s, so this says nothing: let it run for longer than the %.1f s that it may be out", c, r.Seconds, want)
+			}
 		case "received":
-			want /= slow
+			want /= slow.Times(1)
 		}
 		if below && have > want || !below && have < want {
 			errs = append(errs, fmt.Errorf("%s is %g, want %s: %+v", key, have, c, r))

@@ -93,7 +93,7 @@ func (x *session) oneAgent(ctx context.Context, verb string, h netns.Host) error
 	case "kill":
 		return x.rig.KillAgent(h)
 	case "ready":
-		return x.rig.AgentReady(h, x.config.longer(30*time.Second))
+		return x.rig.AgentReady(h, x.config.Slow.Longer(30*time.Second))
 	case "alive":
 		if p := x.rig.Agent(h); p == nil || !p.Alive() {
 			return fmt.Errorf("the agent on %s does not run", h)
@@ -104,7 +104,7 @@ func (x *session) oneAgent(ctx context.Context, verb string, h netns.Host) error
 		if p == nil {
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, x.config.longer(10*time.Second))
+		ctx, cancel := context.WithTimeout(ctx, x.config.Slow.Longer(10*time.Second))
 		defer cancel()
 		select {
 		case <-p.Done():
@@ -128,7 +128,7 @@ func (x *session) wireGuard(s *script.State, args []string) error {
 	case "kill":
 		return x.rig.KillWireGuard(s.Context(), h)
 	case "running":
-		return eventually(s.Context(), x.config.longer(5*time.Second), func() error {
+		return eventually(s.Context(), x.config.Slow.Longer(5*time.Second), func() error {
 			devices, err := x.rig.WireGuardDevices(s.Context(), h)
 			if err == nil && len(x.rig.WireGuardPIDs(h))+len(devices) == 0 {
 				err = fmt.Errorf("on %s there is neither a WireGuard process nor a device of the kernel's", h)
@@ -170,7 +170,7 @@ func (x *session) status(s *script.State, args []string) error {
 		return script.ErrUsage
 	}
 	want := strings.Join(args[1:], " ")
-	return eventually(s.Context(), x.config.longer(15*time.Second), func() error {
+	return eventually(s.Context(), x.config.Slow.Longer(15*time.Second), func() error {
 		out, err := x.rig.Sealctl(s.Context(), "status")
 		if err == nil && !strings.Contains(out.Stdout, want) {
 			err = fmt.Errorf("status does not say %q but:\n%s", want, out.Stdout)
@@ -210,7 +210,7 @@ func (x *session) agentctl(s *script.State, args []string) (output, error) {
 	if len(args) < 2 {
 		return output{}, script.ErrUsage
 	}
-	ctx, cancel := context.WithTimeout(s.Context(), x.config.longer(10*time.Second))
+	ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(10*time.Second))
 	defer cancel()
 	h := netns.Host(args[0])
 	return x.rig.Lab.Run(ctx, h, x.rig.AgentSpec(h, args[1], args[2:]...))
@@ -221,7 +221,7 @@ func (x *session) serve(s *script.State, args []string) (output, error) {
 	if x.rig == nil {
 		return output{}, errNoLab
 	}
-	ctx, cancel := context.WithTimeout(s.Context(), x.config.longer(10*time.Second))
+	ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(10*time.Second))
 	defer cancel()
 	spec := x.rig.ControllerSpec()
 	spec.Args = args
@@ -235,7 +235,7 @@ func (x *session) on(s *script.State, args []string) (output, error) {
 	if len(args) < 2 {
 		return output{}, script.ErrUsage
 	}
-	ctx, cancel := context.WithTimeout(s.Context(), x.config.longer(30*time.Second))
+	ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(30*time.Second))
 	defer cancel()
 	return x.rig.Lab.Run(ctx, netns.Host(args[0]), netns.Spec{Path: args[1], Args: args[2:]})
 }
@@ -248,7 +248,7 @@ func (x *session) says(s *script.State, args []string) error {
 		return script.ErrUsage
 	}
 	path, want := x.rig.Lab.Dir()+"/"+args[0]+".log", strings.Join(args[1:], " ")
-	return eventually(s.Context(), x.config.longer(15*time.Second), func() error {
+	return eventually(s.Context(), x.config.Slow.Longer(15*time.Second), func() error {
 		b, err := os.ReadFile(path)
 		if err == nil && !strings.Contains(string(b), want) {
 			err = fmt.Errorf("the log of %s does not say %q; its end:\n%s", args[0], want, b[max(0, len(b)-2000):])

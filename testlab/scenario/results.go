@@ -41,6 +41,9 @@ func Choose(all []Scenario, names string, least Fast) ([]Scenario, error) {
 
 // WriteResults writes results as build/lab/host.json has them.
 func WriteResults(path string, results []Result) error {
+	if results == nil {
+		results = []Result{}
+	}
 	b, err := json.MarshalIndent(results, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode results: %w", err)

@@ -29,15 +29,9 @@ type Config struct {
 	Dir string
 	// Have are the kernel's facilities.
 	Have []string
-	// Slow is how many times longer than on a usual machine things may take, 1
-	// if it is less: it stretches what scripts set as limits, not how long they
-	// watch that something does not happen.
-	Slow float64
-}
-
-// longer is a limit on this machine.
-func (c Config) longer(limit time.Duration) time.Duration {
-	return time.Duration(max(c.Slow, 1) * float64(limit))
+	// Slow is of this machine: it stretches all times that commands set, but
+	// for `sleep`.
+	Slow rig.Slow
 }
 
 // The results.
@@ -75,7 +69,7 @@ func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
 		result.Reason = "this kernel has no " + strings.Join(lacks, ", ")
 		return result
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.longer(limit))
+	ctx, cancel := context.WithTimeout(ctx, c.Slow.Longer(limit))
 	defer cancel()
 	session := &session{config: c, name: s.Name}
 	err := session.run(ctx, s, log)
@@ -133,7 +127,7 @@ func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error
 // finish takes the tap's last word and ends the lab. It has a time of its own,
 // so that an interrupted scenario is cleaned up too.
 func (x *session) finish() error {
-	ctx, cancel := context.WithTimeout(context.Background(), x.config.longer(time.Minute))
+	ctx, cancel := context.WithTimeout(context.Background(), x.config.Slow.Longer(time.Minute))
 	defer cancel()
 	errs := []error{x.moveClock(-x.moved)}
 	if x.rig == nil {

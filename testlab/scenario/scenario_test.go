@@ -8,13 +8,19 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/circuitseal/circuitseal/testlab/rig"
 	"github.com/circuitseal/circuitseal/testlab/traffic"
 )
 
 func TestParseReadsTheHead(t *testing.T) {
-	s := parse("x", []byte("# What it shows.\n# fast\n# needs: kernel-esp vrf\nlab\n# needs: nothing\n"))
-	if s.Fast != Everywhere || len(s.Needs) != 2 || s.Needs[0] != "kernel-esp" || s.Needs[1] != "vrf" {
+	s, err := parse("x", []byte("# What it shows.\n# fast\n# needs: kernel-esp vrf\nlab\n# needs: nothing\n"))
+	if err != nil || s.Fast != Everywhere || len(s.Needs) != 2 || s.Needs[0] != "kernel-esp" || s.Needs[1] != "vrf" {
 		t.Errorf("parsed %+v", s)
+	}
+	for _, wrong := range []string{"# fast:host\nlab\n", "# need: vrf\nlab\n"} {
+		if _, err := parse("x", []byte(wrong)); err == nil {
+			t.Errorf("%q is taken for a comment", wrong)
+		}
 	}
 	if err := unknown(s.Needs); err != nil {
 		t.Error(err)
@@ -28,16 +34,16 @@ func TestParseReadsTheHead(t *testing.T) {
 }
 
 func TestCheckHoldsFiguresAgainstConditions(t *testing.T) {
-	r := traffic.DatagramReport{Sent: 10, Received: 8, Lost: 2, OutageSeconds: 1.5}
+	r := traffic.DatagramReport{Sent: 10, Received: 8, Lost: 2, OutageSeconds: 1.5, Seconds: 4}
 	tests := []struct {
 		conditions string
-		slow       float64
+		slow       rig.Slow
 		ok         bool
 	}{
 		{"", 1, true}, {"lost<=2 outage<=1.5s received>=8", 1, true},
 		{"lost<=1", 1, false}, {"outage<=1s", 1, false}, {"received>=9", 1, false},
 		{"lost=2", 1, false}, {"gold<=1", 1, false}, {"lost<=few", 1, false},
-		{"outage<=0.5s received>=30", 4, true}, {"outage<=0.3s", 4, false}, {"received>=33", 4, false}, {"lost<=1", 4, false},
+		{"outage<=0.5s received>=30", 4, true}, {"outage<=0.3s", 4, false}, {"outage<=4s", 1, false}, {"outage<=1s", 4, false}, {"received>=33", 4, false}, {"lost<=1", 4, false},
 	}
 	for _, tt := range tests {
 		if err := check(r, strings.Fields(tt.conditions), tt.slow); (err == nil) != tt.ok {
@@ -91,8 +97,10 @@ func TestScriptsLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range all {
-		if !strings.Contains(string(page), "| `"+s.Name+"` |") {
-			t.Errorf("docs/lab.md does not say where %s was run: run `make lab-matrix`", s.Name)
+		_, row, _ := strings.Cut(string(page), "| `"+s.Name+"` |")
+		row, _, _ = strings.Cut(row, "\n")
+		if row == "" || strings.Contains(row, "not run") || strings.Contains(row, Fail) {
+			t.Errorf("docs/lab.md says of %s %q, want where it passed: run `make lab-matrix`", s.Name, row)
 		}
 	}
 }

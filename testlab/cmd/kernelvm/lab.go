@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -45,95 +46,88 @@ func labCommand(o *options) *cobra.Command {
 	return c
 }
 
-// lab runs scenarios under each kernel and writes what came out, also when it
-// is interrupted.
+// lab runs scenarios under each kernel, a job each, and writes what came out,
+// also when it is interrupted.
 func (o *options) lab(ctx context.Context, chosen []scenario.Scenario) error {
-	var results []scenario.Result
+	found := results{path: filepath.Join(o.out, "kernel.json")}
+	if err := found.write(); err != nil {
+		return err
+	}
 	var errs []error
 	for _, line := range o.kernels {
 		k, err := o.fetch(ctx, line)
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		some, err := o.labUnder(ctx, k, chosen)
-		results = append(results, some...)
-		errs = append(errs, err, scenario.WriteResults(filepath.Join(o.out, "kernel.json"), results))
+		jobs := func(share string) []kernelvm.Job { return o.scenarioJobs(share, chosen) }
+		errs = append(errs, o.each(ctx, k, o.share(line), jobs, nil, func(share string, e kernelvm.Exit) error {
+			return found.add(outcome(share, k, e))
+		}))
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	failed := 0
-	for _, r := range results {
-		if r.Result == scenario.Fail {
-			failed++
-		}
-	}
-	if failed > 0 {
-		errs = append(errs, fmt.Errorf("%d of %d scenarios failed; logs are below %s", failed, len(results), o.share("*")))
+	if n := found.failed(); n > 0 {
+		errs = append(errs, fmt.Errorf("%d of %d scenarios failed; logs are below %s", n, len(found.all), o.share("*")))
 	}
 	return errors.Join(errs...)
 }
 
-// labUnder runs scenarios under one kernel, a job each. A guest that dies takes
-// only the scenario with it that ran: another is booted for the others.
-func (o *options) labUnder(ctx context.Context, k kernelvm.Kernel, chosen []scenario.Scenario) ([]scenario.Result, error) {
-	var results []scenario.Result
-	for boot := 1; len(chosen) > 0; boot++ {
-		share := o.share(k.Line)
-		if boot > 1 {
-			share = fmt.Sprintf("%s-boot%d", share, boot)
-		}
-		exits, err := o.boot(ctx, k, share, o.scenarioJobs(share, chosen))
-		for i, e := range exits {
-			results = append(results, outcome(share, k, chosen[i], e))
-		}
-		chosen = chosen[len(exits):]
-		if _, died := errors.AsType[*kernelvm.GuestError](err); !died {
-			return results, err
-		}
-		if len(chosen) == 0 {
-			return results, err
-		}
-		_, _ = fmt.Fprintf(o.say, "%-20s fail  %v\n", chosen[0].Name, err)
-		results = append(results, scenario.Result{
-			Scenario: chosen[0].Name, Result: scenario.Fail, Kernel: k.Release, Backends: []string{}, Reason: err.Error(),
-		})
-		if len(exits) == 0 && boot > 1 {
-			return results, fmt.Errorf("two guests in a row ended in their first scenario: %w", err)
-		}
-		chosen = chosen[1:]
-	}
-	return results, nil
+// results are kept in a file while they come in.
+type results struct {
+	path string
+	all  []scenario.Result
 }
+
+func (r *results) add(x scenario.Result) error {
+	r.all = append(r.all, x)
+	return r.write()
+}
+
+func (r *results) write() error { return scenario.WriteResults(r.path, r.all) }
+
+func (r *results) failed() (n int) {
+	for _, x := range r.all {
+		if x.Result == scenario.Fail {
+			n++
+		}
+	}
+	return n
+}
+
+// limitOf is what a scenario may take in all: its own limit, and cleaning up.
+const limitOf = 6 * time.Minute
 
 func (o *options) scenarioJobs(share string, chosen []scenario.Scenario) []kernelvm.Job {
 	var jobs []kernelvm.Job
 	for _, s := range chosen {
 		jobs = append(jobs, kernelvm.Job{
-			Name: s.Name, Dir: o.root, Env: o.environment(),
+			Name: s.Name, Dir: o.root, Env: o.environment(), LimitSeconds: o.slow * limitOf.Seconds(),
 			Args: []string{
-				filepath.Join(o.bin, "lab"), "--scenario", s.Name, "--out", filepath.Join(share, s.Name), "--slow", strconv.FormatFloat(o.slow, 'g', -1, 64),
+				filepath.Join(o.bin, "lab"), "--scenario", s.Name, "--out", filepath.Join(share, s.Name), "--require-all",
+				"--slow", strconv.FormatFloat(o.slow, 'g', -1, 64),
 			},
 		})
 	}
 	return jobs
 }
 
-// outcome is what the guest's lab wrote, or why it wrote nothing.
-func outcome(share string, k kernelvm.Kernel, s scenario.Scenario, e kernelvm.Exit) scenario.Result {
-	r := scenario.Result{Scenario: s.Name, Result: scenario.Fail, Seconds: e.Seconds, Kernel: k.Release, Backends: []string{}}
-	results, err := scenario.ReadResults(filepath.Join(share, s.Name, "host.json"))
-	switch {
+// outcome is what the guest's lab wrote, if that and its end agree that it is a
+// pass; else it is a failure, a scenario that was skipped too.
+func outcome(share string, k kernelvm.Kernel, e kernelvm.Exit) scenario.Result {
+	r := scenario.Result{Scenario: e.Name, Result: scenario.Fail, Seconds: e.Seconds, Kernel: k.Release, Backends: []string{}}
+	found, err := scenario.ReadResults(filepath.Join(share, e.Name, "host.json"))
+	switch ended := failure(e); {
 	case err != nil:
-		r.Reason = errors.Join(failure(e), err).Error()
-	case len(results) != 1:
-		r.Reason = fmt.Sprintf("the guest's lab has %d results, want 1", len(results))
-	case results[0].Result != scenario.Fail && e.Code != 0:
-		r.Reason = failure(e).Error()
-	case results[0].Result == scenario.Skip:
-		r.Reason = results[0].Reason + "; the lab's own kernels have to have everything that a scenario may need"
+		r.Reason = errors.Join(ended, err).Error()
+	case len(found) != 1 || found[0].Scenario != e.Name || found[0].Kernel != k.Release:
+		r.Reason = errors.Join(ended, fmt.Errorf("the guest's lab wrote no result of %s under %s", e.Name, k.Release)).Error()
+	case found[0].Result == scenario.Skip:
+		r.Reason = found[0].Reason + "; the lab's own kernels have to have everything that a scenario may need"
+	case found[0].Result == scenario.Pass && ended != nil:
+		r.Reason = ended.Error()
 	default:
-		return results[0]
+		return found[0]
 	}
 	return r
 }

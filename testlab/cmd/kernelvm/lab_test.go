@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/kernelvm"
 	"github.com/circuitseal/circuitseal/testlab/scenario"
@@ -27,13 +28,15 @@ func TestOutcomeIsAPassOnlyWhereTheGuestSaysSo(t *testing.T) {
 		exit         kernelvm.Exit
 		want, reason string
 	}{
-		{"pass", `[{"scenario":"a","result":"pass","backends":["wireguard-kernel"]}]`, kernelvm.Exit{}, scenario.Pass, ""},
-		{"fail", `[{"scenario":"a","result":"fail","reason":"lost is 3"}]`, kernelvm.Exit{Code: 1}, scenario.Fail, "lost is 3"},
-		{"pass and a bad exit", `[{"scenario":"a","result":"pass"}]`, kernelvm.Exit{Code: 1}, scenario.Fail, "exit code 1"},
-		{"skip", `[{"scenario":"a","result":"skip","reason":"this kernel has no vrf"}]`, kernelvm.Exit{}, scenario.Fail, "no vrf"},
+		{"pass", `[{"scenario":"a","result":"pass","kernel":"6.1.0-56-amd64","backends":["wireguard-kernel"]}]`, kernelvm.Exit{}, scenario.Pass, ""},
+		{"fail", `[{"scenario":"a","result":"fail","kernel":"6.1.0-56-amd64","reason":"lost is 3"}]`, kernelvm.Exit{Code: 1}, scenario.Fail, "lost is 3"},
+		{"pass and a bad exit", `[{"scenario":"a","result":"pass","kernel":"6.1.0-56-amd64"}]`, kernelvm.Exit{Code: 1}, scenario.Fail, "exit code 1"},
+		{"skip", `[{"scenario":"a","result":"skip","kernel":"6.1.0-56-amd64","reason":"this kernel has no vrf"}]`, kernelvm.Exit{}, scenario.Fail, "no vrf"},
 		{"nothing", ``, kernelvm.Exit{Code: -1, Problem: "did not end within 5 s"}, scenario.Fail, "did not end within 5 s"},
 		{"nothing and a good exit", ``, kernelvm.Exit{}, scenario.Fail, "host.json"},
-		{"none", `[]`, kernelvm.Exit{}, scenario.Fail, "0 results"},
+		{"none", `[]`, kernelvm.Exit{}, scenario.Fail, "no result of a"},
+		{"another's", `[{"scenario":"b","result":"pass","kernel":"6.1.0-56-amd64"}]`, kernelvm.Exit{}, scenario.Fail, "no result of a"},
+		{"another kernel's", `[{"scenario":"a","result":"pass","kernel":"6.18.44"}]`, kernelvm.Exit{}, scenario.Fail, "no result of a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -41,7 +44,8 @@ func TestOutcomeIsAPassOnlyWhereTheGuestSaysSo(t *testing.T) {
 			if tt.json != "" {
 				write(t, filepath.Join(share, "a", "host.json"), tt.json)
 			}
-			r := outcome(share, k, scenario.Scenario{Name: "a"}, tt.exit)
+			tt.exit.Name = "a"
+			r := outcome(share, k, tt.exit)
 			if r.Result != tt.want || !strings.Contains(r.Reason, tt.reason) || r.Scenario != "a" {
 				t.Errorf("outcome = %+v, want %s with %q", r, tt.want, tt.reason)
 			}
@@ -49,46 +53,68 @@ func TestOutcomeIsAPassOnlyWhereTheGuestSaysSo(t *testing.T) {
 	}
 }
 
-// A guest that dies in its second scenario fails that one alone: what it had run
-// counts, and another runs the third.
-func TestAGuestThatDiesTakesOneScenarioWithIt(t *testing.T) {
+// fakeGuests has a shell script stand for QEMU: it gets the share as $1 and the
+// names of its jobs as $JOBS.
+func fakeGuests(t *testing.T, script string) (*options, kernelvm.Kernel, *strings.Builder) {
+	t.Helper()
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "qemu-system-x86_64"), `#!/bin/sh
-ran() {
-	mkdir -p "$1/$2"
-	echo '[{"scenario":"'$2'","result":"pass","backends":[]}]' >"$1/$2/host.json"
-	echo '{"name":"'$2'","code":0,"seconds":1}' >>"$1/exits.jsonl"
-}
-if [ ! -e "$FAKE/booted" ]; then
-	touch "$FAKE/booted"
-	ran "$FAKE/out/kernel-6.12" a
-	echo 'Kernel panic - not syncing: made up' >"$FAKE/out/kernel-6.12/console.log"
-else
-	ran "$FAKE/out/kernel-6.12-boot2" c
-	touch "$FAKE/out/kernel-6.12-boot2/done"
-fi
-`)
+for a in "$@"; do case $a in *circuitseal.share=*) share=${a#*circuitseal.share=} share=${share%% *};; esac; done
+JOBS=$(sed -n 's/^ *"name": "\(.*\)",*$/\1/p' "$share/order.json" | tr '\n' ' ')
+ran() { echo '{"name":"'$1'","code":0,"seconds":1}' >>"$share/exits.jsonl"; }
+die() { echo "Kernel panic - not syncing: $1" >"$share/console.log"; exit; }
+`+script)
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	t.Setenv("FAKE", dir)
 	write(t, filepath.Join(dir, "vminit"), "")
 	modules := filepath.Join(dir, "modules", "6.12.1")
 	write(t, filepath.Join(modules, "modules.dep"), "")
 	write(t, filepath.Join(modules, "modules.builtin"), "virtio_pci.ko\n9pnet_virtio.ko\n9p.ko\noverlay.ko\n")
 	var said strings.Builder
-	o := &options{accel: "tcg", out: filepath.Join(dir, "out"), bin: dir, limit: 1 << 40, slow: 1, root: dir, say: &said}
-	k := kernelvm.Kernel{Line: "6.12", Release: "6.12.1", Image: "bzImage", Modules: filepath.Dir(modules)}
-	results, err := o.labUnder(t.Context(), k, []scenario.Scenario{{Name: "a"}, {Name: "b"}, {Name: "c"}})
-	if err != nil {
-		t.Fatal(err)
+	o := &options{accel: "tcg", out: filepath.Join(dir, "out"), bin: dir, limit: time.Minute, slow: 1, root: dir, say: &said}
+	return o, kernelvm.Kernel{Line: "6.12", Release: "6.12.1", Image: "bzImage", Modules: filepath.Dir(modules)}, &said
+}
+
+func TestAGuestThatDiesTakesOneJobWithIt(t *testing.T) {
+	tests := []struct{ name, script, want, err string }{
+		{"none dies", `for j in $JOBS; do ran $j; done; touch $share/done`, "a+ b+ c+ d+", ""},
+		{"in the second", `case $JOBS in "a "*) ran a; die b;; esac; for j in $JOBS; do ran $j; done; touch $share/done`, "a+ b- c+ d+", ""},
+		{"in the last", `ran a; ran b; ran c; die d`, "a+ b+ c+ d-", "panicked"},
+		{"in each", `for j in $JOBS; do die $j; done`, "a- b- c- d-", "give up"},
+		{"in two that are not its first", `case $JOBS in "a "*) ran a; die b;; "c "*) ran c; die d;; esac`, "a+ b- c+ d-", "panicked"},
+		{"done too early", `ran a; touch $share/done`, "a+", "did not say how b ended"},
 	}
-	var got []string
-	for _, r := range results {
-		got = append(got, r.Scenario+" "+r.Result)
-	}
-	if want := "a pass, b fail, c pass"; strings.Join(got, ", ") != want {
-		t.Fatalf("results are %q, want %s", got, want)
-	}
-	if !strings.Contains(results[1].Reason, "made up") || !strings.Contains(said.String(), "made up") {
-		t.Errorf("the panic is not told: %q, %q", results[1].Reason, said.String())
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			o, k, said := fakeGuests(t, tt.script)
+			share := o.share("6.12")
+			write(t, filepath.Join(share+"-boot7", "a", "host.json"), "of an earlier run")
+			var got []string
+			jobs := func(string) (all []kernelvm.Job) {
+				for _, n := range []string{"a", "b", "c", "d"} {
+					all = append(all, kernelvm.Job{Name: n, Dir: "/", Args: []string{"true"}})
+				}
+				return all
+			}
+			err := o.each(t.Context(), k, share, jobs, nil, func(_ string, e kernelvm.Exit) error {
+				mark := "+"
+				if failure(e) != nil {
+					mark = "-"
+				}
+				got = append(got, e.Name+mark)
+				return nil
+			})
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("jobs ended %q, want %q", got, tt.want)
+			}
+			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("each = %v, want %q", err, tt.err)
+			}
+			if strings.Contains(tt.want, "b-") && !strings.Contains(said.String(), "Kernel panic") {
+				t.Errorf("the panic is not told: %q", said.String())
+			}
+			if _, err := os.Stat(share + "-boot7"); err == nil {
+				t.Error("what an earlier run left is still there")
+			}
+		})
 	}
 }

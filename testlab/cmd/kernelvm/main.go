@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -26,6 +27,9 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernelvm:", err)
+		if ended, ok := errors.AsType[*programError](err); ok {
+			os.Exit(ended.code)
+		}
 		os.Exit(1)
 	}
 }
@@ -53,7 +57,7 @@ func command(w io.Writer) *cobra.Command {
 		},
 	}
 	f := c.PersistentFlags()
-	f.StringSliceVar(&o.kernels, "kernel", kernelvm.Lines[:1], "kernel lines, of "+strings.Join(kernelvm.Lines, ", "))
+	f.StringSliceVar(&o.kernels, "kernel", kernelvm.Lines[:1], "kernel lines, of "+strings.Join(kernelvm.Lines, ", ")+", or all")
 	f.StringVar(&o.accel, "accel", "tcg", "QEMU's accelerator: tcg, which works everywhere, or kvm")
 	f.StringVar(&o.cache, "cache", "", "directory for kernels; default circuitseal/kernels in the user's cache")
 	f.StringVar(&o.out, "out", "build/lab", "directory for results and logs")
@@ -81,6 +85,9 @@ func (o *options) complete() (err error) {
 			return err
 		}
 	}
+	if slices.Equal(o.kernels, []string{"all"}) {
+		o.kernels = kernelvm.Lines
+	}
 	if o.out, err = filepath.Abs(o.out); err != nil {
 		return err
 	}
@@ -100,8 +107,9 @@ func (o *options) fetch(ctx context.Context, line string) (kernelvm.Kernel, erro
 	return kernelvm.Fetch(ctx, line, o.cache, func(s string) { _, _ = fmt.Fprintln(o.say, s) })
 }
 
-// boot runs jobs. What they write goes to the share's path with .log, too.
-func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, jobs []kernelvm.Job, dirs ...string) (exits []kernelvm.Exit, err error) {
+// boot runs jobs in one guest. What they write goes to the share's path with
+// .log, too.
+func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, limit time.Duration, jobs []kernelvm.Job, dirs []string) (exits []kernelvm.Exit, err error) {
 	if err := os.MkdirAll(filepath.Dir(share), 0o755); err != nil {
 		return nil, fmt.Errorf("make the log: %w", err)
 	}
@@ -112,7 +120,7 @@ func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, job
 	defer func() { err = errors.Join(err, log.Close()) }()
 	_, _ = fmt.Fprintf(o.say, "== Linux %s (%s)\n", k.Release, o.accel)
 	return kernelvm.Run(ctx, kernelvm.Config{
-		Kernel: k, Init: filepath.Join(o.bin, "vminit"), Share: share, Dirs: dirs, Accel: o.accel, Limit: o.limit,
+		Kernel: k, Init: filepath.Join(o.bin, "vminit"), Share: share, Dirs: dirs, Accel: o.accel, Limit: limit,
 		Output: io.MultiWriter(o.say, log),
 	}, jobs)
 }
@@ -130,7 +138,7 @@ func runCommand(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				exits, err := o.boot(c.Context(), k, o.share(line), []kernelvm.Job{{Name: args[0], Dir: o.root, Args: args, Env: o.environment()}})
+				exits, err := o.boot(c.Context(), k, o.share(line)+"-run", o.limit, []kernelvm.Job{{Name: args[0], Dir: o.root, Args: args, Env: o.environment()}}, nil)
 				errs = append(errs, err)
 				for _, e := range exits {
 					errs = append(errs, failure(e))
@@ -154,6 +162,14 @@ func failure(e kernelvm.Exit) error {
 	case e.Problem != "":
 		return fmt.Errorf("%s: %s", e.Name, e.Problem)
 	default:
-		return fmt.Errorf("%s: exit code %d", e.Name, e.Code)
+		return &programError{e.Name, e.Code}
 	}
 }
+
+// programError is a program's own failure, whose exit code is handed on.
+type programError struct {
+	name string
+	code int
+}
+
+func (e *programError) Error() string { return fmt.Sprintf("%s: exit code %d", e.name, e.code) }

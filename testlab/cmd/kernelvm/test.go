@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -68,11 +70,16 @@ const coverDir = "cover"
 // binary is a package's compiled tests.
 type binary struct{ name, dir, path string }
 
-// test runs the packages of each line under it, each a job.
+// test runs the packages of each line under it, each a job. A part of the tests
+// leaves no results: it says nothing of a package.
 func (o *options) test(ctx context.Context, packages func(line string) []string, run string, verbose bool) error {
+	found := results{path: filepath.Join(o.out, "kernel-test.json")}
+	profile := filepath.Join(o.out, "kernel-cover.txt")
+	if err := errors.Join(found.write(), os.RemoveAll(profile)); err != nil {
+		return err
+	}
 	var errs []error
 	var covers []string
-	var results []scenario.Result
 	for _, line := range o.kernels {
 		binaries, err := o.compile(ctx, packages(line))
 		if err != nil {
@@ -82,28 +89,28 @@ func (o *options) test(ctx context.Context, packages func(line string) []string,
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		share := o.share(line) + "-test"
-		exits, err := o.boot(ctx, k, share, o.testJobs(binaries, filepath.Join(share, coverDir), run, verbose), coverDir)
-		if guest, died := errors.AsType[*kernelvm.GuestError](err); died && len(exits) < len(binaries) {
-			exits = append(exits, kernelvm.Exit{Name: binaries[len(exits)].name, Code: -1, Problem: guest.Error()})
-		} else {
-			errs = append(errs, err)
+		jobs := func(share string) []kernelvm.Job {
+			return o.testJobs(binaries, filepath.Join(share, coverDir), run, verbose)
 		}
-		for _, e := range exits {
+		errs = append(errs, o.each(ctx, k, o.share(line)+"-test", jobs, []string{coverDir}, func(share string, e kernelvm.Exit) error {
+			if c := filepath.Join(share, coverDir); !slices.Contains(covers, c) {
+				covers = append(covers, c)
+			}
 			r := testResult(k, e)
-			results = append(results, r)
 			if r.Result == scenario.Fail {
 				errs = append(errs, fmt.Errorf("%s under %s: %s", e.Name, k.Release, r.Reason))
 			}
 			_, _ = fmt.Fprintf(o.say, "%-5s %-60s %6.1f s\n", r.Result, e.Name, e.Seconds)
-		}
-		covers = append(covers, filepath.Join(share, coverDir))
+			if run != "" {
+				return nil
+			}
+			return found.add(r)
+		}))
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	errs = append(errs, scenario.WriteResults(filepath.Join(o.out, "kernel-test.json"), results))
-	return errors.Join(append(errs, o.coverage(ctx, covers))...)
+	return errors.Join(append(errs, o.coverage(ctx, profile, covers))...)
 }
 
 // testResult is a package's line in kernel-test.json.
@@ -152,24 +159,30 @@ func (o *options) compile(ctx context.Context, patterns []string) ([]binary, err
 	return all, nil
 }
 
+// testLimit is what a package may take; the testing package says where it hangs.
+const testLimit = 20 * time.Minute
+
 func (o *options) testJobs(binaries []binary, cover, run string, verbose bool) []kernelvm.Job {
 	var jobs []kernelvm.Job
 	for _, b := range binaries {
-		args := []string{b.path, "-test.count=1", "-test.timeout=20m", "-test.gocoverdir=" + cover}
+		args := []string{b.path, "-test.count=1", "-test.timeout=" + testLimit.String(), "-test.gocoverdir=" + cover}
 		if run != "" {
 			args = append(args, "-test.run="+run)
 		}
 		if verbose {
 			args = append(args, "-test.v")
 		}
-		jobs = append(jobs, kernelvm.Job{Name: b.name, Announce: true, Dir: b.dir, Args: args, Env: append(o.environment(), testEnvironment...)})
+		jobs = append(jobs, kernelvm.Job{Name: b.name, Announce: true, Dir: b.dir, Args: args, Env: append(o.environment(), testEnvironment...),
+			LimitSeconds: (testLimit + time.Minute).Seconds()})
 	}
 	return jobs
 }
 
 // coverage brings what the guests counted into one profile.
-func (o *options) coverage(ctx context.Context, dirs []string) error {
-	profile := filepath.Join(o.out, "kernel-cover.txt")
+func (o *options) coverage(ctx context.Context, profile string, dirs []string) error {
+	if len(dirs) == 0 {
+		return nil
+	}
 	if _, err := goTool(ctx, "tool", "covdata", "textfmt", "-i="+strings.Join(dirs, ","), "-o="+profile); err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ func main() {
 type options struct {
 	only, scripts, samples, out, bin string
 	fast, verbose                    bool
+	requireAll                       bool
 	slow                             float64
 }
 
@@ -55,6 +56,7 @@ func command(w io.Writer) *cobra.Command {
 	f.StringVar(&o.bin, "bin", "", "directory with the binaries; default $"+rig.BinEnv+", or where this program lies")
 	f.BoolVar(&o.fast, "fast", false, "run only those marked fast")
 	f.Float64Var(&o.slow, "slow", 1, "how many times longer than on a usual machine things may take")
+	f.BoolVar(&o.requireAll, "require-all", false, "fail if the kernel lacks anything that scenarios may need, rather than skip them")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print every transcript, not only of failures")
 	c.AddCommand(matrixCommand())
 	return c
@@ -76,11 +78,16 @@ func run(ctx context.Context, o options, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	have, err := scenario.Facilities(ctx)
+	// What an earlier run found must not pass for this one's.
+	found := filepath.Join(o.out, "host.json")
+	if err := scenario.WriteResults(found, []scenario.Result{}); err != nil {
+		return err
+	}
+	have, err := scenario.Facilities(ctx, o.requireAll)
 	if err != nil {
 		return err
 	}
-	c := scenario.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Bin: bin, Samples: samples, Dir: filepath.Join(o.out, "host"), Have: have, Slow: o.slow}
+	c := scenario.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Bin: bin, Samples: samples, Dir: filepath.Join(o.out, "host"), Have: have, Slow: rig.Slow(o.slow)}
 	results := []scenario.Result{}
 	failed := 0
 	for _, s := range all {
@@ -96,7 +103,7 @@ func run(ctx context.Context, o options, w io.Writer) error {
 		}
 		results = append(results, r)
 		// Each time, so that what ends the lab does not take away what it had found.
-		if err := scenario.WriteResults(filepath.Join(o.out, "host.json"), results); err != nil {
+		if err := scenario.WriteResults(found, results); err != nil {
 			return err
 		}
 		watched := "no tap"

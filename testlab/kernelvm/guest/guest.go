@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,15 +20,23 @@ import (
 	"github.com/circuitseal/circuitseal/testlab/kernelvm"
 )
 
-// Main never returns.
+// worker is the argument with which the init starts itself again, to run the
+// jobs: who waits for jobs by name cannot be who waits for every orphan.
+const worker = "work"
+
+// Main never returns in the guest's first process.
 func Main() {
+	if len(os.Args) == 3 && os.Args[1] == worker {
+		if err := work(os.Args[2]); err != nil {
+			fmt.Println("vminit:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "vminit: this is the first process of the lab's virtual machine; `make lab-kernel` starts it there")
 		os.Exit(2)
 	}
-	// To a first process the kernel delivers only what it asks for; a job that
-	// ends its process group by mistake must not end the machine.
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if err := run(); err != nil {
 		fmt.Println("vminit:", err)
 	}
@@ -40,6 +47,8 @@ func Main() {
 	select {}
 }
 
+// run makes the root, starts the worker in it, and buries whoever dies until
+// the worker has.
 func run() error {
 	if err := os.Setenv("PATH", path); err != nil {
 		return err
@@ -61,11 +70,35 @@ func run() error {
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fmt.Errorf("bring the loopback up: %w: %s", err, out)
 	}
+	// The root that this program came from is out of sight.
+	child, err := os.StartProcess("/proc/self/exe", []string{"vminit", worker, share}, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return fmt.Errorf("start the worker: %w", err)
+	}
+	go beat(filepath.Join(share, kernelvm.BeatFile))
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for the worker: %w", err)
+		case pid == child.Pid && status.ExitStatus() != 0:
+			return fmt.Errorf("the worker ended with %#x", status)
+		case pid == child.Pid:
+			return nil
+		}
+	}
+}
+
+// work runs the order in the share.
+func work(share string) error {
 	out, err := openOutput()
 	if err != nil {
 		return err
 	}
-	go beat(filepath.Join(share, kernelvm.BeatFile))
 	b, err := os.ReadFile(filepath.Join(share, kernelvm.OrderFile))
 	if err != nil {
 		return fmt.Errorf("read the order: %w", err)
@@ -75,7 +108,13 @@ func run() error {
 		return fmt.Errorf("read the order: %w", err)
 	}
 	for _, job := range order.Jobs {
-		if err := record(filepath.Join(share, kernelvm.ExitsFile), perform(job, out)); err != nil {
+		exit := perform(job, out)
+		// What it wrote has to be on its way before anybody hears that it ended:
+		// TCSBRK with 1 waits for that (tty_ioctl(4)).
+		if err := unix.IoctlSetInt(int(out.Fd()), unix.TCSBRK, 1); err != nil {
+			return fmt.Errorf("drain the output: %w", err)
+		}
+		if err := record(filepath.Join(share, kernelvm.ExitsFile), exit); err != nil {
 			return err
 		}
 	}
