@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,6 +45,9 @@ const fresh = 24 * time.Hour
 func Fetch(ctx context.Context, line, cache string, say func(string)) (Kernel, error) {
 	if !slices.Contains(Lines, line) {
 		return Kernel{}, fmt.Errorf("there is no kernel line %q; there are: %s", line, strings.Join(Lines, ", "))
+	}
+	if runtime.GOARCH != "amd64" {
+		return Kernel{}, fmt.Errorf("the lab's kernels are for amd64, and this checkout builds for %s", runtime.GOARCH)
 	}
 	dir := filepath.Join(cache, line)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -63,7 +63,7 @@ func (e *GuestError) Error() string {
 func Run(ctx context.Context, c Config, jobs []Job) ([]Exit, error) {
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
-		return nil, errors.New("there is no qemu-system-x86_64: install the Debian package qemu-system-x86, or run `make lab-deps`")
+		return nil, errors.New("there is no qemu-system-x86_64: install the Debian package qemu-system-x86 (`make lab-kernel` does)")
 	}
 	if c.Share, err = filepath.Abs(c.Share); err != nil {
 		return nil, fmt.Errorf("make the share: %w", err)
