@@ -3,6 +3,8 @@ package tchook
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -17,6 +19,7 @@ import (
 // others after the BPF file system was unmounted.
 type clsact struct {
 	netlink *netlink.Handle
+	dump    tcDump
 	owner   string
 }
 
@@ -27,10 +30,34 @@ type filter struct {
 }
 
 // first is the lowest preference that there is. Of filters of one preference
-// the newest runs first (cls_bpf_change in net/sched/cls_bpf.c).
+// the newest runs first, whatever its handle (cls_bpf_change in
+// net/sched/cls_bpf.c).
 const first = 1
 
-func (c clsact) close() { c.netlink.Close() }
+// Filters get handles from firstHandle on. The kernel chooses 1 and what
+// follows, and so do people: a `tc filter replace` with the handle of ours would
+// put their program in its place. A new filter stands beside the former one for
+// a moment, so there must be two; more are for those who race us.
+const (
+	firstHandle = 0x43530000
+	handles     = 256
+)
+
+func openClsact(n netns.Namespace, owner string) (c clsact, err error) {
+	c.owner = owner
+	if c.netlink, err = n.Netlink(); err != nil {
+		return c, err
+	}
+	if c.dump, err = openDump(n); err != nil {
+		c.netlink.Close()
+	}
+	return c, err
+}
+
+func (c clsact) close() {
+	c.netlink.Close()
+	c.dump.close()
+}
 
 func (d Direction) parent() uint32 {
 	if d == Egress {
@@ -42,18 +69,18 @@ func (d Direction) parent() uint32 {
 func (clsact) former(string) ([]Attachment, error) { return nil, nil }
 
 func (c clsact) own() ([]Attachment, error) {
-	qdiscs, err := netns.Dump(func() ([]netlink.Qdisc, error) { return c.netlink.QdiscList(nil) })
+	qdiscs, err := c.dump.qdiscs()
 	if err != nil {
-		return nil, fmt.Errorf("list qdiscs: %w", err)
+		return nil, err
 	}
 	var all []Attachment
 	var errs []error
 	for _, q := range qdiscs {
-		if q.Type() != "clsact" {
+		if q.name != "clsact" {
 			continue
 		}
 		for _, d := range []Direction{Ingress, Egress} {
-			list, err := c.chain(Hook{q.Attrs().LinkIndex, d})
+			list, err := c.chain(Hook{q.ifindex, d})
 			errs = append(errs, err)
 			for _, a := range list {
 				if a.Label != "" {
@@ -66,19 +93,19 @@ func (c clsact) own() ([]Attachment, error) {
 }
 
 func (c clsact) chain(at Hook) ([]Attachment, error) {
-	list, err := c.filters(at)
+	list, err := c.dump.filters(at)
 	if err != nil {
 		return nil, err
 	}
 	var all []Attachment
 	for i, f := range list {
-		attrs := f.Attrs()
-		a := Attachment{Hook: at, Here: true, First: i == 0, filter: filter{attrs.Priority, attrs.Protocol, attrs.Handle}}
+		a := Attachment{Hook: at, Here: true, First: i == 0, filter: f.filter}
 		// Whatever sees not all packets, or whose verdict does not count, is no
 		// attachment of a program.
-		if b, ok := f.(*netlink.BpfFilter); ok && b.DirectAction && b.Id > 0 && attrs.Protocol == unix.ETH_P_ALL {
-			a.Program = ebpf.ProgramID(b.Id)
-			if label, ok := strings.CutPrefix(b.Name, c.owner+"/"); ok {
+		if f.name == "bpf" && f.direct && f.program > 0 && f.protocol == unix.ETH_P_ALL {
+			a.Program = f.program
+			// A block that several interfaces share has none of ours.
+			if label, ok := strings.CutPrefix(f.label, c.owner+"/"); ok && f.ifindex == at.Ifindex {
 				a.Label = label
 			}
 		}
@@ -87,51 +114,54 @@ func (c clsact) chain(at Hook) ([]Attachment, error) {
 	return all, nil
 }
 
-// filters are those that every packet meets, in their order.
-func (c clsact) filters(at Hook) ([]netlink.Filter, error) {
-	list, err := netns.Dump(func() ([]netlink.Filter, error) {
-		return c.netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: at.Ifindex}}, at.Direction.parent())
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list %s filters of interface %d: %w", at.Direction, at.Ifindex, err)
-	}
-	var met []netlink.Filter
-	for _, f := range list {
-		// Other chains are met only by those whom a filter sends there.
-		if f.Attrs().Chain == nil || *f.Attrs().Chain == 0 {
-			met = append(met, f)
-		}
-	}
-	return met, nil
-}
-
 func (c clsact) attach(at Hook, label string, p *ebpf.Program) error {
 	if err := c.ensureQdisc(at); err != nil {
 		return err
 	}
-	// Without a handle it is a new one.
-	err := c.netlink.FilterAdd(c.bpfFilter(at, filter{preference: first, protocol: unix.ETH_P_ALL}, label, p.FD()))
-	switch {
-	case errors.Is(err, unix.EINVAL):
-		return errors.Join(err, c.explain(at))
-	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%w: this kernel has neither tcx nor bpf filters (CONFIG_NET_CLS_BPF)", err)
+	list, err := c.dump.filters(at)
+	if err != nil {
+		return err
 	}
-	return err
+	for handle := uint32(firstHandle); handle < firstHandle+handles; handle++ {
+		if slices.ContainsFunc(list, func(f filterInfo) bool { return f.preference == first && f.handle == handle }) {
+			continue
+		}
+		err := c.netlink.FilterAdd(c.bpfFilter(at, filter{first, unix.ETH_P_ALL, handle}, label, p.FD()))
+		switch {
+		case errors.Is(err, unix.EEXIST):
+			// Somebody has just taken it.
+			continue
+		case errors.Is(err, unix.EINVAL):
+			return errors.Join(err, c.explain(at))
+		case errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("%w: this kernel has neither tcx nor bpf filters (CONFIG_NET_CLS_BPF)", err)
+		}
+		return explainShared(err)
+	}
+	return fmt.Errorf("filters of preference %d have taken all %d handles from %#x on: remove those that are not wanted", first, handles, firstHandle)
 }
 
 // explain finds who keeps a filter of ours from being the first.
 func (c clsact) explain(at Hook) error {
-	list, err := c.filters(at)
+	list, err := c.dump.filters(at)
 	if err != nil {
 		return err
 	}
 	for _, f := range list {
-		if a := f.Attrs(); a.Priority == first && (f.Type() != "bpf" || a.Protocol != unix.ETH_P_ALL) {
-			return fmt.Errorf("a filter of type %s for protocol %#x has preference %d, the first: remove it, or give it another preference", f.Type(), a.Protocol, first)
+		if f.preference == first && (f.name != "bpf" || f.protocol != unix.ETH_P_ALL) {
+			return fmt.Errorf("a filter of type %s for protocol %#x has preference %d, the first: remove it, or give it another preference", f.name, f.protocol, first)
 		}
 	}
 	return nil
+}
+
+// explainShared says what a kernel means that does not take filters for one
+// interface (tcf_block_find in net/sched/cls_api.c).
+func explainShared(err error) error {
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: the interface's clsact qdisc takes filters only for a block that others may share (ingress_block, egress_block): delete it, or add it again without the block", err)
+	}
+	return err
 }
 
 // ensureQdisc adds clsact. One that is there, whoever made it, is left alone.
@@ -146,19 +176,17 @@ func (c clsact) ensureQdisc(at Hook) error {
 	case !errors.Is(err, unix.EEXIST):
 		return fmt.Errorf("add clsact qdisc: %w", err)
 	}
-	list, err := netns.Dump(func() ([]netlink.Qdisc, error) {
-		return c.netlink.QdiscList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: at.Ifindex}})
-	})
+	list, err := c.dump.qdiscs()
 	if err != nil {
-		return fmt.Errorf("list qdiscs: %w", err)
+		return err
 	}
 	for _, q := range list {
-		if q.Attrs().Parent != netlink.HANDLE_CLSACT {
+		if q.ifindex != at.Ifindex || q.parent != netlink.HANDLE_CLSACT {
 			continue
 		}
-		if q.Type() != "clsact" {
+		if q.name != "clsact" {
 			// It would take filters for egress and show them ingress packets.
-			return fmt.Errorf("the interface has a qdisc of type %s, want clsact: remove it, or replace it by clsact", q.Type())
+			return fmt.Errorf("the interface has a qdisc of type %s, want clsact: remove it, or replace it by clsact", q.name)
 		}
 	}
 	return nil
@@ -167,16 +195,18 @@ func (c clsact) ensureQdisc(at Hook) error {
 // take relies on the kernel: a filter with a handle that is taken replaces the
 // one that has it, in its place and between two packets.
 func (c clsact) take(a Attachment, label string, p *ebpf.Program) error {
-	if a.filter.handle == 0 {
-		return errors.New("it is no filter of a program")
+	switch _, foreign, err := c.find(a); {
+	case err != nil:
+		return err
+	case foreign:
+		return fmt.Errorf("a filter of somebody else's has its handle %#x: %w", a.filter.handle, os.ErrNotExist)
 	}
-	return c.netlink.FilterReplace(c.bpfFilter(a.Hook, a.filter, label, p.FD()))
+	return explainShared(c.netlink.FilterReplace(c.bpfFilter(a.Hook, a.filter, label, p.FD())))
 }
 
 func (c clsact) detach(a Attachment) error {
-	if a.filter.handle == 0 {
-		// The kernel would delete all filters of this preference.
-		return errors.New("it is no filter of a program")
+	if there, _, err := c.find(a); err != nil || !there {
+		return err
 	}
 	const noProgram = -1
 	err := c.netlink.FilterDel(c.bpfFilter(a.Hook, a.filter, "", noProgram))
@@ -185,11 +215,32 @@ func (c clsact) detach(a Attachment) error {
 	}
 	if errors.Is(err, unix.EINVAL) {
 		// What it is when the qdisc has gone.
-		if list, err := c.chain(a.Hook); err == nil && len(list) == 0 {
+		if there, _, err := c.find(a); err == nil && !there {
 			return nil
 		}
 	}
-	return err
+	return explainShared(err)
+}
+
+// find tells whether an attachment is there still, or a foreign filter in its
+// place. The kernel replaces and deletes by handles alone, whoever has them by
+// then; between this look and that there is only a moment.
+func (c clsact) find(a Attachment) (there, foreign bool, err error) {
+	if a.filter.handle == 0 {
+		// The kernel would take all filters of this preference for meant.
+		return false, false, errors.New("it is no filter of a program")
+	}
+	list, err := c.chain(a.Hook)
+	if err != nil {
+		return false, false, err
+	}
+	i := slices.IndexFunc(list, a.Is)
+	if i < 0 {
+		return false, false, nil
+	}
+	// The owner's keep their name when they get another program.
+	there = list[i].Label == a.Label && (a.Label != "" || list[i].Program == a.Program)
+	return there, !there, nil
 }
 
 func (c clsact) bpfFilter(at Hook, f filter, label string, fd int) *netlink.BpfFilter {

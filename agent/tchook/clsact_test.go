@@ -1,6 +1,8 @@
 package tchook_test
 
 import (
+	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -157,4 +159,92 @@ func TestDetachOther(t *testing.T) {
 	b.one(links, p)
 	b.one(theirs, p)
 	b.order(filters, p)
+}
+
+// replace is `tc filter replace dev a0 egress pref 1 handle HANDLE bpf ...`.
+func (b *bed) replace(handle uint32) {
+	b.t.Helper()
+	b.must(b.handle.FilterReplace(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: b.index["a0"], Parent: netlink.HANDLE_MIN_EGRESS, Priority: 1, Handle: handle, Protocol: unix.ETH_P_ALL},
+		Fd:          b.program(next).FD(), Name: "theirs", DirectAction: true,
+	}))
+}
+
+func (b *bed) handles() (list []uint32) {
+	b.t.Helper()
+	filters, err := b.handle.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: b.index["a0"]}}, netlink.HANDLE_MIN_EGRESS)
+	b.must(err)
+	for _, f := range filters {
+		list = append(list, f.Attrs().Handle)
+	}
+	return list
+}
+
+// Who replaces a filter by a handle that people and kernels choose meets none of
+// ours, and is overtaken again.
+func TestForeignReplace(t *testing.T) {
+	requireClsact(t)
+	b := newBed(t)
+	h := b.open("ours")
+	p, q := b.program(next), b.program(next)
+	b.must(h.Attach(b.out(), "label", p))
+	for range 2 {
+		b.replace(1)
+	}
+	behind := b.one(h, p)
+	if behind.First {
+		t.Error("ours is the first behind a foreign filter")
+	}
+	b.must(h.Attach(b.out(), "label", q))
+	b.must(h.Detach(behind))
+	if a := b.one(h, q); !a.First {
+		t.Error("ours is not the first again")
+	}
+	if list := b.handles(); len(list) != 2 || list[0] != 0x43530001 || list[1] != 1 {
+		t.Errorf("handles %#x, want the second of ours before 1", list)
+	}
+	b.must(h.Attach(b.out(), "label", p))
+	if list := b.handles(); len(list) != 3 || list[0] != 0x43530000 {
+		t.Errorf("handles %#x, want the first of ours, which is free, at the head", list)
+	}
+}
+
+// A foreign filter that has a handle of ours meanwhile is not touched.
+func TestHandleIsLost(t *testing.T) {
+	requireClsact(t)
+	b := newBed(t)
+	h := b.open("ours")
+	p := b.program(next)
+	b.must(h.Attach(b.out(), "label", p))
+	lost := b.one(h, p)
+	b.replace(0x43530000)
+	if err := h.Take(lost, "label", p); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("take what is somebody else's: %v, want %v", err, os.ErrNotExist)
+	}
+	b.must(h.Detach(lost))
+	own, err := h.Own()
+	b.must(err)
+	if list := b.handles(); len(list) != 1 || len(own) > 0 {
+		t.Errorf("handles %#x and own %+v, want the foreign one alone", list, own)
+	}
+	b.must(h.Attach(b.out(), "label", p))
+	if a := b.one(h, p); !a.First {
+		t.Error("ours is not the first")
+	}
+}
+
+func TestSharedBlock(t *testing.T) {
+	requireClsact(t)
+	b := newBed(t)
+	block := uint32(7)
+	b.must(b.handle.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: b.index["a0"], Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT, IngressBlock: &block,
+	}}))
+	h := b.open("ours")
+	err := h.Attach(tchook.Hook{Ifindex: b.index["a0"], Direction: tchook.Ingress}, "label", b.program(next))
+	if !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "a block that others may share") {
+		t.Errorf("attach to a shared block: %v", err)
+	}
+	// The other hook has no block.
+	b.must(h.Attach(b.out(), "label", b.program(next)))
 }

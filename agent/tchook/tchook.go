@@ -149,11 +149,11 @@ func Open(c Config) (*Hooks, error) {
 	case TCX:
 		return &Hooks{c, tcx{c.Namespace, c.Pins}}, nil
 	case Clsact:
-		handle, err := c.Namespace.Netlink()
+		w, err := openClsact(c.Namespace, c.Owner)
 		if err != nil {
 			return nil, fmt.Errorf("open hooks: %w", err)
 		}
-		return &Hooks{c, clsact{handle, c.Owner}}, nil
+		return &Hooks{c, w}, nil
 	}
 	return nil, fmt.Errorf("open hooks: there is no %s", c.Way)
 }
@@ -186,7 +186,8 @@ func (h *Hooks) Attach(at Hook, label string, p *ebpf.Program) error {
 
 // Take gives an attachment another program between two packets, where it is,
 // and makes it the owner's if it is not. The error wraps os.ErrNotExist when a
-// link has gone meanwhile; a filter that has gone is put back.
+// link has gone meanwhile, or somebody else's filter has the place of one that
+// has; a filter that has gone is put back.
 func (h *Hooks) Take(a Attachment, label string, p *ebpf.Program) error {
 	if err := h.way.take(a, label, p); err != nil {
 		return fmt.Errorf("replace program by %s %s: %w", h.config.Way, a.Direction, err)
