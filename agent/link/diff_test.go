@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -160,6 +161,7 @@ func TestRelevant(t *testing.T) {
 	other[21] = 186
 	link := append([]byte(nil), other...)
 	link[4] = 16
+	of := func(kind byte) []byte { return append([]byte{28, 0, 0, 0, kind}, other[5:]...) }
 	for _, tt := range []struct {
 		name string
 		b    []byte
@@ -170,6 +172,10 @@ func TestRelevant(t *testing.T) {
 		{"another daemon's route", other, false},
 		{"another's, then ours", append(append([]byte(nil), other...), ours...), true},
 		{"link", link, true},
+		{"qdisc gone", of(unix.RTM_DELQDISC), true},
+		{"new filter", of(unix.RTM_NEWTFILTER), true},
+		{"class", of(unix.RTM_NEWTCLASS), false},
+		{"action", of(unix.RTM_DELACTION), false},
 		{"cut", ours[:20], true},
 		{"length beyond the end", append([]byte{255, 255, 0, 0}, other[4:]...), true},
 	} {

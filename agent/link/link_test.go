@@ -206,6 +206,49 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// A qdisc that goes takes programs of older kernels along.
+func TestWatchTrafficControl(t *testing.T) {
+	l := newLab(t)
+	l.wire(t, "lan0")
+	lan, err := l.m.LinkByName("lan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, h := range map[string]*netlink.Handle{"main": l.m, "circuit": l.c} {
+		t.Run(where, func(t *testing.T) {
+			index := 1 // the loopback interface's
+			if h == l.m {
+				index = lan.Attrs().Index
+			}
+			qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+			if err := h.QdiscAdd(qdisc); err != nil {
+				t.Fatal(err)
+			}
+			filter := &netlink.U32{FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 1, Protocol: unix.ETH_P_ALL}, ClassId: 1}
+			if err := h.FilterAdd(filter); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(50 * time.Millisecond) // for what the links' own changes still announce
+			ctx, cancel := context.WithCancel(t.Context())
+			events, err := l.driver.Watch(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.FilterDel(filter); err != nil {
+				t.Fatal(err)
+			}
+			wantEvent(t, events)
+			if err := h.QdiscDel(qdisc); err != nil {
+				t.Fatal(err)
+			}
+			wantEvent(t, events)
+			cancel()
+			for range events {
+			}
+		})
+	}
+}
+
 func wantEvent(t *testing.T, events <-chan struct{}) {
 	t.Helper()
 	select {

@@ -15,15 +15,16 @@ import (
 )
 
 // watched are the rtnetlink groups (include/uapi/linux/rtnetlink.h) of what
-// this driver and the tunnel drivers write.
+// this driver and the tunnel drivers write, and of the qdiscs and filters that
+// older kernels keep our programs by.
 var watched = []int{
-	unix.RTNLGRP_LINK,
+	unix.RTNLGRP_LINK, unix.RTNLGRP_TC,
 	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
 	unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE,
 }
 
-// Watch reports that links, addresses, routes or rules of either namespace
-// changed, our own writes included. Of the main namespace's routes only ours
+// Watch reports that links, addresses, routes, rules, qdiscs or filters of either
+// namespace changed, our own writes included. Of the main namespace's routes only ours
 // count, so that a routing daemon there does not wake the agent. Reports
 // coalesce: one value stands for any number of changes since the last was
 // taken. The channel closes after ctx is done.
@@ -81,8 +82,9 @@ func header(b []byte) (int, uint16) {
 }
 
 // relevant reads the messages in b (struct nlmsghdr, then for routes struct
-// rtmsg with the protocol at offset 5) and reports whether one matters.
-// Messages that it cannot read do.
+// rtmsg with the protocol at offset 5) and reports whether one matters. Classes
+// and actions of traffic control, which come with its group, do not; messages
+// that it cannot read do.
 func relevant(b []byte, routes func(protocol byte) bool) bool {
 	for len(b) >= unix.NLMSG_HDRLEN {
 		length, kind := header(b)
@@ -94,6 +96,7 @@ func relevant(b []byte, routes func(protocol byte) bool) bool {
 			if length < unix.NLMSG_HDRLEN+unix.SizeofRtMsg || routes(b[unix.NLMSG_HDRLEN+5]) {
 				return true
 			}
+		case unix.RTM_NEWTCLASS, unix.RTM_DELTCLASS, unix.RTM_NEWACTION, unix.RTM_DELACTION:
 		default:
 			return true
 		}
