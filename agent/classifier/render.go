@@ -48,8 +48,9 @@ func newState() state {
 }
 
 // maxPorts is half the capacity of the map of ports and of counter slots, so
-// that all ports can be replaced by others in one step.
-const maxPorts = 1024
+// that all ports can be replaced by others in one step. A LAN takes two, with its
+// slow path: 1024 interfaces that a plan names always fit, whatever they are.
+const maxPorts = 2048
 
 // errTooMany says that a plan does not fit the maps at all.
 var errTooMany = errors.New("too many interfaces")
@@ -114,10 +115,30 @@ func render(i instance.Instance, c plan.Classifier, f facts) (state, error) {
 		}
 		put(s.remotes, &errs, "remote", r.Tenant, r.Prefix, bpfRemote{Group: r.Group})
 	}
-	if len(s.ports) > maxPorts {
-		return newState(), fmt.Errorf("classify %d interfaces: %w: at most %d are possible; nothing is changed", len(s.ports), errTooMany, maxPorts)
+	if err := s.fits(); err != nil {
+		return newState(), err
 	}
 	return s, errors.Join(errs...)
+}
+
+// fits counts in the words of whoever wrote the plan, who never named a slow
+// path's device.
+func (s *state) fits() error {
+	if len(s.ports) <= maxPorts {
+		return nil
+	}
+	var lans, tunnels int
+	for _, p := range s.ports {
+		switch p.Kind {
+		case bpfPortKindPORT_LAN:
+			lans++
+		case bpfPortKindPORT_TUNNEL:
+			tunnels++
+		case bpfPortKindPORT_SLOW:
+		}
+	}
+	return fmt.Errorf("classify %d LAN interfaces and %d tunnels: %w: at most %d are possible, a LAN with a slow path counts twice; nothing is changed",
+		lans, tunnels, errTooMany, maxPorts)
 }
 
 // addGroup keeps the place of a member without a device, so that bits of the

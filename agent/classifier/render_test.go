@@ -316,20 +316,59 @@ func TestDiffAttachments(t *testing.T) {
 }
 
 // A plan that does not fit is refused whole: an empty state would take away
-// what every tenant has.
+// what every tenant has. LANs count with their slow paths.
 func TestRenderRefusesWhatDoesNotFit(t *testing.T) {
-	var c plan.Classifier
-	f := facts{}
-	for i := range maxPorts + 1 {
-		name := fmt.Sprintf("lan%d", i)
-		c.LANs = append(c.LANs, plan.LAN{Interface: name, Tenant: uint32(i + 1)})
-		f[name] = device{index: uint32(i + 10), ethernet: true, header: true}
+	plain := func(lans, slow int) (c plan.Classifier, f facts) {
+		f = facts{}
+		for i := range lans {
+			name := fmt.Sprintf("lan%d", i)
+			c.LANs = append(c.LANs, plan.LAN{Interface: name, Tenant: uint32(i + 1)})
+			d := device{index: uint32(2*i + 10), ethernet: true, header: true}
+			if i < slow {
+				d.slow = d.index + 1
+			}
+			f[name] = d
+		}
+		return c, f
 	}
-	if _, err := render(testInstanceName, c, f); !errors.Is(err, errTooMany) {
-		t.Errorf("%d interfaces: %v, want %v", len(c.LANs), err, errTooMany)
+	for _, test := range []struct{ lans, slow int }{{maxPorts, 0}, {maxPorts / 2, maxPorts / 2}, {maxPorts - 10, 10}} {
+		c, f := plain(test.lans, test.slow)
+		s, err := render(testInstanceName, c, f)
+		if err != nil || len(s.ports) != maxPorts {
+			t.Errorf("%d LANs, %d with slow paths: %d ports with error %v, want %d", test.lans, test.slow, len(s.ports), err, maxPorts)
+		}
+		c, f = plain(test.lans+1, test.slow)
+		if s, err = render(testInstanceName, c, f); !errors.Is(err, errTooMany) || len(s.ports) > 0 {
+			t.Errorf("%d LANs, %d with slow paths: %d ports with error %v, want %v", test.lans+1, test.slow, len(s.ports), err, errTooMany)
+		} else if want := fmt.Sprintf("classify %d LAN interfaces and 0 tunnels", test.lans+1); !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q lacks %q", err, want)
+		}
 	}
-	c.LANs = c.LANs[:maxPorts]
-	if _, err := render(testInstanceName, c, f); err != nil {
-		t.Errorf("%d interfaces: %v", len(c.LANs), err)
+}
+
+// The maps have room for all ports and as many others, with a slot each.
+func TestMapsHoldAllPortsTwice(t *testing.T) {
+	spec, err := loadBpf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint32{bpfMapPorts: 2 * maxPorts, bpfMapCounters: 2*maxPorts + 1} {
+		if got := spec.Maps[name].MaxEntries; got != want {
+			t.Errorf("map %s has room for %d entries, want %d", name, got, want)
+		}
+	}
+	have := newState()
+	for i := range uint32(maxPorts) {
+		have.ports[i+1] = bpfPort{Ifindex: i + 1, Slot: i + 1}
+	}
+	want := newState()
+	for i := range uint32(maxPorts) {
+		want.ports[i+10_000] = bpfPort{Ifindex: i + 10_000}
+	}
+	want.adopt(have)
+	for _, p := range want.ports {
+		if p.Slot <= maxPorts || p.Slot > 2*maxPorts {
+			t.Errorf("interface %d counts in slot %d, want one from %d to %d", p.Ifindex, p.Slot, maxPorts+1, 2*maxPorts)
+		}
 	}
 }

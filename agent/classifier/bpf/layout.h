@@ -125,7 +125,7 @@ struct counts {
 // dead tunnel must not fail for want of it.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 4096);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct port);
@@ -170,7 +170,7 @@ struct {
 // Slot 0 counts packets of interfaces that are not in ports.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2049);
+	__uint(max_entries, 4097);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct counts);
