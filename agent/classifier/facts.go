@@ -7,23 +7,11 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
 var errMissing = errors.New("there is no such interface")
-
-// dumps is how often a list is read again that changed while it was read.
-const dumps = 5
-
-// whole reads a list until it is of one piece.
-func whole[T any](list func() ([]T, error)) (l []T, err error) {
-	for range dumps {
-		if l, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return l, err
-}
 
 // readFacts looks up the interfaces that the plan names, and the devices of
 // their slow paths. One that is missing is left out; rendering says what misses
@@ -94,7 +82,7 @@ func (c *Classifier) readDevice(name string, addresses bool) (device, error) {
 	if !addresses {
 		return d, nil
 	}
-	list, err := whole(func() ([]netlink.Addr, error) { return c.netlink.AddrList(l, netlink.FAMILY_ALL) })
+	list, err := netns.Dump(func() ([]netlink.Addr, error) { return c.netlink.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return device{}, fmt.Errorf("list addresses of interface %s: %w", name, err)
 	}
@@ -108,7 +96,7 @@ func (c *Classifier) readDevice(name string, addresses bool) (device, error) {
 
 // interfaceNames are the names of all interfaces by index.
 func (c *Classifier) interfaceNames() (map[uint32]string, error) {
-	links, err := whole(c.netlink.LinkList)
+	links, err := netns.Dump(c.netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
