@@ -13,15 +13,22 @@ import (
 	"github.com/circuitseal/circuitseal/agent/instance"
 )
 
+// apply goes on after an error, but for one: beside a rule that stays, of the
+// kernel's or of a LAN that has gone, nothing is built.
 func (d *Driver) apply(ctx context.Context, h handles, c changes, have state) error {
 	var errs []error
+	ruleStays := false
 	for _, x := range c.list {
+		if ruleStays && !x.verb.removes() {
+			break
+		}
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 		d.config.Log.Debug("slow path", "change", x)
 		if err := write(h, x, have); err != nil {
 			errs = append(errs, fmt.Errorf("slow path: %s: %w", x, err))
+			ruleStays = ruleStays || x.verb == removeRule
 		}
 	}
 	return errors.Join(errs...)

@@ -31,9 +31,12 @@ type lan struct {
 	addresses []netip.Addr
 }
 
-// end is one end of a pair, and peer the index of what is at its other end.
+// end is one end of a pair, and peer the index of what is at its other end; away
+// tells that this is in the other namespace of the two, since each numbers its
+// interfaces for itself.
 type end struct {
 	index, peer int
+	away        bool
 	mtu         int
 	up          bool
 	// silent ends resolve no neighbours and join no groups.
@@ -71,6 +74,7 @@ var everything = map[int]netip.Prefix{
 
 type verb uint8
 
+// The order is that of changes, up to addPair.
 const (
 	removeRule verb = iota
 	removeRoute
@@ -85,6 +89,9 @@ const (
 	addRoute
 	addRule
 )
+
+// removes is true of the verbs that a list of changes begins with.
+func (v verb) removes() bool { return v < addPair }
 
 // change is one write. Only the fields that its verb needs are set.
 type change struct {
@@ -102,8 +109,8 @@ type changes struct {
 	list []change
 	// ready are the pairs that are there.
 	ready []string
-	// again is true if there is more to do after these.
-	again bool
+	// made are the pairs that these make, so that there is more to do after them.
+	made []string
 }
 
 // pair is a slow path as it should be.
@@ -160,7 +167,7 @@ func familyOf(a netip.Addr) int {
 }
 
 // diff takes rules away first and adds them last: a packet whose mark no rule
-// knows goes nowhere. The kernel's own rules are among what goes, so that there
+// knows goes nowhere. Where one can not be taken away, the rest waits. The kernel's own rules are among what goes, so that there
 // is nothing but the LANs' tables: no destination is the namespace's own,
 // though every LAN's addresses are there.
 func diff(i instance.Instance, lans []plan.LAN, have state) changes {
@@ -216,7 +223,7 @@ func diff(i instance.Instance, lans []plan.LAN, have state) changes {
 			continue
 		}
 		c.list = append(c.list, change{verb: addPair, device: name, mtu: want[name].mtu})
-		c.again = true
+		c.made = append(c.made, name)
 	}
 	c.list = append(c.list, tail...)
 	return c
@@ -251,7 +258,7 @@ func ends(want pair, main, slow end) (list []change) {
 func (s state) paired(name string) bool {
 	m, ok := s.main[name]
 	x, there := s.slow[name]
-	return ok && there && m.peer == x.index && x.peer == m.index
+	return ok && there && m.away && x.away && m.peer == x.index && x.peer == m.index
 }
 
 // String is the command of iproute2 that would do the same.

@@ -50,8 +50,8 @@ link add cs-t_c mtu 1328 type veth
 `},
 		{"a pair just made", both[:1], func(s *state) {
 			s.rules = nil
-			s.main = map[string]end{"cs-t_b": {index: 5, peer: 2, mtu: 1328, silent: true}}
-			s.slow = map[string]end{"cs-t_b": {index: 2, peer: 5, mtu: 1328, silent: true}}
+			s.main = map[string]end{"cs-t_b": {index: 5, peer: 2, away: true, mtu: 1328, silent: true}}
+			s.slow = map[string]end{"cs-t_b": {index: 2, peer: 5, away: true, mtu: 1328, silent: true}}
 		}, `
 link set cs-t_b up
 address add 10.1.0.1/32 dev cs-t_b
@@ -63,18 +63,27 @@ rule add IPv6 fwmark 0xb/0xffffffff lookup 0x8000000b priority 17235
 `},
 		{"nothing but link-local addresses, no room for IPv6", []plan.LAN{{Interface: "lan1", MTU: 1279}}, func(s *state) {
 			s.rules = nil
-			s.main = map[string]end{"cs-t_c": {index: 5, peer: 2, mtu: 1328, up: true}}
-			s.slow = map[string]end{"cs-t_c": {index: 2, peer: 5, mtu: 1279, silent: true, up: true}}
+			s.main = map[string]end{"cs-t_c": {index: 5, peer: 2, away: true, mtu: 1328, up: true}}
+			s.slow = map[string]end{"cs-t_c": {index: 2, peer: 5, away: true, mtu: 1279, silent: true, up: true}}
 		}, `
 link set cs-t_c mtu 1279
 link set cs-t_c arp off multicast off
 route add 0.0.0.0/0 via 169.254.67.83 dev cs-t_c onlink table 0x8000000c
 rule add IPv4 fwmark 0xc/0xffffffff lookup 0x8000000c priority 17235
 `},
+		{"ends with each other's indexes whose peers are elsewhere", both[:1], func(s *state) {
+			s.rules = nil
+			s.main = map[string]end{"cs-t_b": {index: 5, peer: 2, away: true}}
+			s.slow = map[string]end{"cs-t_b": {index: 2, peer: 5}}
+		}, `
+link del cs-t_b
+link del cs-t_b in the slow namespace
+link add cs-t_b mtu 1328 type veth
+`},
 		{"pairs that are none, and leftovers", both[:1], func(s *state) {
 			s.rules = nil
-			s.main = map[string]end{"cs-t_b": {index: 5, peer: 2}, "cs-t_z": {index: 6, peer: 3}}
-			s.slow = map[string]end{"cs-t_b": {index: 3, peer: 6}}
+			s.main = map[string]end{"cs-t_b": {index: 5, peer: 2, away: true}, "cs-t_z": {index: 6, peer: 3, away: true}}
+			s.slow = map[string]end{"cs-t_b": {index: 3, peer: 6, away: true}}
 			s.routes[route{table: 0x8000000c, destination: everything[4], gateway: gateways[4], device: "cs-t_b"}] = true
 		}, `
 route del 0.0.0.0/0 via 169.254.67.83 dev cs-t_b onlink table 0x8000000c

@@ -28,18 +28,18 @@ func (d *Driver) read(h handles, lans []plan.LAN) (have state, err error) {
 	have = state{lans: map[string]lan{}, rules: map[rule]bool{}, routes: map[route]bool{}}
 	_, err = os.Stat(procNet + "/ipv6")
 	have.ipv6 = err == nil
-	if err := d.readMain(h.main, lans, &have); err != nil {
+	if err := d.readMain(h, lans, &have); err != nil {
 		return have, fmt.Errorf("main namespace: %w", err)
 	}
-	if err := d.readSlow(h.slow, &have); err != nil {
+	if err := d.readSlow(h, &have); err != nil {
 		return have, fmt.Errorf("namespace of the slow path: %w", err)
 	}
 	return have, nil
 }
 
-func (d *Driver) readMain(h *netlink.Handle, lans []plan.LAN, have *state) (err error) {
+func (d *Driver) readMain(h handles, lans []plan.LAN, have *state) (err error) {
 	var names map[int]string
-	if have.main, names, err = d.readEnds(h); err != nil {
+	if have.main, names, err = d.readEnds(h.main, h.away); err != nil {
 		return err
 	}
 	for index, name := range names {
@@ -47,7 +47,7 @@ func (d *Driver) readMain(h *netlink.Handle, lans []plan.LAN, have *state) (err 
 			have.lans[name] = lan{index: uint32(index)}
 		}
 	}
-	return readAddresses(h, func(index int, p netip.Prefix) {
+	return readAddresses(h.main, func(index int, p netip.Prefix) {
 		if l, ok := have.lans[names[index]]; ok {
 			l.addresses = append(l.addresses, p.Addr())
 			have.lans[names[index]] = l
@@ -55,12 +55,12 @@ func (d *Driver) readMain(h *netlink.Handle, lans []plan.LAN, have *state) (err 
 	})
 }
 
-func (d *Driver) readSlow(h *netlink.Handle, have *state) (err error) {
+func (d *Driver) readSlow(h handles, have *state) (err error) {
 	var names map[int]string
-	if have.slow, names, err = d.readEnds(h); err != nil {
+	if have.slow, names, err = d.readEnds(h.slow, h.mainNS); err != nil {
 		return err
 	}
-	errs := []error{readAddresses(h, func(index int, p netip.Prefix) {
+	errs := []error{readAddresses(h.slow, func(index int, p netip.Prefix) {
 		if e, ok := have.slow[names[index]]; ok {
 			e.addresses = append(e.addresses, p)
 			have.slow[names[index]] = e
@@ -68,17 +68,23 @@ func (d *Driver) readSlow(h *netlink.Handle, have *state) (err error) {
 	})}
 	for f := range families {
 		if f == 4 || have.ipv6 {
-			errs = append(errs, have.readRules(h, f), have.readRoutes(h, f, names))
+			errs = append(errs, have.readRules(h.slow, f), have.readRoutes(h.slow, f, names))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // readEnds finds what is ours in a namespace, and the names of all interfaces.
-func (d *Driver) readEnds(h *netlink.Handle) (found map[string]end, names map[int]string, err error) {
+// The other ends are to be in other.
+func (d *Driver) readEnds(h *netlink.Handle, other netns.Namespace) (found map[string]end, names map[int]string, err error) {
 	links, err := netns.Dump(h.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	// Asked for after the list: it is given when an end of a pair is listed first.
+	id, err := h.GetNetNsIdByFd(other.FD())
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask for the number of the other namespace: %w", err)
 	}
 	found, names = map[string]end{}, map[int]string{}
 	for _, l := range links {
@@ -89,6 +95,7 @@ func (d *Driver) readEnds(h *netlink.Handle) (found map[string]end, names map[in
 		}
 		found[a.Name] = end{
 			index: a.Index, peer: a.ParentIndex, mtu: a.MTU,
+			away:   a.NetNsID >= 0 && a.NetNsID == id,
 			up:     a.RawFlags&unix.IFF_UP != 0,
 			silent: a.RawFlags&(unix.IFF_NOARP|unix.IFF_MULTICAST) == unix.IFF_NOARP,
 		}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -68,17 +69,19 @@ func (d *Driver) Sync(ctx context.Context, lans []plan.LAN) error {
 		return err
 	}
 	defer h.close()
+	var pairs []string
 	for range rounds {
 		have, err := d.read(h, lans)
 		if err != nil {
 			return err
 		}
 		c := diff(d.config.Instance, lans, have)
-		if err := errors.Join(d.prepareEnds(h, c.ready), d.apply(ctx, h, c, have)); err != nil || !c.again {
+		if err := errors.Join(d.prepareEnds(h, c.ready), d.apply(ctx, h, c, have)); err != nil || len(c.made) == 0 {
 			return err
 		}
+		pairs = c.made
 	}
-	return nil
+	return fmt.Errorf("slow path: %s: made in vain in %d rounds: somebody takes it away, or one of its ends", strings.Join(pairs, ", "), rounds)
 }
 
 func needed(lans []plan.LAN) bool {

@@ -211,6 +211,36 @@ func TestRepair(t *testing.T) {
 				return nil
 			})
 		}},
+		{"ends with each other's indexes, whose peers are elsewhere", func() {
+			must(t, b.netlink(b.main).LinkDel(device(name, nil)))
+			next := 0
+			inSlow(func(h *netlink.Handle) error {
+				attrs := netlink.NewLinkAttrs()
+				attrs.Name = "last"
+				must(t, h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}))
+				l, err := h.LinkByName("peer")
+				must(t, err)
+				next = max(l.Attrs().Index, l.Attrs().ParentIndex) + 1
+				return h.LinkDel(l)
+			})
+			// far has an end of this index; its peer, named like ours, is in near.
+			far := func(index int, near netns.Namespace) (peer int) {
+				t.Helper()
+				_, ns := netnstest.New(t)
+				attrs := netlink.NewLinkAttrs()
+				attrs.Name, attrs.Index = "far", index
+				must(t, b.netlink(ns).LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(near.FD())}))
+				l, err := b.netlink(near).LinkByName(name)
+				must(t, err)
+				return l.Attrs().Index
+			}
+			slow, err := netns.Open(b.inst.SlowNamespace())
+			must(t, err)
+			defer func() { _ = slow.Close() }()
+			if got := far(far(next, b.main), slow); got != next {
+				t.Fatalf("the slow path's end has the index %d, want %d", got, next)
+			}
+		}},
 		{"down", func() {
 			inSlow(func(h *netlink.Handle) error {
 				l, err := h.LinkByName(name)
@@ -241,6 +271,11 @@ func TestRepair(t *testing.T) {
 			have := b.sync(lans)
 			if len(have.main) != 2 || len(have.slow) != 2 || len(have.rules) != 4 || len(have.routes) != 4 {
 				t.Errorf("after the repair there is %+v", have)
+			}
+			for n := range have.main {
+				if !have.main[n].away || !have.slow[n].away {
+					t.Errorf("%s leads elsewhere: %+v and %+v", n, have.main[n], have.slow[n])
+				}
 			}
 		})
 	}
@@ -276,4 +311,69 @@ func (b *bed) mainState() (lines []string) {
 		lines = append(lines, l.Attrs().Name)
 	}
 	return lines
+}
+
+// onChange calls a function before a change is written.
+type onChange struct {
+	slog.Handler
+	change func(string)
+}
+
+func (onChange) Enabled(context.Context, slog.Level) bool { return true }
+
+func (o onChange) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "change" {
+			o.change(a.Value.String())
+		}
+		return true
+	})
+	return nil
+}
+
+// A pair that vanishes whenever it was made is no success.
+func TestMadeInVain(t *testing.T) {
+	b := newBed(t)
+	have := b.sync(bothLANs())
+	first, second := b.device(have, "lan0"), b.device(have, "lan1")
+	must(t, b.driver.Remove(t.Context()))
+	b.driver.config.Log = slog.New(onChange{slog.DiscardHandler, func(change string) {
+		if strings.HasPrefix(change, "link add "+second) {
+			must(t, b.netlink(b.main).LinkDel(device(first, nil)))
+		}
+	}})
+	if err := b.driver.Sync(t.Context(), bothLANs()); err == nil || !strings.Contains(err.Error(), first+": made in vain") || strings.Contains(err.Error(), second) {
+		t.Errorf("error %v, want one that names %s and not %s", err, first, second)
+	}
+	b.driver.config.Log = slog.New(slog.DiscardHandler)
+	b.sync(bothLANs())
+}
+
+// Beside a rule that cannot be taken away nothing is built.
+func TestRuleThatStays(t *testing.T) {
+	b := newBed(t)
+	have := b.sync(bothLANs())
+	name := b.device(have, "lan0")
+	slow, err := netns.Open(b.inst.SlowNamespace())
+	must(t, err)
+	defer func() { _ = slow.Close() }()
+	h, err := b.driver.open(slow)
+	must(t, err)
+	defer h.close()
+	const noFamily = 5
+	families[noFamily] = 77
+	err = b.driver.apply(t.Context(), h, changes{list: []change{
+		{verb: removeRule, rule: rule{family: noFamily}},
+		{verb: removeMain, device: name},
+		{verb: addPair, device: name, mtu: 1300},
+		{verb: addAddress, device: b.device(have, "lan1"), address: netip.MustParsePrefix("192.0.2.9/32")},
+	}}, have)
+	delete(families, noFamily)
+	if err == nil || !strings.Contains(err.Error(), "rule del") {
+		t.Errorf("error %v, want one that names the rule", err)
+	}
+	have = b.read(bothLANs())
+	if _, there := have.main[name]; there || len(have.slow[b.device(have, "lan1")].addresses) > 0 {
+		t.Errorf("something was built beside a rule that stayed: %+v", have)
+	}
 }
