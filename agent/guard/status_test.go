@@ -114,6 +114,35 @@ func TestStatusNoticesAndSyncHeals(t *testing.T) {
 	}
 }
 
+// An XDP program runs before ours, and is not the guard's to remove.
+func TestStatusNoticesXDP(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	l.must(g.Sync(t.Context(), onePlan("circ0")))
+	const pass = 2
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()}})
+	l.must(err)
+	defer func() { _ = p.Close() }()
+	h := l.handle(l.circuit)
+	c, err := h.LinkByName("circ0")
+	l.must(err)
+	attach := func(fd, mode int) {
+		t.Helper()
+		l.must(l.circuit.Do(func() error { return netlink.LinkSetXdpFdWithFlags(c, fd, mode) }))
+	}
+	// By the interface's driver, and by the kernel for any.
+	for _, mode := range []int{unix.XDP_FLAGS_DRV_MODE, unix.XDP_FLAGS_SKB_MODE} {
+		attach(p.FD(), mode)
+		requireAlive(t, g, true, false, true)
+		requireAlive(t, l.guard(), true, false, true)
+		l.must(g.Sync(t.Context(), onePlan("circ0")))
+		requireAlive(t, g, true, false, true)
+		const none = -1
+		attach(none, mode)
+		requireAlive(t, g, true, true, true)
+	}
+}
+
 func TestStatusOfAnInterfaceThatIsGone(t *testing.T) {
 	l := newLab(t)
 	g := l.guard()
