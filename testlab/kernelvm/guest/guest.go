@@ -109,10 +109,8 @@ func work(share string) error {
 	}
 	for _, job := range order.Jobs {
 		exit := perform(job, out)
-		// What it wrote has to be on its way before anybody hears that it ended:
-		// TCSBRK with 1 waits for that (tty_ioctl(4)).
-		if err := unix.IoctlSetInt(int(out.Fd()), unix.TCSBRK, 1); err != nil {
-			return fmt.Errorf("drain the output: %w", err)
+		if err := drain(out); err != nil {
+			return err
 		}
 		if err := record(filepath.Join(share, kernelvm.ExitsFile), exit); err != nil {
 			return err
@@ -122,6 +120,21 @@ func work(share string) error {
 		return fmt.Errorf("say that the order is done: %w", err)
 	}
 	return nil
+}
+
+// drain waits until what was written is on its way: nobody is to hear that a job
+// ended before its last words. TCSBRK with 1 does that (ioctl_tty(2)); the
+// runtime's own signals interrupt it.
+func drain(out *os.File) error {
+	for {
+		err := unix.IoctlSetInt(int(out.Fd()), unix.TCSBRK, 1)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("drain the output: %w", err)
+		}
+	}
 }
 
 // commandLine reads the parameters of the kernel's command line.
