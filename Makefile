@@ -53,7 +53,7 @@ kernelvm-deps:
 	@deploy/install-deps kernelvm
 
 .PHONY: lab-kernel
-lab-kernel: deps kernelvm-deps build ## Run the scenarios on a Debian kernel in QEMU (KERNEL=6.12|6.1, SCENARIO=name,name)
+lab-kernel: deps kernelvm-deps build ## Run the scenarios on a Debian kernel in QEMU (KERNEL=6.12|6.1|all, SCENARIO=name,name)
 	$(BIN)/kernelvm lab $(if $(KERNEL),--kernel $(KERNEL)) $(if $(SCENARIO),--scenario $(SCENARIO))
 
 .PHONY: lab-ci
@@ -71,7 +71,7 @@ lab-matrix: deps kernelvm-deps build ## Run everything on all kernels and write 
 	$(BIN)/lab matrix $(BUILD)/lab/host.json $(BUILD)/lab/kernel.json $(BUILD)/lab/kernel-test.json
 
 .PHONY: test-kernel
-test-kernel: deps kernelvm-deps build ## Run the tests that need a kernel on one in QEMU (KERNEL=6.12|6.1, PKG="./agent/guard ...")
+test-kernel: deps kernelvm-deps build ## Run the tests that need a kernel on one in QEMU (KERNEL=6.12|6.1|all, PKG="./agent/guard ...")
 	$(BIN)/kernelvm test $(if $(KERNEL),--kernel $(KERNEL)) $(PKG)
 
 .PHONY: bench-tunnel

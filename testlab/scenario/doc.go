@@ -31,6 +31,8 @@ type Scenario struct {
 	// Needs are facilities of the kernel; see Facilities.
 	Needs   []string
 	archive *txtar.Archive
+	// wrong is what is wrong with the script's head.
+	wrong error
 }
 
 // Fast says where a scenario is among the fast ones.
@@ -43,7 +45,8 @@ const (
 	Everywhere
 )
 
-// Load reads all *.txtar of a directory, by name.
+// Load reads all *.txtar of a directory, by name. What is wrong with one is told
+// when that is chosen.
 func Load(dir fs.FS) ([]Scenario, error) {
 	files, err := fs.Glob(dir, "*.txtar")
 	if err != nil {
@@ -60,7 +63,7 @@ func Load(dir fs.FS) ([]Scenario, error) {
 			err = unknown(x.Needs)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read scenario %s: %w", f, err)
+			x.wrong = fmt.Errorf("read scenario %s: %w", f, err)
 		}
 		all = append(all, x)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,7 +73,7 @@ func (x *session) datagrams(s *script.State, args []string) error {
 			return err
 		}
 		if x.traffic != nil {
-			return errors.New("traffic flows already")
+			return errors.New("traffic flows already, and there is one at a time: say `traffic stop` first")
 		}
 		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, x.config.Slow.Longer(10*time.Millisecond))
 		return err
@@ -199,6 +200,9 @@ func (x *session) watch(_ *script.State, args []string) error {
 			return errors.New("the tap runs already: say `tap watch` before `tap start`")
 		}
 		return x.addWatch(args[1:])
+	}
+	if !slices.Contains([]string{"=", ">", "saw"}, strings.Join(args[:min(1, len(args))], "")) {
+		return script.ErrUsage
 	}
 	if x.tap == nil {
 		return errors.New("no tap runs: begin with `tap start`")

@@ -30,6 +30,9 @@ func Choose(all []Scenario, names string, least Fast) ([]Scenario, error) {
 	var chosen []Scenario
 	for _, s := range all {
 		if (len(wanted) == 0 || slices.Contains(wanted, s.Name)) && s.Fast >= least {
+			if s.wrong != nil {
+				return nil, s.wrong
+			}
 			chosen = append(chosen, s)
 		}
 	}

@@ -92,6 +92,9 @@ func TestScriptsLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := Choose(all, "", Nowhere); err != nil {
+		t.Fatal(err)
+	}
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "lab.md"))
 	if err != nil {
 		t.Fatal(err)

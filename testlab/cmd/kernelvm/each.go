@@ -41,22 +41,29 @@ func (o *options) each(ctx context.Context, k kernelvm.Kernel, share string, job
 		}
 		done += len(exits)
 		switch {
+		case ctx.Err() != nil:
+			return errors.Join(ctx.Err(), unrun(here, left[len(exits):], "interrupted", ended))
 		case !died && err != nil:
 			return err
 		case done == all:
 			return err
 		case barren && len(exits) == 1, time.Now().After(limit):
 			// Nothing is to be had from this kernel; what did not run is no pass.
-			for _, j := range left[len(exits):] {
-				if err := ended(here, kernelvm.Exit{Name: j.Name, Code: -1, Problem: "was not run: " + guest.Reason + " before it"}); err != nil {
-					return err
-				}
-			}
-			return fmt.Errorf("give up: the virtual machine %s", guest.Reason)
+			err := fmt.Errorf("give up: the virtual machine %s", guest.Reason)
+			return errors.Join(err, unrun(here, left[len(exits):], "the virtual machine "+guest.Reason+" before it", ended))
 		}
 		barren = len(exits) == 1
 	}
 	return nil
+}
+
+// unrun says of jobs that they did not run to their ends.
+func unrun(share string, jobs []kernelvm.Job, why string, ended func(share string, e kernelvm.Exit) error) error {
+	var errs []error
+	for _, j := range jobs {
+		errs = append(errs, ended(share, kernelvm.Exit{Name: j.Name, Code: -1, Problem: "was not run to its end: " + why}))
+	}
+	return errors.Join(errs...)
 }
 
 // removeShares removes what earlier runs left, so that nobody takes it for this

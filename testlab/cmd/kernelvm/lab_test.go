@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,7 +72,7 @@ die() { echo "Kernel panic - not syncing: $1" >"$share/console.log"; exit; }
 	write(t, filepath.Join(modules, "modules.dep"), "")
 	write(t, filepath.Join(modules, "modules.builtin"), "virtio_pci.ko\n9pnet_virtio.ko\n9p.ko\noverlay.ko\n")
 	var said strings.Builder
-	o := &options{accel: "tcg", out: filepath.Join(dir, "out"), bin: dir, limit: time.Minute, slow: 1, root: dir, say: &said}
+	o := &options{accel: "tcg", out: filepath.Join(dir, "out"), bin: dir, limit: time.Minute, slow: 1, root: dir, say: &said, banner: &said}
 	return o, kernelvm.Kernel{Line: "6.12", Release: "6.12.1", Image: "bzImage", Modules: filepath.Dir(modules)}, &said
 }
 
@@ -116,5 +118,28 @@ func TestAGuestThatDiesTakesOneJobWithIt(t *testing.T) {
 				t.Error("what an earlier run left is still there")
 			}
 		})
+	}
+}
+
+func TestAnInterruptedRunSaysWhatItDidNotFinish(t *testing.T) {
+	o, k, _ := fakeGuests(t, `ran a; exec sleep 60`)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(500*time.Millisecond, cancel)
+	found := results{path: filepath.Join(o.out, "kernel.json")}
+	jobs := func(string) []kernelvm.Job { return []kernelvm.Job{{Name: "a"}, {Name: "b"}, {Name: "c"}} }
+	err := o.each(ctx, k, o.share("6.12"), jobs, nil, func(share string, e kernelvm.Exit) error {
+		return found.add(outcome(share, k, e))
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("each = %v, want the context's error", err)
+	}
+	written, err := scenario.ReadResults(found.path)
+	if err != nil || len(written) != 3 {
+		t.Fatalf("results are %+v, %v; want 3", written, err)
+	}
+	for _, r := range written[1:] {
+		if r.Result != scenario.Fail || !strings.Contains(r.Reason, "interrupted") {
+			t.Errorf("result is %+v, want a failure that says interrupted", r)
+		}
 	}
 }

@@ -42,11 +42,12 @@ type options struct {
 	limit             time.Duration
 	slow              float64
 	root              string
-	say               io.Writer
+	// banner gets what kernelvm itself says of guests.
+	say, banner io.Writer
 }
 
 func command(w io.Writer) *cobra.Command {
-	o := &options{say: w}
+	o := &options{say: w, banner: w}
 	c := &cobra.Command{
 		Use:           "kernelvm",
 		Short:         "Run scenarios, tests or programs of this checkout under another kernel",
@@ -88,6 +89,11 @@ func (o *options) complete() (err error) {
 	if slices.Equal(o.kernels, []string{"all"}) {
 		o.kernels = kernelvm.Lines
 	}
+	for _, k := range o.kernels {
+		if !slices.Contains(kernelvm.Lines, k) {
+			return fmt.Errorf("there is no kernel line %q; there are: %s, or all", k, strings.Join(kernelvm.Lines, ", "))
+		}
+	}
 	if o.out, err = filepath.Abs(o.out); err != nil {
 		return err
 	}
@@ -104,7 +110,7 @@ func (o *options) complete() (err error) {
 func (o *options) share(line string) string { return filepath.Join(o.out, "kernel-"+line) }
 
 func (o *options) fetch(ctx context.Context, line string) (kernelvm.Kernel, error) {
-	return kernelvm.Fetch(ctx, line, o.cache, func(s string) { _, _ = fmt.Fprintln(o.say, s) })
+	return kernelvm.Fetch(ctx, line, o.cache, func(s string) { _, _ = fmt.Fprintln(o.banner, s) })
 }
 
 // boot runs jobs in one guest. What they write goes to the share's path with
@@ -118,7 +124,7 @@ func (o *options) boot(ctx context.Context, k kernelvm.Kernel, share string, lim
 		return nil, fmt.Errorf("make the log: %w", err)
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	_, _ = fmt.Fprintf(o.say, "== Linux %s (%s)\n", k.Release, o.accel)
+	_, _ = fmt.Fprintf(o.banner, "== Linux %s (%s)\n", k.Release, o.accel)
 	return kernelvm.Run(ctx, kernelvm.Config{
 		Kernel: k, Init: filepath.Join(o.bin, "vminit"), Share: share, Dirs: dirs, Accel: o.accel, Limit: limit,
 		Output: io.MultiWriter(o.say, log),
@@ -130,8 +136,15 @@ func runCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run -- PROGRAM [ARGS...]",
 		Short: "Run a program in the virtual machine, in this directory",
-		Args:  cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("run what? Such as: kernelvm run --kernel 6.1 -- uname -r")
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error {
+			// What the program writes is all that there is on standard output.
+			o.banner = os.Stderr
 			var errs []error
 			for _, line := range o.kernels {
 				k, err := o.fetch(c.Context(), line)

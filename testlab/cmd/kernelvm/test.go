@@ -73,6 +73,13 @@ type binary struct{ name, dir, path string }
 // test runs the packages of each line under it, each a job. A part of the tests
 // leaves no results: it says nothing of a package.
 func (o *options) test(ctx context.Context, packages func(line string) []string, run string, verbose bool) error {
+	compiled := map[string][]binary{}
+	for _, line := range o.kernels {
+		var err error
+		if compiled[line], err = o.compile(ctx, packages(line)); err != nil {
+			return err
+		}
+	}
 	found := results{path: filepath.Join(o.out, "kernel-test.json")}
 	profile := filepath.Join(o.out, "kernel-cover.txt")
 	if err := errors.Join(found.write(), os.RemoveAll(profile)); err != nil {
@@ -81,10 +88,7 @@ func (o *options) test(ctx context.Context, packages func(line string) []string,
 	var errs []error
 	var covers []string
 	for _, line := range o.kernels {
-		binaries, err := o.compile(ctx, packages(line))
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
+		binaries := compiled[line]
 		k, err := o.fetch(ctx, line)
 		if err != nil {
 			return errors.Join(append(errs, err)...)

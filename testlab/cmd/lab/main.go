@@ -99,6 +99,11 @@ func run(ctx context.Context, o options, w io.Writer) error {
 		r := scenario.Run(ctx, c, s, &transcript)
 		if ctx.Err() != nil {
 			_, _ = fmt.Fprintln(w, "interrupted")
+			r.Result, r.Reason = scenario.Fail, "interrupted"
+			results = append(results, r)
+			if err := scenario.WriteResults(found, results); err != nil {
+				return err
+			}
 			break
 		}
 		results = append(results, r)
@@ -107,6 +112,9 @@ func run(ctx context.Context, o options, w io.Writer) error {
 			return err
 		}
 		watched := "no tap"
+		if r.Result == scenario.Skip {
+			watched = ""
+		}
 		if r.FramesInClear != nil {
 			watched = fmt.Sprintf("%d frames in clear", *r.FramesInClear)
 		}
