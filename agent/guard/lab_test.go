@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -239,13 +240,7 @@ func (s *packetSocket) received() [][]byte {
 	var out [][]byte
 	buf := make([]byte, 1<<17)
 	for {
-		fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(settle/time.Millisecond))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		s.l.must(err)
-		if n == 0 {
+		if !s.l.readable(s.fd, settle) {
 			return out
 		}
 		n, from, err := unix.Recvfrom(s.fd, buf, 0)
@@ -312,15 +307,27 @@ func (l *lab) arrives(fd int, should bool) bool {
 	if should {
 		wait = patience
 	}
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds, int(wait/time.Millisecond))
-	l.must(err)
-	if n == 0 {
+	if !l.readable(fd, wait) {
 		return false
 	}
-	_, _, err = unix.Recvfrom(fd, make([]byte, 1<<16), 0)
+	_, _, err := unix.Recvfrom(fd, make([]byte, 1<<16), 0)
 	l.must(err)
 	return true
+}
+
+// readable reports whether something comes to the socket within the time. No
+// signal handler makes the kernel restart poll (signal(7)), and Go's scheduler
+// sends signals.
+func (l *lab) readable(fd int, within time.Duration) bool {
+	l.t.Helper()
+	for end := time.Now().Add(within); ; {
+		left := max(0, time.Until(end)+time.Millisecond-1)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left/time.Millisecond))
+		if !errors.Is(err, unix.EINTR) {
+			l.must(err)
+			return n > 0
+		}
+	}
 }
 
 // skBuff begins struct __sk_buff (include/uapi/linux/bpf.h), which
@@ -338,4 +345,38 @@ type skBuff struct {
 
 func describe(frame []byte) string {
 	return fmt.Sprintf("%d bytes: %x", len(frame), frame[:min(len(frame), 64)])
+}
+
+// A wait that signals interrupt is neither an error nor shorter.
+func TestReadableUnderSignals(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var p [2]int
+	l := &lab{t: t}
+	l.must(unix.Pipe2(p[:], unix.O_CLOEXEC))
+	defer func() { l.must(errors.Join(unix.Close(p[0]), unix.Close(p[1]))) }()
+	thread, done, sent := unix.Gettid(), make(chan struct{}), make(chan error)
+	go func() {
+		for {
+			select {
+			case <-done:
+				sent <- nil
+				return
+			case <-time.After(time.Millisecond):
+				if err := unix.Tgkill(unix.Getpid(), thread, unix.SIGURG); err != nil {
+					sent <- err
+					return
+				}
+			}
+		}
+	}()
+	began := time.Now()
+	if l.readable(p[0], 50*time.Millisecond) {
+		t.Error("an empty pipe is readable")
+	}
+	if took := time.Since(began); took < 50*time.Millisecond {
+		t.Errorf("waited %s, want at least 50ms", took)
+	}
+	close(done)
+	l.must(<-sent)
 }
