@@ -45,7 +45,7 @@ func IdentityDir(i instance.Instance) string { return filepath.Join(i.StateDir()
 // RequireRoot says what the agent needs root for.
 func RequireRoot() error {
 	if os.Geteuid() != 0 {
-		return errors.New("must run as root: the agent makes network namespaces, tunnels and packet filters")
+		return errors.New("must run as root: the agent makes network namespaces, tunnels and packet filters, and nobody else may read its files")
 	}
 	return nil
 }

@@ -91,6 +91,9 @@ func Status(ctx context.Context, i instance.Instance) (desired.Status, error) {
 // Plan is what the instance brings about from its last good state, and that
 // state's header.
 func Plan(i instance.Instance) (desired.Header, plan.Plan, error) {
+	if err := RequireRoot(); err != nil {
+		return desired.Header{}, plan.Plan{}, err
+	}
 	id, err := identity.Load(IdentityDir(i))
 	if err != nil {
 		return desired.Header{}, plan.Plan{}, err
