@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -16,6 +17,13 @@ import (
 
 // controlTimeout bounds one request. Making a device takes milliseconds.
 const controlTimeout = 5 * time.Second
+
+// endTimeout bounds the wait for a process that hangs up: one that ends stops
+// listening right away.
+const (
+	endTimeout = time.Second
+	endPause   = 5 * time.Millisecond
+)
 
 // errNotRunning means that nobody listens on the control socket.
 var errNotRunning = errors.New("the WireGuard process does not run")
@@ -28,8 +36,24 @@ type client struct {
 }
 
 // dial connects and asks who is there. The error is errNotRunning when there is
-// nobody.
+// nobody. A process that ends resets the connections that it has not accepted
+// any more; who comes again finds it gone, or another one.
 func dial(ctx context.Context, inst instance.Instance) (*client, error) {
+	for deadline := time.Now().Add(endTimeout); ; {
+		c, err := dialOnce(ctx, inst)
+		if !hungUp(err) || time.Now().After(deadline) {
+			return c, err
+		}
+		pause(ctx, endPause)
+	}
+}
+
+// hungUp reports that the other end closed the connection without an answer.
+func hungUp(err error) bool {
+	return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, io.EOF)
+}
+
+func dialOnce(ctx context.Context, inst instance.Instance) (*client, error) {
 	d := net.Dialer{Timeout: controlTimeout}
 	conn, err := d.DialContext(ctx, "unix", inst.WireGuardSocket())
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -298,6 +299,52 @@ func TestRemoveEndsEverything(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(uapiDir, p.a.inst.Device(1)+".sock")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("UAPI socket: %v", err)
+	}
+}
+
+// A process that ends hangs up on whom it does not accept any more. Who is hung
+// up on by one that goes on gets through the next time.
+func TestDialIsHungUpOn(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		t.Run(fmt.Sprintf("ends %t", ends), func(t *testing.T) {
+			e := newEnd(t, "c", UserSpace, "192.0.2.9")
+			if err := os.MkdirAll(e.inst.RunDir(), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			l, err := listenPrivate(e.inst.WireGuardSocket())
+			if err != nil {
+				t.Fatal(err)
+			}
+			served := make(chan error, 1)
+			go func() {
+				defer func() { _ = l.Close() }()
+				c, err := l.Accept()
+				if err == nil {
+					err = c.Close()
+				}
+				if err == nil && !ends {
+					if c, err = l.Accept(); err == nil {
+						_, err = bufio.NewReader(c).ReadString('\n')
+						_, werr := c.Write([]byte(`{"process":{"pid":1}}` + "\n"))
+						err = errors.Join(err, werr, c.Close())
+					}
+				}
+				served <- err
+			}()
+			c, err := dial(t.Context(), e.inst)
+			switch {
+			case ends && !errors.Is(err, errNotRunning):
+				t.Errorf("dial = %v, want %v", err, errNotRunning)
+			case !ends && err != nil:
+				t.Errorf("dial = %v", err)
+			case !ends:
+				_ = c.Close()
+			}
+			_ = l.Close()
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
