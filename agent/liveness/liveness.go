@@ -52,6 +52,9 @@ type Health struct {
 	Sent, Lost uint64
 	// RTT is of the last answer, 0 when there was none.
 	RTT time.Duration
+	// Asked is when the newest probe that was answered went out; zero when none
+	// was.
+	Asked time.Time
 }
 
 // Monitor probes a set of tunnels with one socket and one timer, whatever
@@ -149,6 +152,16 @@ func (m *Monitor) Snapshot() map[string]Health {
 		all[id] = t.health()
 	}
 	return all
+}
+
+// Health is that of one target, zero for a tunnel that is none.
+func (m *Monitor) Health(tunnel string) Health {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t, ok := m.targets[tunnel]; ok {
+		return t.health()
+	}
+	return Health{}
 }
 
 // Problem is a sentence that says why no tunnel is being probed, and empty when

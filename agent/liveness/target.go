@@ -56,6 +56,7 @@ type target struct {
 	answers       int
 	sent, lost    uint64
 	rtt           time.Duration
+	asked         time.Time
 	lastFailure   string
 	sequenceStart uint16
 }
@@ -67,7 +68,7 @@ func newTarget(t Target, now time.Time) *target {
 func (t *target) health() Health {
 	return Health{
 		Known: t.everUp || t.reported, Up: t.up,
-		Sent: t.sent, Lost: t.lost, RTT: t.rtt,
+		Sent: t.sent, Lost: t.lost, RTT: t.rtt, Asked: t.asked,
 	}
 }
 
@@ -133,6 +134,9 @@ func (t *target) reply(p probe, at time.Time) (changed bool) {
 		t.losses = 0
 		t.answers += s.took + 1
 		t.rtt = max(at.Sub(s.at), 0)
+		if s.at.After(t.asked) {
+			t.asked = s.at
+		}
 		if !t.up && (!t.everUp || t.answers >= answersUp) {
 			t.up, t.everUp = true, true
 			return true

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // contract is what every backend does. Each test starts from nothing.
@@ -20,6 +21,7 @@ var contract = map[string]func(*testing.T, pair){
 	"leftovers go":                         leftoversGo,
 	"a broken device is made whole":        madeWhole,
 	"one end late":                         oneEndLate,
+	"a session that one end has":           halfSession,
 }
 
 func TestContract(t *testing.T) {
@@ -299,6 +301,39 @@ func oneEndLate(t *testing.T, p pair) {
 		p.b.sync(t, b)
 		return p.a.firstPacket(t, a[0])
 	})
+}
+
+// halfSession is a handshake that one end knows of: what that end sends, the
+// other cannot read.
+func halfSession(t *testing.T, p pair) {
+	a, b := p.a.tunnels(t, p.b, 1), p.b.tunnels(t, p.a, 1)
+	p.a.sync(t, a)
+	p.b.sync(t, b)
+	for deadline := time.Now().Add(patience); p.a.states(t)[0].LastHandshake.IsZero(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no handshake within %s", patience)
+		}
+	}
+	wg, err := p.b.driver.newClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &session{wg: wg}
+	defer s.close()
+	w := want{Tunnel: b[0]}
+	mute := freshPeer(w)
+	mute.timing = false // it begins no handshake
+	if err := p.b.driver.configure(s, w, change{drop: []desired.PublicKey{w.PeerKey}, set: mute}); err != nil {
+		t.Fatal(err)
+	}
+	p.a.run(t)
+	start := time.Now()
+	p.a.sync(t, a)
+	p.a.firstPacket(t, a[0])
+	// WireGuard alone takes 15 s from the first packet on.
+	if took := time.Since(start); took > 12*time.Second {
+		t.Errorf("first packet after %s", took)
+	}
 }
 
 // hastened measures three times at most, since a busy machine may be slow once,

@@ -15,18 +15,29 @@ import (
 // policy has just been applied: one end is configured before the other, and
 // before its guard is open. So a tunnel without a handshake gets its peer made
 // anew, first soon, then less often.
+//
+// So does one that had its handshake and through which nothing comes back. In
+// user space a response may be taken while a crossing initiation is answered
+// (ConsumeMessageResponse in device/noise-protocol.go looks at the handshake's
+// state before it takes the lock for writing): that end then sends with a
+// session that the other has not, and WireGuard notices after 15 s
+// (KEEPALIVE_TIMEOUT and REKEY_TIMEOUT).
 const (
 	firstHaste = 100 * time.Millisecond
 	lastHaste  = time.Second
+	// silence is how long a tunnel may be silent after its handshake.
+	silence = 3 * time.Second
 	// childhood is how long that goes on. Then WireGuard's own pace will do.
 	childhood = 30 * time.Second
 	hasteTick = 20 * time.Millisecond
 )
 
-// youth is a tunnel that has not had its first handshake.
+// youth is a tunnel that has not carried its first packet.
 type youth struct {
 	born, next time.Time
 	wait       time.Duration
+	// shaken is when a handshake was first seen; zero before.
+	shaken time.Time
 }
 
 // expect counts a device as young from now on.
@@ -51,8 +62,11 @@ func (y *youth) again(now time.Time) bool {
 	return now.Sub(y.born) < childhood
 }
 
-// Run hastens first handshakes until ctx ends, and returns its error.
-func (d *Driver) Run(ctx context.Context) error {
+// Run hastens first handshakes until ctx ends, and returns its error. asked says
+// when the newest question went out through a tunnel that the far end has
+// answered, zero when none was; nil where nobody asks, so that a handshake is
+// enough. It must not call the driver.
+func (d *Driver) Run(ctx context.Context, asked func(tunnel string) time.Time) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -62,7 +76,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		case <-d.born:
 			timer.Reset(hasteTick)
 		case now := <-timer.C:
-			if d.hasten(now) {
+			if d.hasten(now, asked) {
 				timer.Reset(hasteTick)
 			}
 		}
@@ -70,7 +84,7 @@ func (d *Driver) Run(ctx context.Context) error {
 }
 
 // hasten reports whether tunnels are left that are young.
-func (d *Driver) hasten(now time.Time) (more bool) {
+func (d *Driver) hasten(now time.Time, asked func(tunnel string) time.Time) (more bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer func() { more = len(d.young) > 0 }()
@@ -91,7 +105,7 @@ func (d *Driver) hasten(now time.Time) (more bool) {
 			s = &session{wg: wg}
 			defer s.close()
 		}
-		done, err := d.hastenOne(s, name)
+		done, err := d.hastenOne(s, name, asked)
 		if err != nil {
 			d.config.Log.Debug("hasten handshake", "device", name, "error", err)
 		}
@@ -102,10 +116,11 @@ func (d *Driver) hasten(now time.Time) (more bool) {
 	return more
 }
 
-// hastenOne reports done when the device has had a handshake, or is gone. A peer
-// that is young was made anew, and knows of none before; when it was cannot be
-// told, since the clock on the wall may have been set.
-func (d *Driver) hastenOne(s *session, name string) (done bool, err error) {
+// hastenOne reports done when the device has had a handshake and packets come
+// back, or when it is gone. A peer that is young was made anew, and knows of no
+// handshake before; when it was cannot be told, since the clock on the wall may
+// have been set.
+func (d *Driver) hastenOne(s *session, name string, asked func(tunnel string) time.Time) (done bool, err error) {
 	t, ok := d.tunnels[name]
 	if !ok {
 		return true, nil
@@ -121,11 +136,22 @@ func (d *Driver) hastenOne(s *session, name string) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	y := d.young[name]
 	for _, p := range w.Peers {
-		if p.PublicKey == wgtypes.Key(t.PeerKey) && !p.LastHandshakeTime.IsZero() {
+		if p.PublicKey != wgtypes.Key(t.PeerKey) || p.LastHandshakeTime.IsZero() {
+			continue
+		}
+		if asked == nil || asked(t.ID).After(y.born) {
 			return true, nil
 		}
+		if y.shaken.IsZero() {
+			y.shaken = time.Now()
+		}
+		if time.Since(y.shaken) < silence {
+			return false, nil
+		}
 	}
+	y.shaken = time.Time{}
 	x := want{Tunnel: t}
 	return false, d.configure(s, x, restart(x))
 }

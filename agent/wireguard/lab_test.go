@@ -61,6 +61,8 @@ type end struct {
 	backend       Backend
 	driver        *Driver
 	address       netip.Addr
+	// probes asks through the tunnels of the last sync, from run on.
+	probes *liveness.Monitor
 }
 
 // pair are two ends whose circuit namespaces a cable joins.
@@ -189,21 +191,37 @@ func (e *end) sync(t *testing.T, tunnels []plan.Tunnel) {
 
 func (e *end) trySync(t *testing.T, tunnels []plan.Tunnel) error {
 	t.Helper()
-	return errors.Join(e.driver.Sync(t.Context(), tunnels, func([]string) error { return nil }), e.driver.Sweep(t.Context()))
+	err := errors.Join(e.driver.Sync(t.Context(), tunnels, func([]string) error { return nil }), e.driver.Sweep(t.Context()))
+	if e.probes != nil {
+		var targets []liveness.Target
+		for _, x := range tunnels {
+			targets = append(targets, target(x))
+		}
+		e.probes.Set(targets)
+	}
+	return err
 }
 
-// run hastens handshakes for the rest of the test.
+func target(x plan.Tunnel) liveness.Target {
+	return liveness.Target{Tunnel: x.ID, Device: x.Device, Local: x.LocalProbe, Remote: x.RemoteProbe}
+}
 
+// run hastens handshakes and probes for the rest of the test, as every agent
+// does.
 func (e *end) run(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	d := e.driver
-	go func() { done <- d.Run(ctx) }()
+	done := make(chan error, 2)
+	d, m := e.driver, liveness.New(liveness.Config{Namespace: e.main, Log: slog.New(slog.DiscardHandler)})
+	e.probes = m
+	go func() { done <- d.Run(ctx, func(tunnel string) time.Time { return m.Health(tunnel).Asked }) }()
+	go func() { done <- m.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("Run = %v", err)
+		for range 2 {
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				t.Errorf("Run = %v", err)
+			}
 		}
 	})
 }
@@ -223,12 +241,11 @@ func (e *end) firstPacket(t *testing.T, x plan.Tunnel) time.Duration {
 			t.Errorf("probe: %v", err)
 		}
 	}()
-	target := []liveness.Target{{Tunnel: x.ID, Device: x.Device, Local: x.LocalProbe, Remote: x.RemoteProbe}}
 	deadline := time.After(patience)
 	// Set anew each time, so that the answer is to a probe of just now.
 	for {
 		m.Set(nil)
-		m.Set(target)
+		m.Set([]liveness.Target{target(x)})
 		select {
 		case <-up:
 			return time.Since(start)
@@ -237,23 +254,6 @@ func (e *end) firstPacket(t *testing.T, x plan.Tunnel) time.Duration {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-// probe probes a tunnel until the test ends, as every agent does: an end that
-// only answers may be left with a session that its peer has replaced.
-func (e *end) probe(t *testing.T, x plan.Tunnel) {
-	t.Helper()
-	m := liveness.New(liveness.Config{Namespace: e.main, Log: slog.New(slog.DiscardHandler)})
-	m.Set([]liveness.Target{{Tunnel: x.ID, Device: x.Device, Local: x.LocalProbe, Remote: x.RemoteProbe}})
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("probe: %v", err)
-		}
-	})
 }
 
 func (e *end) states(t *testing.T) []TunnelState {

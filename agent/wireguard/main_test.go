@@ -62,5 +62,5 @@ func agent(inst instance.Instance, mainName, keyDir string) error {
 		return err
 	}
 	fmt.Println("synced")
-	return d.Run(ctx)
+	return d.Run(ctx, nil)
 }

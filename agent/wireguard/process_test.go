@@ -164,7 +164,6 @@ func TestClosedFirst(t *testing.T) {
 			a, b := p.a.tunnels(t, p.b, 1), p.b.tunnels(t, p.a, 1)
 			p.a.run(t)
 			p.b.run(t)
-			p.b.probe(t, b[0])
 			p.hastened(t, 4800*time.Millisecond, func() time.Duration {
 				p.b.cable(t, false)
 				p.a.sync(t, a)
