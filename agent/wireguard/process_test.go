@@ -387,6 +387,8 @@ func TestManyDevices(t *testing.T) {
 	start = time.Now()
 	p.a.sync(t, a)
 	again := time.Since(start)
+	p.a.probes.Set(nil)
+	p.b.probes.Set(nil)
 	before := p.a.cpu(t)
 	time.Sleep(2 * time.Second)
 	used := p.a.cpu(t) - before
