@@ -112,7 +112,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return errors.Join(fmt.Errorf("watch links: %w", err), socket.Close())
 	}
 	g.Go(func() error { return n.loop.Run(ctx, n.passed) })
-	g.Go(func() error { return d.tunnels.Run(ctx, n.asked) })
+	g.Go(func() error { return d.tunnels.Run(ctx, n.probes.Silent) })
 	g.Go(func() error { return n.probes.Run(ctx) })
 	g.Go(func() error { return n.uplink.Run(ctx) })
 	g.Go(func() error { return n.serve(ctx, socket) })

@@ -176,9 +176,6 @@ func targets(p plan.Plan) []liveness.Target {
 	return out
 }
 
-// asked is when the newest probe went out that a tunnel's far end has answered.
-func (n *node) asked(tunnel string) time.Time { return n.probes.Health(tunnel).Asked }
-
 // probed moves a group off a tunnel that died, and back: one map write.
 func (n *node) probed(string, bool) {
 	n.mu.Lock()

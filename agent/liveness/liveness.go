@@ -52,9 +52,6 @@ type Health struct {
 	Sent, Lost uint64
 	// RTT is of the last answer, 0 when there was none.
 	RTT time.Duration
-	// Asked is when the newest probe that was answered went out; zero when none
-	// was.
-	Asked time.Time
 }
 
 // Monitor probes a set of tunnels with one socket and one timer, whatever
@@ -154,14 +151,13 @@ func (m *Monitor) Snapshot() map[string]Health {
 	return all
 }
 
-// Health is that of one target, zero for a tunnel that is none.
-func (m *Monitor) Health(tunnel string) Health {
+// Silent reports whether nothing that was asked through a tunnel since then has
+// been answered. While nothing can be asked, no tunnel is silent.
+func (m *Monitor) Silent(tunnel string, since time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if t, ok := m.targets[tunnel]; ok {
-		return t.health()
-	}
-	return Health{}
+	t, ok := m.targets[tunnel]
+	return m.problem == "" && (!ok || !t.asked.After(since))
 }
 
 // Problem is a sentence that says why no tunnel is being probed, and empty when

@@ -390,6 +390,44 @@ func TestSocketTrouble(t *testing.T) {
 	})
 }
 
+// A tunnel is silent until a probe of its own is answered that went out late
+// enough; where none can go out, nothing is to be concluded.
+func TestSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(false)
+		m, _ := run(t, w)
+		silent := func(since time.Time, want bool) {
+			t.Helper()
+			synctest.Wait()
+			if got := m.Silent("a", since); got != want {
+				t.Errorf("silent since %s: %t, want %t", since.Format(time.TimeOnly), got, want)
+			}
+		}
+		began := time.Now()
+		silent(began, true)
+		m.Set([]Target{one()})
+		time.Sleep(time.Minute)
+		silent(began, true)
+		w.set(true)
+		time.Sleep(2 * time.Second)
+		silent(began, false)
+		silent(time.Now(), true)
+		later := time.Now()
+		w.set(false)
+		time.Sleep(2 * time.Second)
+		silent(later, true)
+		silent(began, false)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := runOn(t, slog.New(slog.DiscardHandler), func() (transport, error) { return nil, errors.New("too many open files") })
+		m.Set([]Target{one()})
+		synctest.Wait()
+		if m.Silent("a", time.Now()) {
+			t.Error("silent though nothing can be asked")
+		}
+	})
+}
+
 func TestSetKeepsWhatDidNotChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire(true)

@@ -50,12 +50,13 @@ type target struct {
 	ring    [outstanding]sentProbe
 	current int
 
-	up, everUp    bool
-	reported      bool // of a new one: that it does not come up
-	losses        int
-	answers       int
-	sent, lost    uint64
-	rtt           time.Duration
+	up, everUp bool
+	reported   bool // of a new one: that it does not come up
+	losses     int
+	answers    int
+	sent, lost uint64
+	rtt        time.Duration
+	// asked is when the newest probe that was answered went out.
 	asked         time.Time
 	lastFailure   string
 	sequenceStart uint16
@@ -68,7 +69,7 @@ func newTarget(t Target, now time.Time) *target {
 func (t *target) health() Health {
 	return Health{
 		Known: t.everUp || t.reported, Up: t.up,
-		Sent: t.sent, Lost: t.lost, RTT: t.rtt, Asked: t.asked,
+		Sent: t.sent, Lost: t.lost, RTT: t.rtt,
 	}
 }
 

@@ -25,8 +25,8 @@ import (
 const (
 	firstHaste = 100 * time.Millisecond
 	lastHaste  = time.Second
-	// silence is how long a tunnel may be silent after its handshake.
-	silence = 3 * time.Second
+	// hearing is how long a tunnel may be silent after its handshake.
+	hearing = 3 * time.Second
 	// childhood is how long that goes on. Then WireGuard's own pace will do.
 	childhood = 30 * time.Second
 	hasteTick = 20 * time.Millisecond
@@ -62,11 +62,11 @@ func (y *youth) again(now time.Time) bool {
 	return now.Sub(y.born) < childhood
 }
 
-// Run hastens first handshakes until ctx ends, and returns its error. asked says
-// when the newest question went out through a tunnel that the far end has
-// answered, zero when none was; nil where nobody asks, so that a handshake is
-// enough. It must not call the driver.
-func (d *Driver) Run(ctx context.Context, asked func(tunnel string) time.Time) error {
+// Run hastens first handshakes until ctx ends, and returns its error. silent
+// reports whether nothing has come back through a tunnel of what was sent since
+// then; nil where nobody asks, so that a handshake is enough. It must not call
+// the driver.
+func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.Time) bool) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -76,7 +76,7 @@ func (d *Driver) Run(ctx context.Context, asked func(tunnel string) time.Time) e
 		case <-d.born:
 			timer.Reset(hasteTick)
 		case now := <-timer.C:
-			if d.hasten(now, asked) {
+			if d.hasten(now, silent) {
 				timer.Reset(hasteTick)
 			}
 		}
@@ -84,7 +84,7 @@ func (d *Driver) Run(ctx context.Context, asked func(tunnel string) time.Time) e
 }
 
 // hasten reports whether tunnels are left that are young.
-func (d *Driver) hasten(now time.Time, asked func(tunnel string) time.Time) (more bool) {
+func (d *Driver) hasten(now time.Time, silent func(tunnel string, since time.Time) bool) (more bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer func() { more = len(d.young) > 0 }()
@@ -105,7 +105,7 @@ func (d *Driver) hasten(now time.Time, asked func(tunnel string) time.Time) (mor
 			s = &session{wg: wg}
 			defer s.close()
 		}
-		done, err := d.hastenOne(s, name, asked)
+		done, err := d.hastenOne(s, name, silent)
 		if err != nil {
 			d.config.Log.Debug("hasten handshake", "device", name, "error", err)
 		}
@@ -120,7 +120,7 @@ func (d *Driver) hasten(now time.Time, asked func(tunnel string) time.Time) (mor
 // back, or when it is gone. A peer that is young was made anew, and knows of no
 // handshake before; when it was cannot be told, since the clock on the wall may
 // have been set.
-func (d *Driver) hastenOne(s *session, name string, asked func(tunnel string) time.Time) (done bool, err error) {
+func (d *Driver) hastenOne(s *session, name string, silent func(tunnel string, since time.Time) bool) (done bool, err error) {
 	t, ok := d.tunnels[name]
 	if !ok {
 		return true, nil
@@ -141,13 +141,13 @@ func (d *Driver) hastenOne(s *session, name string, asked func(tunnel string) ti
 		if p.PublicKey != wgtypes.Key(t.PeerKey) || p.LastHandshakeTime.IsZero() {
 			continue
 		}
-		if asked == nil || asked(t.ID).After(y.born) {
+		if silent == nil || !silent(t.ID, y.born) {
 			return true, nil
 		}
 		if y.shaken.IsZero() {
 			y.shaken = time.Now()
 		}
-		if time.Since(y.shaken) < silence {
+		if time.Since(y.shaken) < hearing {
 			return false, nil
 		}
 	}

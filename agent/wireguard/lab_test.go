@@ -214,7 +214,7 @@ func (e *end) run(t *testing.T) {
 	done := make(chan error, 2)
 	d, m := e.driver, liveness.New(liveness.Config{Namespace: e.main, Log: slog.New(slog.DiscardHandler)})
 	e.probes = m
-	go func() { done <- d.Run(ctx, func(tunnel string) time.Time { return m.Health(tunnel).Asked }) }()
+	go func() { done <- d.Run(ctx, m.Silent) }()
 	go func() { done <- m.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
