@@ -36,7 +36,10 @@ type Config struct {
 	// Ready is called once, after the first pass or, on a node that has no state
 	// yet, when the agent waits for one. nil is nobody.
 	Ready func()
-	Log   *slog.Logger
+	// MetricsListen is the address on which Prometheus may scrape, in clear and
+	// without authentication; empty is nowhere.
+	MetricsListen string
+	Log           *slog.Logger
 }
 
 // IdentityDir is where enrolment puts the node's identity.
@@ -90,7 +93,7 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels,
-		positions: map[uint64]desired.Position{}, unread: unread,
+		positions: map[uint64]desired.Position{}, unread: unread, scrapes: scrapes{address: c.MetricsListen, log: log},
 		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, log),
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
@@ -116,6 +119,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	g.Go(func() error { return n.probes.Run(ctx) })
 	g.Go(func() error { return n.uplink.Run(ctx) })
 	g.Go(func() error { return n.serve(ctx, socket) })
+	g.Go(func() error { return n.scrapes.run(ctx, n.Status) })
 	g.Go(func() error {
 		for range changes {
 			n.loop.Dirty()

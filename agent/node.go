@@ -37,6 +37,7 @@ type node struct {
 	probes     *liveness.Monitor
 	loop       *reconcile.Reconciler
 	uplink     *uplink.Uplink
+	scrapes    scrapes
 
 	// making is held while keys are made, and the tunnels that they are for read.
 	making sync.Mutex
@@ -233,6 +234,7 @@ func (n *node) Status(ctx context.Context) desired.Status {
 	if p := n.probes.Problem(); p != "" {
 		s.Problems = append(s.Problems, p)
 	}
+	problem("metrics cannot be scraped", n.scrapes.problem())
 	_, passError := n.loop.Done()
 	problem("host differs from the plan", passError)
 	problem("keys", keyError)

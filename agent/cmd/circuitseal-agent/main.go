@@ -132,7 +132,10 @@ func noSubcommand(c *cobra.Command, args []string) error {
 }
 
 func runCommand(o *options) *cobra.Command {
-	var external bool
+	var (
+		external bool
+		metrics  string
+	)
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent",
@@ -145,7 +148,7 @@ without its controller. When it stops, tunnels and guard stay as they are.`,
 				return err
 			}
 			return agent.Run(c.Context(), agent.Config{
-				Instance: i, Version: version, ExternalWireGuard: external, Log: log,
+				Instance: i, Version: version, ExternalWireGuard: external, MetricsListen: metrics, Log: log,
 				Ready: func() {
 					if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 						log.Warn("tell the service manager that the agent is ready", "error", err)
@@ -155,6 +158,7 @@ without its controller. When it stops, tunnels and guard stay as they are.`,
 		},
 	}
 	c.Flags().BoolVar(&external, "external-wireguard", false, "a service manager runs the WireGuard process where one is needed; do not start it")
+	c.Flags().StringVar(&metrics, "metrics-listen", "", "`address` at which Prometheus may scrape /metrics, such as 127.0.0.1:9468; anybody who reaches it may read it")
 	return c
 }
 
