@@ -36,11 +36,15 @@ type Config struct {
 	Listen string
 	// Names are host names and addresses by which agents and operators reach
 	// the controller, beside the host's own and the loopback ones.
-	Names []string
-	Log   *slog.Logger
+	Names   []string
+	Version string
+	Log     *slog.Logger
 	// Restored says that DataDir was restored from a backup: the epoch is raised
 	// and unused enrolment tokens are voided before anything is compiled.
 	Restored bool
+	// MetricsListen is where Prometheus may scrape, in clear and without
+	// authentication; empty is nowhere.
+	MetricsListen string
 	// Ready, when set, is called once the controller serves.
 	Ready func(address net.Addr, rootPin string)
 }
@@ -51,8 +55,13 @@ func (c Config) Check() error {
 	if c.DataDir == "" {
 		return errors.New("--data-dir is empty: name the directory that holds everything")
 	}
-	if err := checkAddress(c.Listen); err != nil {
+	if err := checkAddress("--listen", c.Listen); err != nil {
 		return err
+	}
+	if c.MetricsListen != "" {
+		if err := checkAddress("--metrics-listen", c.MetricsListen); err != nil {
+			return err
+		}
 	}
 	if err := pki.CheckNames(c.Names); err != nil {
 		return fmt.Errorf("--name: %w", err)
@@ -66,15 +75,18 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err := c.Check(); err != nil {
 		return err
 	}
-	listener, err := listen(ctx, c.Listen)
+	listener, err := listen(ctx, "--listen", c.Listen)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if e := listener.Close(); !errors.Is(e, net.ErrClosed) {
-			err = errors.Join(err, e)
+	defer func() { err = errors.Join(err, closed(listener)) }()
+	var scrapes net.Listener
+	if c.MetricsListen != "" {
+		if scrapes, err = listen(ctx, "--metrics-listen", c.MetricsListen); err != nil {
+			return err
 		}
-	}()
+		defer func() { err = errors.Join(err, closed(scrapes)) }()
+	}
 
 	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
@@ -100,9 +112,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 
 	hub := session.New(kept, authority, c.Log.With("part", "session"))
+	metrics := newMetrics(c.Version)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub,
-		Log: c.Log.With("part", "api"), Now: time.Now,
+		Log: c.Log.With("part", "api"), Now: time.Now, Metrics: metrics,
 	})
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -118,6 +131,10 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err == nil
 	}
 	group.Go(func() error { return serve(ctx, listener, config, handler, identify, c.Log.With("part", "http")) })
+	if scrapes != nil {
+		c.Log.Info("metrics can be scraped", "url", "http://"+scrapes.Addr().String()+"/metrics")
+		group.Go(func() error { return serveMetrics(ctx, scrapes, metrics, c.Log.With("part", "metrics")) })
+	}
 	c.Log.Info("ready", "address", listener.Addr().String(), "root_pin", authority.RootPin(),
 		"admin_identity", filepath.Join(c.DataDir, "admin", "identity.pem"))
 	if c.Ready != nil {

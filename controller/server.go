@@ -44,8 +44,8 @@ const (
 	stopTimeout = 1500 * time.Millisecond
 )
 
-// checkAddress says what is wrong with an address to listen on, by itself.
-func checkAddress(address string) error {
+// checkAddress says what is wrong with a flag's address to listen on, by itself.
+func checkAddress(flag, address string) error {
 	_, port, err := net.SplitHostPort(address)
 	if err == nil && port == "" {
 		err = errors.New("there is no port")
@@ -54,26 +54,34 @@ func checkAddress(address string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("--listen %q is no address: want a host and a port, or a port alone, such as :8443", address)
+		return fmt.Errorf("%s %q is no address: want a host and a port, or a port alone, such as :8443", flag, address)
 	}
 	return nil
 }
 
 // listen opens the port, so that one that is taken is known before anything
 // else is touched.
-func listen(ctx context.Context, address string) (net.Listener, error) {
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	switch {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("another process listens on %s: stop it (`ss -ltnp` names it), or listen elsewhere with --listen", address)
+		return nil, fmt.Errorf("another process listens on %s: stop it (`ss -ltnp` names it), or listen elsewhere with %s", address, flag)
 	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("this user may not listen on %s: take a port from 1024 on with --listen", address)
+		return nil, fmt.Errorf("this user may not listen on %s: take a port from 1024 on with %s", address, flag)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("this host has no address %s: listen on one that it has, or on all of them with --listen :8443", address)
+		return nil, fmt.Errorf("this host has no address %s: listen on one that it has with %s, or on all of them, as :8443 does", address, flag)
 	}
-	return nil, fmt.Errorf("listen on %s: %w; want a host and a port with --listen, such as :8443", address, err)
+	return nil, fmt.Errorf("listen on %s: %w; want a host and a port with %s, such as :8443", address, err, flag)
+}
+
+// closed closes a listener; one that was closed already is no error.
+func closed(l net.Listener) error {
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // serve serves until ctx is done. Streams end by themselves when the hub does;

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/controller/pki"
@@ -52,12 +53,19 @@ type Config struct {
 	Log       *slog.Logger
 	// Now is the clock.
 	Now func() time.Time
+	// Metrics takes what is counted here, once; nil is nobody.
+	Metrics prometheus.Registerer
 }
 
 // New makes the handler of all services. It wants TLS with the peer's
 // certificate requested and not verified: whether one is needed depends on the
 // procedure, and a refusal should say what is wrong.
 func New(c Config) http.Handler {
+	calls := newCallMetrics(c.Metrics)
+	statuses := &status{store: c.Store, sessions: c.Sessions}
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(statusMetrics{statuses})
+	}
 	perProcedure := connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
 		return []connect.HandlerOption{
 			connect.WithReadMaxBytes(rules[s.Procedure].most),
@@ -65,6 +73,7 @@ func New(c Config) http.Handler {
 			// bounded, and nothing here is large.
 			connect.WithCompression("gzip", nil, nil),
 			codecs(),
+			connect.WithInterceptors(calls),
 		}
 	})
 	told := &bucket{now: c.Now, burst: refusalBurst, every: refusalEvery}
@@ -77,10 +86,10 @@ func New(c Config) http.Handler {
 	}, perProcedure))
 	mount(circuitsealv1connect.NewPolicyServiceHandler(&policy{store: c.Store, log: c.Log}, perProcedure))
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, log: c.Log, now: c.Now}, perProcedure))
-	mount(circuitsealv1connect.NewStatusServiceHandler(&status{store: c.Store, sessions: c.Sessions}, perProcedure))
+	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	return &gate{
 		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,
 		errors:    connect.NewErrorWriter(connect.WithCompression("gzip", nil, nil)),
-		strangers: make(chan struct{}, maxStrangers), told: told, sessions: map[string]int{},
+		strangers: make(chan struct{}, maxStrangers), told: told, sessions: map[string]int{}, refused: calls.refused,
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/controller/pki"
@@ -50,6 +51,8 @@ type gate struct {
 	strangers chan struct{}
 	// told bounds what is logged of strangers.
 	told *bucket
+	// refused counts by code.
+	refused *prometheus.CounterVec
 
 	mu sync.Mutex
 	// sessions are the open streams of each node.
@@ -177,6 +180,7 @@ func (g *gate) admit(r *http.Request, c *call) (rule, http.Handler, error) {
 }
 
 func (g *gate) refuse(w http.ResponseWriter, r *http.Request, c call, err error) {
+	g.refused.WithLabelValues(connect.CodeOf(err).String()).Inc()
 	log, tell := g.log, true
 	if c.caller == (pki.Identity{}) {
 		var leftOut int

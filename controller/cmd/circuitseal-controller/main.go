@@ -77,7 +77,7 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 			if err := config.Check(); err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
-			config.Log = log
+			config.Log, config.Version = log, version
 			config.Ready = func(net.Addr, string) {
 				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 					log.Warn("tell the service manager that the controller is ready", "error", err)
@@ -91,6 +91,7 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 	f := cmd.Flags()
 	f.StringVar(&config.DataDir, "data-dir", "/var/lib/circuitseal-controller", "`directory` that holds everything; made at the first start")
 	f.StringVar(&config.Listen, "listen", ":8443", "`address` to listen on")
+	f.StringVar(&config.MetricsListen, "metrics-listen", "", "`address` at which Prometheus may scrape /metrics, such as 127.0.0.1:9467; anybody who reaches it may read it")
 	f.StringArrayVar(&config.Names, "name", nil, "host `name` or address in the server's certificate, beside this host's own; repeatable")
 	f.BoolVar(&config.Restored, "restored", false, "the data directory was restored from a backup: raise the epoch, so that nodes accept its states again, and void enrolment tokens")
 	f.StringVar(&format, "log-format", "text", "text or json")
