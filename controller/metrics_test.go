@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -71,6 +72,15 @@ func TestMetrics(t *testing.T) {
 	}
 	if strings.Contains(text, token) {
 		t.Error("a token is in the metrics")
+	}
+	page, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (circuitseal_\S+)`).FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(string(page), "`"+m[1]+"`") {
+			t.Errorf("docs/operations.md does not know %s", m[1])
+		}
 	}
 	problems, err := promlint.New(bytes.NewBufferString(text)).Lint()
 	if err != nil || len(problems) > 0 {

@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -102,6 +103,24 @@ func TestMetricsKnowTheStatus(t *testing.T) {
 			if !slices.Contains(c.known, f.Name) {
 				t.Errorf("%s has a field %s that metrics do not know", c.of, f.Name)
 			}
+		}
+	}
+}
+
+func TestMetricsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make(chan *prometheus.Desc)
+	go func() {
+		defer close(out)
+		(&Metrics{}).Describe(out)
+	}()
+	for d := range out {
+		name := strings.Split(d.String(), `"`)[1]
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("docs/operations.md does not know %s", name)
 		}
 	}
 }
