@@ -1,0 +1,134 @@
+package powercut_test
+
+import (
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/lastgood"
+	"github.com/circuitseal/circuitseal/agent/wireguard"
+	"github.com/circuitseal/circuitseal/controller/pki"
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+const node = "prem-1"
+
+// seal signs the state of a revision.
+func seal(t *testing.T, by *pki.Authority, revision int) *v1.Envelope {
+	t.Helper()
+	state, err := desired.State{Interfaces: []desired.Interface{{Name: fmt.Sprint("er", revision), Role: desired.RoleCircuit}}}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := by.SignState(desired.Header{Node: node, Position: desired.Position{Epoch: 1, Revision: uint64(revision)}, Issued: time.Now()}, state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// A node that has acknowledged a state starts from it, or from a newer one that
+// was under way, wherever the power was cut.
+func TestLastGoodState(t *testing.T) {
+	by, err := pki.Open(pki.Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := x509.ParseCertificate(by.Root())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := mount(t)
+	s, _, _, err := lastgood.Open(d.Path, node, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var begun, kept []promise
+	for i := 1; i <= 5; i++ {
+		e := seal(t, by, i)
+		begun = append(begun, promise{d.Mark(), i})
+		if _, _, _, err := s.Accept(e); err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, promise{d.Mark(), i})
+	}
+	if bad := atEveryCut(t, d, begun, kept, 1, func(dir string, kept, begun int) error {
+		_, h, state, err := lastgood.Open(dir, node, root)
+		if err != nil {
+			return err
+		}
+		have := int(h.Position.Revision)
+		if have < kept || have > begun || have > 0 && state.Interfaces[0].Name != fmt.Sprint("er", have) {
+			return fmt.Errorf("has %d, acknowledged %d, received %d", have, kept, begun)
+		}
+		return nil
+	}); bad > 0 {
+		t.Errorf("%d bad cuts after %d operations", bad, d.Mark())
+	}
+
+	// A disk that is full, read-only or broken keeps what there is.
+	for name, fault := range faults() {
+		d.Fail(fault)
+		if _, _, fresh, err := s.Accept(seal(t, by, 9)); err == nil || fresh || lastgood.Refused(err) {
+			t.Errorf("%s: fresh %v, %v", name, fresh, err)
+		}
+		if _, h, _, err := lastgood.Open(d.Path, node, root); err != nil || h.Position.Revision != 5 {
+			t.Errorf("%s: has %s, %v", name, h.Position, err)
+		}
+	}
+	d.Fail(nil)
+	if _, _, fresh, err := s.Accept(seal(t, by, 9)); err != nil || !fresh {
+		t.Errorf("healed: fresh %v, %v", fresh, err)
+	}
+}
+
+// A key whose public half may have been reported is there after a cut, and no
+// cut leaves a file that the agent refuses.
+func TestTunnelKeys(t *testing.T) {
+	d := mount(t)
+	dir := filepath.Join(d.Path, "wireguard")
+	keys, err := wireguard.OpenKeys(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	var kept []promise
+	public := map[string]desired.PublicKey{}
+	for i := 1; i <= 4; i++ {
+		ids = append(ids, fmt.Sprintf("contoso/hq/er1/link%d", i))
+		all, err := keys.Ensure(ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		public[ids[i-1]] = all[ids[i-1]]
+		kept = append(kept, promise{d.Mark(), i})
+	}
+	if bad := atEveryCut(t, d, nil, kept, 1, func(dir string, kept, _ int) error {
+		keys, err := wireguard.OpenKeys(filepath.Join(dir, "wireguard"))
+		if err != nil {
+			return err
+		}
+		all, err := keys.Ensure(ids)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids[:kept] {
+			if all[id] != public[id] {
+				return fmt.Errorf("key of %s, which was reported, is another", id)
+			}
+		}
+		return nil
+	}); bad > 0 {
+		t.Errorf("%d bad cuts after %d operations", bad, d.Mark())
+	}
+	for name, fault := range faults() {
+		d.Fail(fault)
+		if _, err := keys.Ensure(append(ids, "contoso/hq/er1/more")); err == nil {
+			t.Errorf("%s: a key was made", name)
+		}
+	}
+}
