@@ -122,7 +122,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	group.Go(func() error { return hub.Run(ctx) })
 	group.Go(func() error {
 		if err := kept.Await(ctx); ctx.Err() == nil {
-			return err
+			return outlive(ctx, c, err)
 		}
 		return nil
 	})
@@ -143,6 +143,32 @@ func Run(ctx context.Context, c Config) (err error) {
 	err = group.Wait()
 	c.Log.Info("stopped")
 	return err
+}
+
+// usableEvery is how often a controller looks whether its disk can be used again.
+const usableEvery = 2 * time.Second
+
+// outlive keeps a controller whose store has died of its disk up as long as the
+// disk cannot be used: what was there goes on being read, and nodes get the
+// states that they had. It returns what the store died of when starting anew
+// would help.
+func outlive(ctx context.Context, c Config, died error) error {
+	for told := false; ; told = true {
+		unusable := store.Usable(c.DataDir)
+		if unusable == nil {
+			return died
+		}
+		if !told {
+			c.Log.Error("the disk of the data directory cannot be used; reading goes on, changes are refused, "+
+				"and this controller ends, to be started anew, when the disk can be used again",
+				"data_dir", c.DataDir, "died", died, "disk", unusable)
+		}
+		select {
+		case <-time.After(usableEvery):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // openAuthority opens the authority that belongs to a store, and raises the

@@ -65,6 +65,8 @@ func storeError(err error) error {
 func writeError(err error) error {
 	code := connect.CodeOf(storeError(err))
 	switch {
+	case errors.Is(err, store.ErrReadOnly):
+		err = fmt.Errorf("nothing was changed: %w", err)
 	case errors.Is(err, store.ErrSlow):
 		err = unknownOutcome{fmt.Errorf("%w; whether the change was written is not known; look with `sealctl get` and repeat", store.ErrSlow)}
 	case errors.Is(err, store.ErrClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

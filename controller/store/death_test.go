@@ -1,12 +1,18 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/controller/model"
 )
 
 // mortal is a store whose engine is going to die.
@@ -24,9 +30,52 @@ func mortal(t *testing.T) *Store {
 	return s
 }
 
-// When a part of the engine dies under way, the store says so to everybody and
-// can be closed.
+// When a part of the engine dies under way, what was there goes on being read,
+// changes are refused with the cause, and the store can be closed.
 func TestEngineDiesUnderWay(t *testing.T) {
+	s := mortal(t)
+	before := snapshot(t, s)
+	revision, err := s.Write(t.Context(), before.Revision, Change{Put: []model.Document{node("prem-1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan error)
+	ready := make(chan struct{}, 1)
+	go func() {
+		var last error
+		for _, err := range s.Watch(ctx) {
+			if last = err; err == nil {
+				ready <- struct{}{}
+			}
+		}
+		watched <- last
+	}()
+	<-ready
+	lg := s.server.Logger()
+	go lg.Fatal("failed to save hard state and entries", zap.Error(errors.New("input/output error")))
+	if err := s.Await(t.Context()); !errors.Is(err, ErrClosed) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "input/output error") {
+		t.Errorf("Await: %v, want ErrClosed, ErrDamaged and the cause", err)
+	}
+	if now := snapshot(t, s); now.Revision != revision || len(now.Documents) != 1 {
+		t.Errorf("read revision %d with %d documents, want what was acknowledged", now.Revision, len(now.Documents))
+	}
+	_, err = s.Write(t.Context(), revision, Change{Put: []model.Document{node("prem-2")}})
+	if !errors.Is(err, ErrReadOnly) || !strings.Contains(err.Error(), "input/output error") {
+		t.Errorf("Write: %v, want ErrReadOnly and the cause", err)
+	}
+	select {
+	case err := <-watched:
+		t.Errorf("Watch ended: %v", err)
+	default:
+	}
+	cancel()
+	if err := <-watched; err != nil {
+		t.Errorf("Watch: %v", err)
+	}
+}
+
+func TestClosingEndsTheWatchOfADeadEngine(t *testing.T) {
 	s := mortal(t)
 	watched := make(chan error)
 	ready := make(chan struct{}, 1)
@@ -40,13 +89,68 @@ func TestEngineDiesUnderWay(t *testing.T) {
 		watched <- last
 	}()
 	<-ready
-	lg := s.server.Logger()
-	go lg.Fatal("failed to save hard state and entries", zap.Error(errors.New("input/output error")))
-	err := <-watched
-	for what, err := range map[string]error{"Watch": err, "Snapshot": func() error { _, err := s.Snapshot(t.Context()); return err }()} {
-		if !errors.Is(err, ErrClosed) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "input/output error") {
-			t.Errorf("%s: %v, want ErrClosed, ErrDamaged and the cause", what, err)
+	go s.server.Logger().Fatal("failed to save hard state and entries")
+	if err := s.Await(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Await: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-watched; !errors.Is(err, ErrClosed) {
+		t.Errorf("Watch: %v, want ErrClosed", err)
+	}
+}
+
+// A disk that is nearly full takes no changes, and is read; when there is room
+// again, it goes on by itself.
+func TestDiskIsFull(t *testing.T) {
+	requireMount(t)
+	dir := dataDir(t)
+	mkdir(t, dir, 0o700)
+	if err := unix.Mount("none", dir, "tmpfs", 0, "mode=0700,size=200m"); err != nil {
+		t.Fatalf("mount tmpfs: %v", err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
 		}
+	}()
+	s, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	base := snapshot(t, s).Revision
+	if err := Usable(dir); err != nil {
+		t.Errorf("Usable: %v", err)
+	}
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = filler.Close() }()
+	if err := unix.Fallocate(int(filler.Fd()), 0, 0, 120<<20); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Write(t.Context(), base, Change{Put: []model.Document{node("prem-1")}})
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "MiB left") {
+		t.Errorf("Write: %v, want ErrFull and how much is left", err)
+	}
+	if err := Usable(dir); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Usable: %v, want ENOSPC", err)
+	}
+	if now := snapshot(t, s); now.Revision != base {
+		t.Errorf("read revision %d, want %d", now.Revision, base)
+	}
+	if err := filler.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = s.Write(t.Context(), base, Change{Put: []model.Document{node("prem-1")}}); err != nil {
+		t.Errorf("Write with room again: %v", err)
 	}
 }
 

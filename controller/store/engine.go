@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -82,7 +81,7 @@ func (d *death) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 // embed.StartEtcd would listen for peers and clients (on a unix socket that
 // turns into an abstract one without permissions), so the server is made
 // without it: no listener of any kind exists.
-func startEngine(ctx context.Context, c Config, quota int64, died *death) (*etcdserver.EtcdServer, *clientv3.Client, error) {
+func startEngine(ctx context.Context, c Config, dir string, quota int64, died *death) (*etcdserver.EtcdServer, *clientv3.Client, error) {
 	setSegmentSize()
 	urls, err := types.NewURLs([]string{peerURL})
 	if err != nil {
@@ -96,7 +95,7 @@ func startEngine(ctx context.Context, c Config, quota int64, died *death) (*etcd
 		InitialPeerURLsMap:  types.URLsMap{memberName: urls},
 		InitialClusterToken: memberName,
 		NewCluster:          true,
-		DataDir:             filepath.Join(c.Dir, "etcd"),
+		DataDir:             dir,
 		MaxSnapFiles:        2,
 		MaxWALFiles:         2,
 		// The log is replayed from the last snapshot at start.

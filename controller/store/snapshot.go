@@ -27,7 +27,8 @@ type view struct {
 
 // Snapshot is the whole model as it is now, consistent. It is shared: callers
 // must not change it, nor anything that it refers to. While nothing changes,
-// every call returns the same pointer.
+// every call returns the same pointer. When the engine has died, of its disk
+// for example, it is the last one: reading goes on.
 func (s *Store) Snapshot(ctx context.Context) (*model.Snapshot, error) {
 	v, err := s.read(ctx)
 	if err != nil {
@@ -46,6 +47,9 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	r, err := s.get(ctx, changedKey, clientv3.WithKeysOnly())
+	if err != nil && s.last != nil && s.dead() {
+		return s.last, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read store: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +22,8 @@ import (
 )
 
 // What callers tell apart. Errors of this package wrap at most one of these,
-// except that an engine that dies under way wraps ErrClosed and ErrDamaged.
+// except that an engine that dies under way wraps ErrClosed and ErrDamaged, and
+// ErrReadOnly for what comes later.
 var (
 	// ErrInUse: another process has the data directory.
 	ErrInUse = errors.New("in use")
@@ -48,8 +50,9 @@ var (
 	ErrOtherNode = errors.New("enrolment token is for another node")
 	// ErrTooLarge: the change does not fit into one transaction.
 	ErrTooLarge = errors.New("change is too large for one transaction")
-	// ErrFull: the store has reached its quota. Reads go on; opening the store
-	// anew drops its history, which usually frees enough.
+	// ErrFull: the store has reached its quota, or its disk has too little room.
+	// Reads go on. Opening the store anew drops its history, which usually frees
+	// enough of the quota.
 	ErrFull = errors.New("store is full")
 	// ErrSlow: the engine did not answer in time, nearly always because of the
 	// disk. A read may be repeated; a write may have taken effect or may still.
@@ -58,6 +61,9 @@ var (
 	ErrDamaged = errors.New("the store's files cannot be used")
 	// ErrClosed: the store was closed or has stopped by itself.
 	ErrClosed = errors.New("store is closed")
+	// ErrReadOnly: the store has stopped by itself before this change, which was
+	// not made. What was there can be read. It comes with ErrClosed.
+	ErrReadOnly = errors.New("store can only be read until the controller was started again")
 )
 
 // Config says where a store is.
@@ -72,7 +78,9 @@ type Config struct {
 
 // Store is an open store. Its methods may be used concurrently.
 type Store struct {
-	log    *slog.Logger
+	log *slog.Logger
+	// dir is the data directory.
+	dir    string
 	lock   *dirLock
 	server *etcdserver.EtcdServer
 	client *clientv3.Client
@@ -100,14 +108,26 @@ func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{log: c.Log, lock: lock, died: &death{done: make(chan struct{})}}
+	s := &Store{log: c.Log, dir: c.Dir, lock: lock, died: &death{done: make(chan struct{})}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if s.server, s.client, err = startEngine(ctx, c, quota, s.died); err != nil {
+	dir, err := firstStart(ctx, c, quota)
+	if err != nil {
 		return nil, err
+	}
+	if err := s.start(ctx, c, dir, quota); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// start starts the engine on its files in dir and waits until it can be used.
+func (s *Store) start(ctx context.Context, c Config, dir string, quota int64) (err error) {
+	if s.server, s.client, err = startEngine(ctx, c, dir, quota, s.died); err != nil {
+		return err
 	}
 	// The engine ends the goroutine in which it dies: not the caller's.
 	prepared := make(chan error, 1)
@@ -117,10 +137,7 @@ func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
 	case <-s.died.done:
 		err = s.died.err
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return err
 }
 
 func (s *Store) prepare(ctx context.Context) error {
@@ -155,6 +172,12 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.stop()
+	return s.lock.Close()
+}
+
+// stop stops the engine, as far as it has started.
+func (s *Store) stop() {
 	if s.client != nil {
 		// It has no connection: all that it can return is that its own
 		// context is cancelled now.
@@ -176,7 +199,6 @@ func (s *Store) Close() error {
 			}
 		}
 	}
-	return s.lock.Close()
 }
 
 // initialise makes the keys that every store has, once.
@@ -205,6 +227,18 @@ func (s *Store) initialise(ctx context.Context) error {
 	return nil
 }
 
+// dead reports whether the engine has died while the store was open.
+func (s *Store) dead() bool {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	select {
+	case <-s.died.done:
+		return !s.closed
+	default:
+		return false
+	}
+}
+
 // over is why the engine cannot be used any more; nil while it can.
 func (s *Store) over() error {
 	if s.closed {
@@ -212,7 +246,7 @@ func (s *Store) over() error {
 	}
 	select {
 	case <-s.died.done:
-		return fmt.Errorf("%w: %w", ErrClosed, s.died.err)
+		return fmt.Errorf("%w: %w: %w", ErrReadOnly, ErrClosed, s.died.err)
 	default:
 		return nil
 	}
@@ -224,6 +258,11 @@ func (s *Store) txn(ctx context.Context, when []clientv3.Cmp, then, otherwise []
 	defer s.life.RUnlock()
 	if err := s.over(); err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(slices.Concat(then, otherwise), func(o clientv3.Op) bool { return !o.IsGet() }) {
+		if err := roomIn(s.dir); err != nil {
+			return nil, err
+		}
 	}
 	r, err := s.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
 	return r, engineError(err)

@@ -285,13 +285,19 @@ func mkdir(t *testing.T, dir string, mode os.FileMode) {
 	}
 }
 
-func TestReadOnlyFileSystem(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("mounting needs root")
-		}
-		t.Skip("mounting needs root")
+func requireMount(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
 	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("mounting needs root")
+	}
+	t.Skip("mounting needs root")
+}
+
+func TestReadOnlyFileSystem(t *testing.T) {
+	requireMount(t)
 	dir := dataDir(t)
 	mkdir(t, dir, 0o700)
 	if err := unix.Mount("none", dir, "tmpfs", unix.MS_RDONLY, "mode=0700"); err != nil {

@@ -21,9 +21,10 @@ const retryPause = time.Second
 // order. Changes that come while the consumer is busy are coalesced: it gets
 // the newest. Every snapshot is whole, so that no compaction and no gap can
 // hide a delete. The iterator blocks between snapshots, and as long as the
-// store does not answer: a slow disk is no end. It ends when the consumer stops,
-// when ctx is done (without an error), or with one error: one that wraps
-// ErrClosed when the store was closed, or one that says what cannot be read.
+// store does not answer: a slow disk is no end, nor is a dead engine, which
+// changes nothing any more. It ends when the consumer stops, when ctx is done
+// (without an error), or with one error: one that wraps ErrClosed when the store
+// was closed, or one that says what cannot be read.
 func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 	return func(yield func(*model.Snapshot, error) bool) {
 		var last uint64
@@ -47,6 +48,12 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 			switch {
 			case ctx.Err() != nil:
 			case err == nil:
+			case s.dead():
+				err = s.sleep(ctx)
+				if err != nil {
+					yield(nil, fmt.Errorf("watch store: %w", err))
+				}
+				return
 			case errors.Is(err, ErrClosed), errors.As(err, &unreadable{}):
 				yield(nil, fmt.Errorf("watch store: %w", err))
 				return
@@ -61,6 +68,16 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 				}
 			}
 		}
+	}
+}
+
+// sleep blocks until ctx is done, or the store is closed, which is the error.
+func (s *Store) sleep(ctx context.Context) error {
+	select {
+	case <-s.client.Ctx().Done():
+		return ErrClosed
+	case <-ctx.Done():
+		return nil
 	}
 }
 

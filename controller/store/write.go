@@ -67,6 +67,8 @@ func (s *Store) Write(ctx context.Context, base uint64, c Change) (uint64, error
 			return 0, fmt.Errorf("write documents: %w", err)
 		}
 		if r.Succeeded {
+			// What was acknowledged is shown even when the engine dies next.
+			_, _ = s.read(ctx)
 			return uint64(r.Header.Revision), nil
 		}
 		// Something changed since the view was read; if it was a document, the
