@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/proto/desired"
@@ -113,6 +114,7 @@ func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
 			continue
 		}
 		group := desired.Group{ID: model.GroupID(k.Customer, k.Name), Number: number, Remotes: c.prefixes(k.Customer, far.Endpoint)}
+		group.MaxOffline, group.OfflineAction = offline(policy)
 		for _, t := range tunnels {
 			if made, ok := c.tunnel(k.Customer, b, t, end, policy); ok {
 				group.Tunnels = append(group.Tunnels, made)
@@ -122,6 +124,19 @@ func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
 		section := b.sections[k.Customer]
 		section.Groups = append(section.Groups, group)
 	}
+}
+
+// offline closes where the policy's word is unknown: what cannot be read must
+// not go on for ever.
+func offline(policy *model.EncryptionPolicySpec) (time.Duration, desired.OfflineAction) {
+	age, _ := policy.Offline()
+	switch {
+	case age == 0:
+		return 0, 0
+	case policy.OfflineAction == model.OfflineContinue:
+		return age, desired.OfflineContinue
+	}
+	return age, desired.OfflineClose
 }
 
 // prefixes are those of an endpoint's site, sorted.

@@ -149,6 +149,7 @@ func readable(s desired.State) any {
 		ID      string
 		Number  uint32
 		Remotes []netip.Prefix
+		Offline string `json:",omitempty"`
 		Tunnels []string
 	}
 	type section struct {
@@ -174,6 +175,9 @@ func readable(s desired.State) any {
 		}
 		for _, g := range x.Groups {
 			og := group{ID: g.ID, Number: g.Number, Remotes: g.Remotes}
+			if g.MaxOffline != 0 {
+				og.Offline = fmt.Sprintf("%s after %s", g.OfflineAction, g.MaxOffline)
+			}
 			for _, tn := range g.Tunnels {
 				key := "pending"
 				if !tn.Pending() {

@@ -196,7 +196,23 @@ type EncryptionPolicySpec struct {
 	// PathMTU is the largest outer packet in bytes, 1280 to 9000. The default
 	// of 1400 is what ExpressRoute's gateway passes unfragmented.
 	PathMTU int `json:"pathMTU,omitempty"`
+	// MaxOfflineAge is how long nodes carry the connection without word from the
+	// controller, in hours or days such as 24h or 30d, from 1h on; unset for ever.
+	MaxOfflineAge string `json:"maxOfflineAge,omitempty"`
+	// OfflineAction is what they do then; needed with MaxOfflineAge.
+	OfflineAction OfflineAction `json:"offlineAction,omitempty"`
 }
+
+// OfflineAction is what nodes do when they have not heard of the controller for
+// longer than MaxOfflineAge.
+type OfflineAction string
+
+// The actions: go on and report a problem, or close the tunnels until the
+// controller is heard of.
+const (
+	OfflineContinue OfflineAction = "continue"
+	OfflineClose    OfflineAction = "close"
+)
 
 // DefaultPathMTU is what ExpressRoute's gateway passes unfragmented.
 const DefaultPathMTU = 1400

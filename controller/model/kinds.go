@@ -1,6 +1,10 @@
 package model
 
-import "net/netip"
+import (
+	"net/netip"
+	"strconv"
+	"time"
+)
 
 // Kinds are all kinds, in the order in which documents are best read.
 func Kinds() []Kind {
@@ -149,4 +153,30 @@ func (s *EncryptionPolicySpec) OuterMTU() int {
 // and a packet of 1329 to 1340 bytes would be padded to 1344; hence 1328.
 func (s *EncryptionPolicySpec) InnerMTU() int {
 	return (s.OuterMTU() - wireGuardOverhead) &^ 15
+}
+
+// The bounds of EncryptionPolicySpec.MaxOfflineAge. Less would take an upgrade
+// of the controller for its end.
+const (
+	MinOfflineAge = time.Hour
+	MaxOfflineAge = 3650 * 24 * time.Hour
+)
+
+// maxOfflineDigits keeps what is parsed within an int64 of nanoseconds.
+const maxOfflineDigits = 5
+
+// Offline is MaxOfflineAge as a time, 0 when there is no limit or it cannot be
+// read; ok is false then if one was meant.
+func (s *EncryptionPolicySpec) Offline() (age time.Duration, ok bool) {
+	if s.MaxOfflineAge == "" {
+		return 0, true
+	}
+	units := map[byte]time.Duration{'h': time.Hour, 'd': 24 * time.Hour}
+	last := len(s.MaxOfflineAge) - 1
+	unit, digits := units[s.MaxOfflineAge[last]], s.MaxOfflineAge[:last]
+	n, err := strconv.ParseUint(digits, 10, 32)
+	if unit == 0 || err != nil || len(digits) > maxOfflineDigits {
+		return 0, false
+	}
+	return time.Duration(n) * unit, true
 }

@@ -286,6 +286,7 @@ func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
 	if s.Protocol == ProtocolIPsec {
 		c.add(k, "spec.protocol", string(s.Protocol), "agents cannot make IPsec tunnels yet", string(ProtocolWireGuard))
 	}
+	c.offline(k, s)
 	if s.PathMTU == 0 || !c.between(k, "spec.pathMTU", s.PathMTU, MinPathMTU, MaxPathMTU, " bytes") {
 		return
 	}
@@ -293,5 +294,18 @@ func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
 		c.add(k, "spec.pathMTU", strconv.Itoa(s.PathMTU),
 			fmt.Sprintf("leaves %d bytes for packets inside a WireGuard tunnel; IPv6, and with it the tunnel's probe, needs %d (RFC 8200, section 5)", s.InnerMTU(), MinPathMTU),
 			fmt.Sprintf("%d or more", MinPathMTU+wireGuardOverhead))
+	}
+}
+
+func (c *checker) offline(k Key, s *EncryptionPolicySpec) {
+	age, ok := s.Offline()
+	if !ok || s.MaxOfflineAge != "" && (age < MinOfflineAge || age > MaxOfflineAge) {
+		c.add(k, "spec.maxOfflineAge", s.MaxOfflineAge, "is no time from 1h to 3650d in hours or days", "such as 24h or 30d")
+	}
+	switch {
+	case s.MaxOfflineAge == "" && s.OfflineAction != "":
+		c.add(k, "spec.offlineAction", string(s.OfflineAction), "says what to do after a time that is not set", "spec.maxOfflineAge, such as 30d")
+	case s.MaxOfflineAge != "":
+		enum(c, k, "spec.offlineAction", s.OfflineAction, OfflineContinue, OfflineClose)
 	}
 }

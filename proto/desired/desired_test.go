@@ -231,6 +231,16 @@ func TestValidate(t *testing.T) {
 			second := another(s)
 			second.Local = netip.AddrPortFrom(i.Addresses[1].Addr(), second.Local.Port())
 		}, "tunnels[1].remote"},
+		{"offline too short", func(s *State) {
+			g := &s.Sections[0].Groups[0]
+			g.MaxOffline, g.OfflineAction = time.Minute, OfflineClose
+		}, "groups[0].max_offline"},
+		{"offline without action", func(s *State) { s.Sections[0].Groups[0].MaxOffline = time.Hour }, "groups[0].offline_action"},
+		{"offline action without limit", func(s *State) { s.Sections[0].Groups[0].OfflineAction = OfflineContinue }, "groups[0].offline_action"},
+		{"unknown offline action", func(s *State) {
+			g := &s.Sections[0].Groups[0]
+			g.MaxOffline, g.OfflineAction = time.Hour, 9
+		}, "groups[0].offline_action"},
 		{"number twice", func(s *State) {
 			g := &s.Sections[0].Groups[0]
 			g.Tunnels = append(g.Tunnels, g.Tunnels[0])

@@ -119,6 +119,34 @@ type Group struct {
 	// Remotes are the far site's protected prefixes.
 	Remotes []netip.Prefix
 	Tunnels []Tunnel
+	// MaxOffline is how long the group carries packets without word from the
+	// controller, 0 for ever; OfflineAction is what happens then, and is set when
+	// MaxOffline is.
+	MaxOffline    time.Duration
+	OfflineAction OfflineAction
+}
+
+// OfflineAction is what becomes of a group whose node has not heard of its
+// controller for too long. The zero value is for groups without a limit.
+type OfflineAction uint8
+
+// The actions.
+const (
+	// OfflineContinue goes on, and reports a problem.
+	OfflineContinue OfflineAction = iota + 1
+	// OfflineClose closes the group's tunnels until the controller is heard of.
+	OfflineClose
+)
+
+// String is the word that documents use.
+func (a OfflineAction) String() string {
+	switch a {
+	case OfflineContinue:
+		return "continue"
+	case OfflineClose:
+		return "close"
+	}
+	return fmt.Sprintf("offline action %d", uint8(a))
 }
 
 // Tunnel is a pair of underlay addresses pinned to a link.

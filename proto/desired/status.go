@@ -61,6 +61,18 @@ type Status struct {
 	Tunnels  []TunnelStatus `json:"tunnels,omitempty"`
 	Guards   []GuardStatus  `json:"guards,omitempty"`
 	Counters []Counter      `json:"counters,omitempty"`
+	// Drift is what had to be repaired since the agent started.
+	Drift []Drift `json:"drift,omitempty"`
+}
+
+// Drift is what somebody else changed and the agent put right, of one kind.
+type Drift struct {
+	// What is a driver and what it keeps, such as link/route; a bounded set.
+	What  string    `json:"what"`
+	Count uint64    `json:"count"`
+	Last  time.Time `json:"last"`
+	// Detail is the last one, as the agent repaired it.
+	Detail string `json:"detail"`
 }
 
 // Rejection says why a state was refused.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 )
@@ -21,6 +22,11 @@ const (
 	// MinMTU is what IPv6 needs (RFC 8200, section 5).
 	MinMTU = 1280
 	maxMTU = 9_000
+	// MinOffline and MaxOffline bound how long a group may go on without word
+	// from the controller. Less than MinOffline would take an upgrade of the
+	// controller for its end.
+	MinOffline = time.Hour
+	MaxOffline = 10 * 365 * 24 * time.Hour
 	// maxGroup is the greatest number of a group: agents mark packets with it.
 	maxGroup = 1<<16 - 1
 )
@@ -141,6 +147,7 @@ func (v *validator) section(at string, x Section) {
 		v.check(g.Number <= maxGroup, p+".number", g.Number, fmt.Sprintf("is more than %d", maxGroup))
 		v.check(strings.HasPrefix(g.ID, x.Customer+"/"), p+".id", g.ID, "does not begin with the customer")
 		v.check(len(g.Tunnels) <= MaxMembers, p+".tunnels", len(g.Tunnels), fmt.Sprintf("is more than the %d that a group can have", MaxMembers))
+		v.offline(p, g)
 		v.prefixes += len(g.Remotes)
 		v.tunnel += len(g.Tunnels)
 		for j, r := range g.Remotes {
@@ -155,6 +162,17 @@ func (v *validator) section(at string, x Section) {
 	}
 	v.most("prefixes", v.prefixes, maxPrefixes)
 	v.most("tunnels", v.tunnel, maxTunnels)
+}
+
+// offline wants an action where there is a limit: an agent must not guess which.
+func (v *validator) offline(at string, g Group) {
+	if g.MaxOffline == 0 {
+		v.check(g.OfflineAction == 0, at+".offline_action", g.OfflineAction, "needs max_offline")
+		return
+	}
+	v.check(g.MaxOffline >= MinOffline && g.MaxOffline <= MaxOffline, at+".max_offline", g.MaxOffline,
+		fmt.Sprintf("is not between %s and %s", MinOffline, MaxOffline))
+	v.check(g.OfflineAction == OfflineContinue || g.OfflineAction == OfflineClose, at+".offline_action", g.OfflineAction, "is unknown to this version")
 }
 
 func (v *validator) protected(field string, p netip.Prefix) {

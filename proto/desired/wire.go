@@ -3,6 +3,9 @@ package desired
 import (
 	"fmt"
 	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
@@ -23,7 +26,10 @@ func (s State) ToWire() *v1.State {
 					return &v1.LocalPrefix{Prefix: l.Prefix.String(), Interface: l.Interface}
 				}),
 				Groups: convert(s.Groups, func(g Group) *v1.Group {
-					return &v1.Group{Id: g.ID, Number: g.Number, Remotes: texts(g.Remotes), Tunnels: convert(g.Tunnels, tunnelToWire)}
+					return &v1.Group{
+						Id: g.ID, Number: g.Number, Remotes: texts(g.Remotes), Tunnels: convert(g.Tunnels, tunnelToWire),
+						MaxOffline: durationToWire(g.MaxOffline), OfflineAction: v1.OfflineAction(g.OfflineAction),
+					}
 				}),
 			}
 		}),
@@ -80,6 +86,9 @@ func readSection(r *reader, s *v1.Section) Section {
 				ID: g.GetId(), Number: g.GetNumber(),
 				Remotes: r.prefixes("remotes", g.GetRemotes()),
 				Tunnels: read(r, "tunnels", g.GetTunnels(), readTunnel),
+
+				MaxOffline:    durationFromWire(r, "max_offline", g.GetMaxOffline()),
+				OfflineAction: OfflineAction(narrow[uint8](r, "offline_action", uint32(g.GetOfflineAction()))),
 			}
 		}),
 	}
@@ -103,6 +112,21 @@ func readTunnel(r *reader, t *v1.Tunnel) Tunnel {
 		r.fail("protocol", fmt.Errorf("is missing or unknown to this version"))
 	}
 	return out
+}
+
+func durationToWire(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
+func durationFromWire(r *reader, field string, w *durationpb.Duration) time.Duration {
+	if w == nil {
+		return 0
+	}
+	r.fail(field, w.CheckValid())
+	return w.AsDuration()
 }
 
 // reader keeps the first error and the path at which it stood.

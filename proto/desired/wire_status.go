@@ -5,7 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
@@ -36,6 +35,9 @@ func (s Status) ToWire() *v1.NodeStatus {
 		Counters: convert(most(s.Counters, maxStatusCounters), func(c Counter) *v1.Counter {
 			return &v1.Counter{Name: clip(c.Name), Interface: clip(c.Interface), Packets: c.Packets}
 		}),
+		Drift: convert(most(s.Drift, maxStatusDrift), func(d Drift) *v1.Drift {
+			return &v1.Drift{What: clip(d.What), Count: d.Count, Last: timeToWire(d.Last), Detail: clip(d.Detail)}
+		}),
 	}
 	if s.Rejection != nil {
 		w.Rejection = &v1.Rejection{Position: s.Rejection.Position.ToWire(), Reason: clip(s.Rejection.Reason)}
@@ -55,9 +57,7 @@ func tunnelStatusToWire(t TunnelStatus) *v1.TunnelStatus {
 	if !t.PublicKey.IsZero() {
 		w.PublicKey = t.PublicKey[:]
 	}
-	if t.RoundTrip != 0 {
-		w.RoundTrip = durationpb.New(t.RoundTrip)
-	}
+	w.RoundTrip = durationToWire(t.RoundTrip)
 	return w
 }
 
@@ -67,6 +67,7 @@ const (
 	maxStatusCounters = 4_096
 	maxStatusGuards   = 4_096
 	maxStatusProblems = 256
+	maxStatusDrift    = 64
 	maxStatusText     = 1_024
 )
 
@@ -98,6 +99,7 @@ func StatusFromWire(w *v1.NodeStatus) (Status, error) {
 	r.limit("tunnels", len(w.GetTunnels()), maxStatusTunnels)
 	r.limit("guards", len(w.GetGuards()), maxStatusGuards)
 	r.limit("counters", len(w.GetCounters()), maxStatusCounters)
+	r.limit("drift", len(w.GetDrift()), maxStatusDrift)
 	if r.err != nil {
 		return Status{}, r.err
 	}
@@ -113,6 +115,9 @@ func StatusFromWire(w *v1.NodeStatus) (Status, error) {
 	})
 	s.Counters = read(r, "counters", w.GetCounters(), func(r *reader, c *v1.Counter) Counter {
 		return Counter{Name: r.text("name", c.GetName()), Interface: r.text("interface", c.GetInterface()), Packets: c.GetPackets()}
+	})
+	s.Drift = read(r, "drift", w.GetDrift(), func(r *reader, d *v1.Drift) Drift {
+		return Drift{What: r.text("what", d.GetWhat()), Count: d.GetCount(), Last: timeFromWire(r, "last", d.GetLast()), Detail: r.text("detail", d.GetDetail())}
 	})
 	if r.err != nil {
 		return Status{}, r.err

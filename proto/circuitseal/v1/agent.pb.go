@@ -357,11 +357,13 @@ type NodeStatus struct {
 	// Set when the last state received was refused.
 	Rejection *Rejection `protobuf:"bytes,5,opt,name=rejection,proto3" json:"rejection,omitempty"`
 	// What is wrong, a sentence each.
-	Problems      []string               `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"`
-	Tunnels       []*TunnelStatus        `protobuf:"bytes,7,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
-	Guards        []*GuardStatus         `protobuf:"bytes,8,rep,name=guards,proto3" json:"guards,omitempty"`
-	Counters      []*Counter             `protobuf:"bytes,9,rep,name=counters,proto3" json:"counters,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"`
+	Problems []string               `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"`
+	Tunnels  []*TunnelStatus        `protobuf:"bytes,7,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	Guards   []*GuardStatus         `protobuf:"bytes,8,rep,name=guards,proto3" json:"guards,omitempty"`
+	Counters []*Counter             `protobuf:"bytes,9,rep,name=counters,proto3" json:"counters,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"`
+	// What had to be repaired since the agent started.
+	Drift         []*Drift `protobuf:"bytes,11,rep,name=drift,proto3" json:"drift,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -466,6 +468,84 @@ func (x *NodeStatus) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *NodeStatus) GetDrift() []*Drift {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
+}
+
+// Drift is what somebody else changed and the agent put right, of one kind.
+type Drift struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A driver and what it keeps, such as link/route; a bounded set.
+	What  string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	Count uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Last  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
+	// The last one, as the agent repaired it.
+	Detail        string `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drift) Reset() {
+	*x = Drift{}
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drift) ProtoMessage() {}
+
+func (x *Drift) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drift.ProtoReflect.Descriptor instead.
+func (*Drift) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Drift) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Drift) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Drift) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *Drift) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type Rejection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Position      *Position              `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
@@ -476,7 +556,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +568,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +581,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Rejection) GetPosition() *Position {
@@ -542,7 +622,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +634,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +647,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TunnelStatus) GetId() string {
@@ -660,7 +740,7 @@ type GuardStatus struct {
 
 func (x *GuardStatus) Reset() {
 	*x = GuardStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +752,7 @@ func (x *GuardStatus) String() string {
 func (*GuardStatus) ProtoMessage() {}
 
 func (x *GuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +765,7 @@ func (x *GuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuardStatus.ProtoReflect.Descriptor instead.
 func (*GuardStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GuardStatus) GetInterface() string {
@@ -722,7 +802,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +814,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +827,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Counter) GetName() string {
@@ -790,7 +870,7 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x05state\x18\x01 \x01(\v2\x18.circuitseal.v1.EnvelopeR\x05state\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xd7\x03\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\x84\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -803,7 +883,13 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x06guards\x18\b \x03(\v2\x1b.circuitseal.v1.GuardStatusR\x06guards\x123\n" +
 	"\bcounters\x18\t \x03(\v2\x17.circuitseal.v1.CounterR\bcounters\x12.\n" +
 	"\x04time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"Y\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12+\n" +
+	"\x05drift\x18\v \x03(\v2\x15.circuitseal.v1.DriftR\x05drift\"y\n" +
+	"\x05Drift\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12.\n" +
+	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"Y\n" +
 	"\tRejection\x124\n" +
 	"\bposition\x18\x01 \x01(\v2\x18.circuitseal.v1.PositionR\bposition\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xa9\x03\n" +
@@ -855,7 +941,7 @@ func file_circuitseal_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_circuitseal_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_circuitseal_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_circuitseal_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_circuitseal_v1_agent_proto_goTypes = []any{
 	(TunnelPhase)(0),              // 0: circuitseal.v1.TunnelPhase
 	(*EnrolRequest)(nil),          // 1: circuitseal.v1.EnrolRequest
@@ -864,37 +950,40 @@ var file_circuitseal_v1_agent_proto_goTypes = []any{
 	(*SessionResponse)(nil),       // 4: circuitseal.v1.SessionResponse
 	(*Position)(nil),              // 5: circuitseal.v1.Position
 	(*NodeStatus)(nil),            // 6: circuitseal.v1.NodeStatus
-	(*Rejection)(nil),             // 7: circuitseal.v1.Rejection
-	(*TunnelStatus)(nil),          // 8: circuitseal.v1.TunnelStatus
-	(*GuardStatus)(nil),           // 9: circuitseal.v1.GuardStatus
-	(*Counter)(nil),               // 10: circuitseal.v1.Counter
-	(*Envelope)(nil),              // 11: circuitseal.v1.Envelope
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*Drift)(nil),                 // 7: circuitseal.v1.Drift
+	(*Rejection)(nil),             // 8: circuitseal.v1.Rejection
+	(*TunnelStatus)(nil),          // 9: circuitseal.v1.TunnelStatus
+	(*GuardStatus)(nil),           // 10: circuitseal.v1.GuardStatus
+	(*Counter)(nil),               // 11: circuitseal.v1.Counter
+	(*Envelope)(nil),              // 12: circuitseal.v1.Envelope
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_circuitseal_v1_agent_proto_depIdxs = []int32{
 	6,  // 0: circuitseal.v1.SessionRequest.status:type_name -> circuitseal.v1.NodeStatus
-	11, // 1: circuitseal.v1.SessionResponse.state:type_name -> circuitseal.v1.Envelope
+	12, // 1: circuitseal.v1.SessionResponse.state:type_name -> circuitseal.v1.Envelope
 	5,  // 2: circuitseal.v1.NodeStatus.acknowledged:type_name -> circuitseal.v1.Position
 	5,  // 3: circuitseal.v1.NodeStatus.applied:type_name -> circuitseal.v1.Position
-	7,  // 4: circuitseal.v1.NodeStatus.rejection:type_name -> circuitseal.v1.Rejection
-	8,  // 5: circuitseal.v1.NodeStatus.tunnels:type_name -> circuitseal.v1.TunnelStatus
-	9,  // 6: circuitseal.v1.NodeStatus.guards:type_name -> circuitseal.v1.GuardStatus
-	10, // 7: circuitseal.v1.NodeStatus.counters:type_name -> circuitseal.v1.Counter
-	12, // 8: circuitseal.v1.NodeStatus.time:type_name -> google.protobuf.Timestamp
-	5,  // 9: circuitseal.v1.Rejection.position:type_name -> circuitseal.v1.Position
-	0,  // 10: circuitseal.v1.TunnelStatus.phase:type_name -> circuitseal.v1.TunnelPhase
-	12, // 11: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	13, // 12: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
-	1,  // 13: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
-	3,  // 14: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
-	2,  // 15: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
-	4,  // 16: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
-	15, // [15:17] is the sub-list for method output_type
-	13, // [13:15] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	8,  // 4: circuitseal.v1.NodeStatus.rejection:type_name -> circuitseal.v1.Rejection
+	9,  // 5: circuitseal.v1.NodeStatus.tunnels:type_name -> circuitseal.v1.TunnelStatus
+	10, // 6: circuitseal.v1.NodeStatus.guards:type_name -> circuitseal.v1.GuardStatus
+	11, // 7: circuitseal.v1.NodeStatus.counters:type_name -> circuitseal.v1.Counter
+	13, // 8: circuitseal.v1.NodeStatus.time:type_name -> google.protobuf.Timestamp
+	7,  // 9: circuitseal.v1.NodeStatus.drift:type_name -> circuitseal.v1.Drift
+	13, // 10: circuitseal.v1.Drift.last:type_name -> google.protobuf.Timestamp
+	5,  // 11: circuitseal.v1.Rejection.position:type_name -> circuitseal.v1.Position
+	0,  // 12: circuitseal.v1.TunnelStatus.phase:type_name -> circuitseal.v1.TunnelPhase
+	13, // 13: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	14, // 14: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
+	1,  // 15: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
+	3,  // 16: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
+	2,  // 17: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
+	4,  // 18: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
+	17, // [17:19] is the sub-list for method output_type
+	15, // [15:17] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_agent_proto_init() }
@@ -909,7 +998,7 @@ func file_circuitseal_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_agent_proto_rawDesc), len(file_circuitseal_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ package circuitsealv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -72,6 +73,59 @@ func (x InterfaceRole) Number() protoreflect.EnumNumber {
 // Deprecated: Use InterfaceRole.Descriptor instead.
 func (InterfaceRole) EnumDescriptor() ([]byte, []int) {
 	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
+// OfflineAction is what becomes of a group whose node has not heard of its
+// controller for too long.
+type OfflineAction int32
+
+const (
+	OfflineAction_OFFLINE_ACTION_UNSPECIFIED OfflineAction = 0
+	// It carries on, and the node reports a problem.
+	OfflineAction_OFFLINE_ACTION_CONTINUE OfflineAction = 1
+	// Its tunnels are closed until the controller is heard of again.
+	OfflineAction_OFFLINE_ACTION_CLOSE OfflineAction = 2
+)
+
+// Enum value maps for OfflineAction.
+var (
+	OfflineAction_name = map[int32]string{
+		0: "OFFLINE_ACTION_UNSPECIFIED",
+		1: "OFFLINE_ACTION_CONTINUE",
+		2: "OFFLINE_ACTION_CLOSE",
+	}
+	OfflineAction_value = map[string]int32{
+		"OFFLINE_ACTION_UNSPECIFIED": 0,
+		"OFFLINE_ACTION_CONTINUE":    1,
+		"OFFLINE_ACTION_CLOSE":       2,
+	}
+)
+
+func (x OfflineAction) Enum() *OfflineAction {
+	p := new(OfflineAction)
+	*p = x
+	return p
+}
+
+func (x OfflineAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OfflineAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_circuitseal_v1_state_proto_enumTypes[1].Descriptor()
+}
+
+func (OfflineAction) Type() protoreflect.EnumType {
+	return &file_circuitseal_v1_state_proto_enumTypes[1]
+}
+
+func (x OfflineAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OfflineAction.Descriptor instead.
+func (OfflineAction) EnumDescriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
 // Envelope carries what one node should have as exact bytes with their
@@ -613,8 +667,13 @@ type Group struct {
 	Id     string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Number uint32 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	// The far site's protected prefixes.
-	Remotes       []string  `protobuf:"bytes,3,rep,name=remotes,proto3" json:"remotes,omitempty"`
-	Tunnels       []*Tunnel `protobuf:"bytes,4,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	Remotes []string  `protobuf:"bytes,3,rep,name=remotes,proto3" json:"remotes,omitempty"`
+	Tunnels []*Tunnel `protobuf:"bytes,4,rep,name=tunnels,proto3" json:"tunnels,omitempty"`
+	// How long the group carries packets without word from the controller; unset
+	// for ever.
+	MaxOffline *durationpb.Duration `protobuf:"bytes,5,opt,name=max_offline,json=maxOffline,proto3" json:"max_offline,omitempty"`
+	// What happens then; set when max_offline is.
+	OfflineAction OfflineAction `protobuf:"varint,6,opt,name=offline_action,json=offlineAction,proto3,enum=circuitseal.v1.OfflineAction" json:"offline_action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -675,6 +734,20 @@ func (x *Group) GetTunnels() []*Tunnel {
 		return x.Tunnels
 	}
 	return nil
+}
+
+func (x *Group) GetMaxOffline() *durationpb.Duration {
+	if x != nil {
+		return x.MaxOffline
+	}
+	return nil
+}
+
+func (x *Group) GetOfflineAction() OfflineAction {
+	if x != nil {
+		return x.OfflineAction
+	}
+	return OfflineAction_OFFLINE_ACTION_UNSPECIFIED
 }
 
 // Tunnel is a pair of underlay addresses pinned to a link.
@@ -863,7 +936,7 @@ var File_circuitseal_v1_state_proto protoreflect.FileDescriptor
 
 const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1acircuitseal/v1/state.proto\x12\x0ecircuitseal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n" +
+	"\x1acircuitseal/v1/state.proto\x12\x0ecircuitseal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n" +
 	"\bEnvelope\x12\x16\n" +
 	"\x06signed\x18\x01 \x01(\fR\x06signed\x129\n" +
 	"\n" +
@@ -902,12 +975,15 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x06groups\x18\x04 \x03(\v2\x15.circuitseal.v1.GroupR\x06groups\"C\n" +
 	"\vLocalPrefix\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1c\n" +
-	"\tinterface\x18\x02 \x01(\tR\tinterface\"{\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\"\xfd\x01\n" +
 	"\x05Group\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x18\n" +
 	"\aremotes\x18\x03 \x03(\tR\aremotes\x120\n" +
-	"\atunnels\x18\x04 \x03(\v2\x16.circuitseal.v1.TunnelR\atunnels\"\x8f\x02\n" +
+	"\atunnels\x18\x04 \x03(\v2\x16.circuitseal.v1.TunnelR\atunnels\x12:\n" +
+	"\vmax_offline\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"maxOffline\x12D\n" +
+	"\x0eoffline_action\x18\x06 \x01(\x0e2\x1d.circuitseal.v1.OfflineActionR\rofflineAction\"\x8f\x02\n" +
 	"\x06Tunnel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x12\n" +
@@ -927,7 +1003,11 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x1aINTERFACE_ROLE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16INTERFACE_ROLE_CIRCUIT\x10\x01\x12\x16\n" +
 	"\x12INTERFACE_ROLE_LAN\x10\x02\x12\x17\n" +
-	"\x13INTERFACE_ROLE_MGMT\x10\x03BGZEgithub.com/circuitseal/circuitseal/proto/circuitseal/v1;circuitsealv1b\x06proto3"
+	"\x13INTERFACE_ROLE_MGMT\x10\x03*f\n" +
+	"\rOfflineAction\x12\x1e\n" +
+	"\x1aOFFLINE_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17OFFLINE_ACTION_CONTINUE\x10\x01\x12\x18\n" +
+	"\x14OFFLINE_ACTION_CLOSE\x10\x02BGZEgithub.com/circuitseal/circuitseal/proto/circuitseal/v1;circuitsealv1b\x06proto3"
 
 var (
 	file_circuitseal_v1_state_proto_rawDescOnce sync.Once
@@ -941,39 +1021,43 @@ func file_circuitseal_v1_state_proto_rawDescGZIP() []byte {
 	return file_circuitseal_v1_state_proto_rawDescData
 }
 
-var file_circuitseal_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_circuitseal_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_circuitseal_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_circuitseal_v1_state_proto_goTypes = []any{
 	(InterfaceRole)(0),            // 0: circuitseal.v1.InterfaceRole
-	(*Envelope)(nil),              // 1: circuitseal.v1.Envelope
-	(*Signature)(nil),             // 2: circuitseal.v1.Signature
-	(*SignedState)(nil),           // 3: circuitseal.v1.SignedState
-	(*State)(nil),                 // 4: circuitseal.v1.State
-	(*Interface)(nil),             // 5: circuitseal.v1.Interface
-	(*Link)(nil),                  // 6: circuitseal.v1.Link
-	(*Section)(nil),               // 7: circuitseal.v1.Section
-	(*LocalPrefix)(nil),           // 8: circuitseal.v1.LocalPrefix
-	(*Group)(nil),                 // 9: circuitseal.v1.Group
-	(*Tunnel)(nil),                // 10: circuitseal.v1.Tunnel
-	(*WireGuard)(nil),             // 11: circuitseal.v1.WireGuard
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(OfflineAction)(0),            // 1: circuitseal.v1.OfflineAction
+	(*Envelope)(nil),              // 2: circuitseal.v1.Envelope
+	(*Signature)(nil),             // 3: circuitseal.v1.Signature
+	(*SignedState)(nil),           // 4: circuitseal.v1.SignedState
+	(*State)(nil),                 // 5: circuitseal.v1.State
+	(*Interface)(nil),             // 6: circuitseal.v1.Interface
+	(*Link)(nil),                  // 7: circuitseal.v1.Link
+	(*Section)(nil),               // 8: circuitseal.v1.Section
+	(*LocalPrefix)(nil),           // 9: circuitseal.v1.LocalPrefix
+	(*Group)(nil),                 // 10: circuitseal.v1.Group
+	(*Tunnel)(nil),                // 11: circuitseal.v1.Tunnel
+	(*WireGuard)(nil),             // 12: circuitseal.v1.WireGuard
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_circuitseal_v1_state_proto_depIdxs = []int32{
-	2,  // 0: circuitseal.v1.Envelope.signatures:type_name -> circuitseal.v1.Signature
-	12, // 1: circuitseal.v1.SignedState.issued:type_name -> google.protobuf.Timestamp
-	5,  // 2: circuitseal.v1.State.interfaces:type_name -> circuitseal.v1.Interface
-	6,  // 3: circuitseal.v1.State.links:type_name -> circuitseal.v1.Link
-	7,  // 4: circuitseal.v1.State.sections:type_name -> circuitseal.v1.Section
+	3,  // 0: circuitseal.v1.Envelope.signatures:type_name -> circuitseal.v1.Signature
+	13, // 1: circuitseal.v1.SignedState.issued:type_name -> google.protobuf.Timestamp
+	6,  // 2: circuitseal.v1.State.interfaces:type_name -> circuitseal.v1.Interface
+	7,  // 3: circuitseal.v1.State.links:type_name -> circuitseal.v1.Link
+	8,  // 4: circuitseal.v1.State.sections:type_name -> circuitseal.v1.Section
 	0,  // 5: circuitseal.v1.Interface.role:type_name -> circuitseal.v1.InterfaceRole
-	8,  // 6: circuitseal.v1.Section.locals:type_name -> circuitseal.v1.LocalPrefix
-	9,  // 7: circuitseal.v1.Section.groups:type_name -> circuitseal.v1.Group
-	10, // 8: circuitseal.v1.Group.tunnels:type_name -> circuitseal.v1.Tunnel
-	11, // 9: circuitseal.v1.Tunnel.wireguard:type_name -> circuitseal.v1.WireGuard
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	9,  // 6: circuitseal.v1.Section.locals:type_name -> circuitseal.v1.LocalPrefix
+	10, // 7: circuitseal.v1.Section.groups:type_name -> circuitseal.v1.Group
+	11, // 8: circuitseal.v1.Group.tunnels:type_name -> circuitseal.v1.Tunnel
+	14, // 9: circuitseal.v1.Group.max_offline:type_name -> google.protobuf.Duration
+	1,  // 10: circuitseal.v1.Group.offline_action:type_name -> circuitseal.v1.OfflineAction
+	12, // 11: circuitseal.v1.Tunnel.wireguard:type_name -> circuitseal.v1.WireGuard
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_state_proto_init() }
@@ -989,7 +1073,7 @@ func file_circuitseal_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_state_proto_rawDesc), len(file_circuitseal_v1_state_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
