@@ -94,7 +94,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels,
 		positions: map[uint64]desired.Position{}, unread: unread, scrapes: scrapes{address: c.MetricsListen, log: log},
-		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, log),
+		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, d.drift, log), drift: d.drift,
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
 	n.uplink = uplink.New(id, func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) }, n, log)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
 	"github.com/circuitseal/circuitseal/agent/classifier"
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/netns"
@@ -25,13 +26,15 @@ type drivers struct {
 	tunnels    *wireguard.Driver
 	slowPaths  *slowpath.Driver
 	classifier *classifier.Classifier
+	// drift has what they changed.
+	drift *drift.Ledger
 }
 
 // openDrivers makes the circuit namespace and the bpffs when they are missing,
 // and nothing else. The caller closes what it returns, which with an error of
 // the classifier is all the others.
 func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, err error) {
-	d = &drivers{}
+	d = &drivers{drift: drift.New()}
 	defer func() {
 		if err != nil && d.tunnels == nil {
 			err = errors.Join(err, d.close())
@@ -55,15 +58,17 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 		return d, err
 	}
 	log.Info("programs are attached", "by", d.hooks.String())
-	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Hooks: d.hooks, Log: log}); err != nil {
+	if d.guard, err = guard.New(guard.Config{Instance: c.Instance, Namespace: d.circuit, Hooks: d.hooks, Drift: d.drift, Log: log}); err != nil {
 		return d, fmt.Errorf("guard: %w", err)
 	}
-	d.links = link.New(link.Config{Main: d.main, Circuit: d.circuit, Instance: c.Instance, Log: log})
-	d.tunnels = wireguard.New(wireguard.Config{
-		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Log: log,
+	d.links = link.New(link.Config{
+		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Name: c.Instance.Namespace(), Drift: d.drift, Log: log,
 	})
-	d.slowPaths = slowpath.New(slowpath.Config{Main: d.main, Instance: c.Instance, Log: log})
-	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Hooks: d.hooks, Log: log}); err != nil {
+	d.tunnels = wireguard.New(wireguard.Config{
+		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Drift: d.drift, Log: log,
+	})
+	d.slowPaths = slowpath.New(slowpath.Config{Main: d.main, Instance: c.Instance, Drift: d.drift, Log: log})
+	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Hooks: d.hooks, Drift: d.drift, Log: log}); err != nil {
 		return d, fmt.Errorf("classifier: %w", err)
 	}
 	return d, nil

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/classifier"
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/liveness"
@@ -36,6 +37,7 @@ type node struct {
 	tunnels    *wireguard.Driver
 	probes     *liveness.Monitor
 	loop       *reconcile.Reconciler
+	drift      *drift.Ledger
 	uplink     *uplink.Uplink
 	scrapes    scrapes
 
@@ -238,6 +240,8 @@ func (n *node) Status(ctx context.Context) desired.Status {
 	_, passError := n.loop.Done()
 	problem("host differs from the plan", passError)
 	problem("keys", keyError)
+	s.Drift = n.drift.Drift()
+	s.Problems = append(s.Problems, n.drift.Conflicts()...)
 
 	seen := map[string]report.Tunnel{}
 	states, err := n.tunnels.Status(ctx)

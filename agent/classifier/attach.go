@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
@@ -113,7 +114,9 @@ func (c *Classifier) attachAll(ctx context.Context, have attached, todo attachme
 		if err := c.attach(ctx, a); err != nil {
 			failed[a.ifindex] = true
 			errs = append(errs, err)
+			continue
 		}
+		c.config.Drift.Note(drift.ClassifierProgram, programLine{"attach", a})
 	}
 	for _, a := range todo.replace {
 		if want.ports[a.ifindex].Kind != kind {
@@ -122,9 +125,21 @@ func (c *Classifier) attachAll(ctx context.Context, have attached, todo attachme
 		// The old code goes on checking if this fails.
 		if err := c.hooks.Take(have.live[a], a.program, c.programs()[a.program]); err != nil {
 			errs = append(errs, fmt.Errorf("program %s on %s: %w", a.program, c.interfaceText(a.ifindex), err))
+			continue
 		}
+		c.config.Drift.Note(drift.ClassifierProgram, programLine{"replace", a})
 	}
 	return failed, errors.Join(errs...)
+}
+
+// programLine is a change of what is attached in words.
+type programLine struct {
+	what string
+	attachment
+}
+
+func (l programLine) String() string {
+	return fmt.Sprintf("%s program %s of interface %d", l.what, l.program, l.ifindex)
 }
 
 // The kernel ends a link some time after its last pin has gone (an RCU grace

@@ -91,7 +91,7 @@ func (b *bed) benchMaps(t testing.TB) {
 	}
 	todo := diff(s, newState())
 	o := &b.classifier.objects
-	for _, err := range append(errs, putAll(o.Locals, "local", todo.locals), putAll(o.Remotes, "remote", todo.remotes), putAll(o.Groups, "group", todo.groups)) {
+	for _, err := range append(errs, putAll(nil, o.Locals, "local", todo.locals), putAll(nil, o.Remotes, "remote", todo.remotes), putAll(nil, o.Groups, "group", todo.groups)) {
 		must(t, err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -39,6 +40,8 @@ type Config struct {
 	Instance instance.Instance
 	// Hooks is how the programs are attached.
 	Hooks tchook.Way
+	// Drift takes note of what was changed; nil is nobody.
+	Drift *drift.Ledger
 	Log   *slog.Logger
 }
 

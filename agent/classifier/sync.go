@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 )
@@ -54,20 +55,20 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	hooksTodo := diffAttachments(wantAttachments(want.ports), found.code(), code)
 	c.announce(ctx, todo, hooksTodo, found.dead)
 
-	note(quietAll(p, want, f))
+	note(c.quietAll(p, want, f))
 	// A slow path is used only when what comes back from it is judged.
 	unjudged, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_SLOW)
 	note(err)
 	want.withholdSlow(unjudged)
-	note(putAll(c.objects.Ports, "port", diffTable(want.ports, have.ports)))
+	note(putAll(c.config.Drift, c.objects.Ports, "port", diffTable(want.ports, have.ports)))
 	unchecked, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_TUNNEL)
 	note(err)
 	checked = want.devices(p, f, unchecked)
 	want.withhold(unchecked)
-	note(putAll(c.objects.Hosts, "host", todo.hosts))
-	note(putAll(c.objects.Locals, "local", todo.locals))
+	note(putAll(c.config.Drift, c.objects.Hosts, "host", todo.hosts))
+	note(putAll(c.config.Drift, c.objects.Locals, "local", todo.locals))
 	note(c.putGroups(want))
-	note(putAll(c.objects.Remotes, "remote", todo.remotes))
+	note(putAll(c.config.Drift, c.objects.Remotes, "remote", todo.remotes))
 	_, err = c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_LAN)
 	note(err)
 	if err == nil && len(unchecked) == 0 {
@@ -75,12 +76,12 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 		note(c.sweepOther())
 	}
 
-	note(removeAll(c.objects.Remotes, "remote", todo.remotes))
+	note(removeAll(c.config.Drift, c.objects.Remotes, "remote", todo.remotes))
 	note(c.removeGroups(todo.groups))
-	note(removeAll(c.objects.Locals, "local", todo.locals))
+	note(removeAll(c.config.Drift, c.objects.Locals, "local", todo.locals))
 	note(c.detachAll(found, hooksTodo.detach))
-	note(removeAll(c.objects.Ports, "port", todo.ports))
-	note(removeAll(c.objects.Hosts, "host", todo.hosts))
+	note(removeAll(c.config.Drift, c.objects.Ports, "port", todo.ports))
+	note(removeAll(c.config.Drift, c.objects.Hosts, "host", todo.hosts))
 	return checked, errors.Join(errs...)
 }
 
@@ -94,13 +95,13 @@ func (c *Classifier) putGroups(want state) error {
 		return err
 	}
 	want.adoptAlive(have)
-	return putAll(c.objects.Groups, "group", diffTable(want.groups, have))
+	return putAll(c.config.Drift, c.objects.Groups, "group", diffTable(want.groups, have))
 }
 
 func (c *Classifier) removeGroups(t table[uint32, bpfGroup]) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return removeAll(c.objects.Groups, "group", t)
+	return removeAll(c.config.Drift, c.objects.Groups, "group", t)
 }
 
 func (c *Classifier) announce(ctx context.Context, todo changes, h attachments, dead []tchook.Attachment) {
@@ -140,22 +141,26 @@ func readAll[K, V comparable](m *ebpf.Map, into map[K]V) error {
 	return nil
 }
 
-func putAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
+func putAll[K, V comparable](l *drift.Ledger, m *ebpf.Map, name string, t table[K, V]) error {
 	var errs []error
 	for _, e := range t.put {
 		if err := m.Put(&e.key, &e.value); err != nil {
 			errs = append(errs, fmt.Errorf("put %s %s: %w", name, keyText(e.key), err))
+			continue
 		}
+		l.Note(drift.ClassifierMap, mapLine{"put", name, e.key})
 	}
 	return joinSorted(errs)
 }
 
-func removeAll[K, V comparable](m *ebpf.Map, name string, t table[K, V]) error {
+func removeAll[K, V comparable](l *drift.Ledger, m *ebpf.Map, name string, t table[K, V]) error {
 	var errs []error
 	for _, k := range t.remove {
 		if err := m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("remove %s %s: %w", name, keyText(k), err))
+			continue
 		}
+		l.Note(drift.ClassifierMap, mapLine{"remove", name, k})
 	}
 	return joinSorted(errs)
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -25,18 +26,18 @@ var quiet = []struct{ family, name, value string }{
 }
 
 // quietAll works on the calling thread's namespace.
-func quietAll(p plan.Classifier, want state, f facts) error {
+func (c *Classifier) quietAll(p plan.Classifier, want state, f facts) error {
 	var errs []error
 	for _, lan := range p.LANs {
 		if _, ok := want.ports[f[lan.Interface].index]; ok {
-			errs = append(errs, quieten(lan.Interface))
+			errs = append(errs, c.quieten(lan.Interface))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // quieten writes only what differs.
-func quieten(name string) error {
+func (c *Classifier) quieten(name string) error {
 	var errs []error
 	for _, s := range quiet {
 		path := filepath.Join(confDir, s.family, "conf", name, s.name)
@@ -48,7 +49,9 @@ func quieten(name string) error {
 		// A host's operator may be stricter about ARP.
 		stricter := s.name == "arp_ignore" && strings.TrimSpace(string(have)) > s.value
 		if err == nil && strings.TrimSpace(string(have)) != s.value && !stricter {
-			err = os.WriteFile(path, []byte(s.value), 0)
+			if err = os.WriteFile(path, []byte(s.value), 0); err == nil {
+				c.config.Drift.Note(drift.ClassifierSysctl, drift.Text(fmt.Sprintf("net.%s.conf.%s.%s=%s", s.family, name, s.name, s.value)))
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("set %s of LAN interface %s to %s: %w", s.name, name, s.value, err))

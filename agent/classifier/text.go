@@ -17,6 +17,14 @@ func keyText(k any) string {
 	return fmt.Sprint(k)
 }
 
+// mapLine is a change of a map in words.
+type mapLine struct {
+	what, table string
+	key         any
+}
+
+func (l mapLine) String() string { return l.what + " " + l.table + " " + keyText(l.key) }
+
 // valueText is a map value in words.
 func valueText(v any) string {
 	switch v := v.(type) {

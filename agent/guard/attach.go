@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 )
 
@@ -87,6 +88,9 @@ func (g *Guard) secureHook(tc *tchook.Hooks, h hook, ifindex int, mine attachmen
 			return err
 		}
 	}
+	if first < 0 {
+		g.noteProgram("attach", h, ifindex)
+	}
 	var errs []error
 	for i, a := range mine {
 		if i != first {
@@ -98,9 +102,15 @@ func (g *Guard) secureHook(tc *tchook.Hooks, h hook, ifindex int, mine attachmen
 	}
 	want, err := programID(h.program(g.objects))
 	if err == nil && mine[first].Program != want {
-		err = tc.Take(mine[first], h.label, h.program(g.objects))
+		if err = tc.Take(mine[first], h.label, h.program(g.objects)); err == nil {
+			g.noteProgram("replace", h, ifindex)
+		}
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+func (g *Guard) noteProgram(what string, h hook, ifindex int) {
+	g.drift.Note(drift.GuardProgram, drift.Text(fmt.Sprintf("%s %s program of interface %d", what, h.label, ifindex)))
 }
 
 // attach attaches at the head. Where the interface has the program already,

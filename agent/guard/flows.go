@@ -79,6 +79,31 @@ func (p mapPlan) empty() bool {
 	return len(p.setFlows)+len(p.addNeighbors)+len(p.dropFlows)+len(p.dropNeighbors) == 0
 }
 
+// lines are the changes, each to be asked for its text.
+func (p mapPlan) lines() []fmt.Stringer {
+	var out []fmt.Stringer
+	for k := range p.setFlows {
+		out = append(out, mapLine{"open flow", k})
+	}
+	for _, k := range p.addNeighbors {
+		out = append(out, mapLine{"open neighbour", k})
+	}
+	for _, k := range p.dropFlows {
+		out = append(out, mapLine{"close flow", k})
+	}
+	for _, k := range p.dropNeighbors {
+		out = append(out, mapLine{"close neighbour", k})
+	}
+	return out
+}
+
+type mapLine struct {
+	what string
+	key  fmt.Stringer
+}
+
+func (l mapLine) String() string { return l.what + " " + l.key.String() }
+
 func readMaps(o *programObjects) (mapState, error) {
 	out := mapState{make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
 	var flow programFlowKey

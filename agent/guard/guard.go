@@ -23,6 +23,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/circuitseal/circuitseal/agent/bpffs"
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -38,6 +39,8 @@ type Config struct {
 	Namespace netns.Namespace
 	// Hooks is how the programs are attached.
 	Hooks tchook.Way
+	// Drift takes note of what was changed; nil is nobody.
+	Drift *drift.Ledger
 	Log   *slog.Logger
 }
 
@@ -45,6 +48,7 @@ type Config struct {
 // several goroutines; each holds the others up while it talks to the kernel.
 type Guard struct {
 	namespace netns.Namespace
+	drift     *drift.Ledger
 	log       *slog.Logger
 	way       tchook.Way
 	bpffs     string
@@ -77,6 +81,7 @@ func New(cfg Config) (*Guard, error) {
 	}
 	return &Guard{
 		namespace: cfg.Namespace,
+		drift:     cfg.Drift,
 		log:       cfg.Log,
 		way:       cfg.Hooks,
 		bpffs:     cfg.Instance.BPFDir(),
@@ -178,7 +183,13 @@ func (g *Guard) syncMaps(want mapState, open bool) error {
 	}
 	g.log.Info("change guard maps", "set_flows", len(d.setFlows), "add_neighbors", len(d.addNeighbors),
 		"drop_flows", len(d.dropFlows), "drop_neighbors", len(d.dropNeighbors))
-	return d.apply(g.objects)
+	if err := d.apply(g.objects); err != nil {
+		return err
+	}
+	for _, line := range d.lines() {
+		g.drift.Note(drift.GuardMap, line)
+	}
+	return nil
 }
 
 // arm brings the programs to the interfaces and returns the index of each one

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
+
+	"github.com/circuitseal/circuitseal/agent/drift"
 )
 
 // nftHave is what the kernel has of one table.
@@ -225,7 +227,7 @@ func (g *Guard) syncNFT(p policy, open bool) error {
 	if err != nil {
 		return err
 	}
-	changed := false
+	var changed []fmt.Stringer
 	for _, want := range renderNFT(p) {
 		have, err := g.readNFT(conn, want.family, true)
 		if err != nil {
@@ -238,17 +240,20 @@ func (g *Guard) syncNFT(p policy, open bool) error {
 		if d.empty() {
 			continue
 		}
-		changed = true
+		changed = append(changed, drift.Text("table "+familyName(want.family)+" "+g.table+": "+d.String()))
 		g.log.Info("change nftables", "table", g.table, "family", familyName(want.family), "change", d.String())
 		if err := d.queue(conn, g.table); err != nil {
 			return err
 		}
 	}
-	if !changed {
+	if len(changed) == 0 {
 		return nil
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("change nftables table %s: %w", g.table, err)
+	}
+	for _, line := range changed {
+		g.drift.Note(drift.GuardNFTables, line)
 	}
 	return nil
 }

@@ -157,7 +157,7 @@ func TestStatusOfAnInterfaceThatIsGone(t *testing.T) {
 func TestRepeatedSyncChangesNothing(t *testing.T) {
 	l := newLab(t)
 	var log bytes.Buffer
-	g, err := New(Config{l.instance, l.circuit, way, slog.New(slog.NewTextHandler(&log, nil))})
+	g, err := New(Config{Instance: l.instance, Namespace: l.circuit, Hooks: way, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	l.must(err)
 	defer func() { l.must(g.Close()) }()
 	l.must(g.Sync(t.Context(), onePlan("circ0")))

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -30,6 +31,7 @@ type iface struct {
 	index     int
 	up        bool
 	physical  bool
+	master    int // index of a bridge or bond that it was put into, 0 for none
 	lower     int // index of the interface below a VLAN, 0 for none
 	addresses []address
 }
@@ -70,6 +72,7 @@ type verb uint8
 const (
 	addAddress verb = iota
 	removeAddress
+	release // from a bridge or bond
 	setUp
 	setDown
 	putRoute // adds or replaces
@@ -77,6 +80,20 @@ const (
 	addRule
 	removeRule
 )
+
+// kind is what the verb is about, for the ledger of repairs.
+func (v verb) kind() drift.Kind {
+	switch v {
+	case addAddress, removeAddress:
+		return drift.Address
+	case putRoute, removeRoute:
+		return drift.Route
+	case addRule, removeRule:
+		return drift.Rule
+	case release, setUp, setDown:
+	}
+	return drift.Interface
+}
 
 // change is one write. Only the fields that its verb needs are set.
 type change struct {
@@ -182,6 +199,9 @@ func (c *Changes) interfaces(ifaces []plan.Interface, have state) (remove []chan
 				remove = append(remove, change{verb: removeAddress, device: want.Name, address: a})
 			}
 		}
+		if got.master != 0 {
+			c.list = append(c.list, change{verb: release, device: want.Name})
+		}
 		if !got.up {
 			c.list = append(c.list, change{verb: setUp, device: want.Name})
 		}
@@ -227,6 +247,8 @@ func (x change) String() string {
 		return fmt.Sprintf("address add %s dev %s", x.address.prefix, x.device)
 	case removeAddress:
 		return fmt.Sprintf("address del %s dev %s", x.address.prefix, x.device)
+	case release:
+		return fmt.Sprintf("link set %s nomaster", x.device)
 	case setUp:
 		return fmt.Sprintf("link set %s up", x.device)
 	case setDown:

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 )
@@ -27,7 +28,12 @@ type Config struct {
 	// interfaces live. The driver does not close them.
 	Main, Circuit netns.Namespace
 	Instance      instance.Instance
-	Log           *slog.Logger
+	// Name is kept leading to Circuit, which is what people and a restarted agent
+	// find it by; empty for a namespace without a name.
+	Name string
+	// Drift takes note of what was changed; nil is nobody.
+	Drift *drift.Ledger
+	Log   *slog.Logger
 }
 
 // Driver claims circuit interfaces and configures the circuit namespace. Its
@@ -59,15 +65,18 @@ func validName(name string) bool {
 // interface does not stop the next: claimed are those that are silent there,
 // nil only when nobody could look.
 func (d *Driver) Claim(ctx context.Context, names []string) (claimed []string, err error) {
-	if err := d.config.Circuit.Do(silenceNamespace); err != nil {
+	if err := d.config.Circuit.Do(d.silenceNamespace); err != nil {
 		return nil, fmt.Errorf("prepare circuit namespace: %w", err)
+	}
+	var errs []error
+	if err := d.keepName(); err != nil {
+		errs = append(errs, err)
 	}
 	h, err := d.open()
 	if err != nil {
 		return nil, err
 	}
 	defer h.close()
-	var errs []error
 	claimed = []string{}
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
@@ -117,7 +126,25 @@ func (d *Driver) claim(h handles, name string) error {
 		return fmt.Errorf("move circuit interface %q to the circuit namespace: %w", name, err)
 	}
 	d.config.Log.Info("circuit interface moved to the circuit namespace", "interface", name)
+	d.config.Drift.Note(drift.Interface, drift.Text("link set "+name+" netns "+d.config.Name))
 	return d.silence(name)
+}
+
+// keepName has the namespace found again by who starts later: a name that was
+// taken away leaves whoever has the namespace open with it, and nobody else.
+func (d *Driver) keepName() error {
+	if d.config.Name == "" {
+		return nil
+	}
+	again, err := netns.Keep(d.config.Name, d.config.Circuit)
+	if err != nil {
+		return fmt.Errorf("keep the circuit namespace's name: %w", err)
+	}
+	if again {
+		d.config.Log.Warn("the circuit namespace had lost its name", "namespace", d.config.Name)
+		d.config.Drift.Note(drift.Namespace, drift.Text("netns attach "+d.config.Name))
+	}
+	return nil
 }
 
 // ownName refuses an alternative name, by which netlink finds an interface too:
@@ -155,7 +182,7 @@ func standsAlone(l netlink.Link, all []netlink.Link) error {
 func stacked(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().NetNsID < 0 }
 
 func (d *Driver) silence(name string) error {
-	if err := d.config.Circuit.Do(func() error { return silenceInterface(name) }); err != nil {
+	if err := d.config.Circuit.Do(func() error { return d.silenceInterface(name) }); err != nil {
 		return fmt.Errorf("prepare circuit interface %q: %w", name, err)
 	}
 	return nil

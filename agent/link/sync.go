@@ -56,7 +56,7 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		names[a.Index] = a.Name
-		i := iface{index: a.Index, up: a.RawFlags&unix.IFF_UP != 0, physical: d.physical(l)}
+		i := iface{index: a.Index, master: a.MasterIndex, up: a.RawFlags&unix.IFF_UP != 0, physical: d.physical(l)}
 		if a.NetNsID < 0 {
 			// With a link-netnsid the parent index is of another namespace.
 			i.lower = a.ParentIndex
@@ -118,7 +118,9 @@ func (d *Driver) apply(ctx context.Context, h *netlink.Handle, c Changes, have s
 		d.config.Log.Debug("circuit namespace", "change", x)
 		if err := write(h, x, have); err != nil {
 			errs = append(errs, fmt.Errorf("circuit namespace: %s: %w", x, err))
+			continue
 		}
+		d.config.Drift.Note(x.verb.kind(), x)
 	}
 	return errors.Join(errs...)
 }
@@ -134,6 +136,8 @@ func write(h *netlink.Handle, x change, have state) error {
 			a.Peer = netOf(x.address.peer)
 		}
 		return h.AddrDel(device, a)
+	case release:
+		return h.LinkSetNoMaster(device)
 	case setUp:
 		return h.LinkSetUp(device)
 	case setDown:

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/circuitseal/circuitseal/agent/drift"
 )
 
 const procNet = "/proc/sys/net"
@@ -41,35 +43,35 @@ var (
 )
 
 // silenceNamespace works on the calling thread's namespace.
-func silenceNamespace() error {
+func (d *Driver) silenceNamespace() error {
 	var errs []error
 	for _, scope := range []string{"default", "all"} {
 		for _, s := range ipv4Quiet {
-			errs = append(errs, setSysctl("ipv4", scope, s))
+			errs = append(errs, d.setSysctl("ipv4", scope, s))
 		}
 		for _, s := range ipv6Quiet {
-			errs = append(errs, setSysctl("ipv6", scope, s))
+			errs = append(errs, d.setSysctl("ipv6", scope, s))
 		}
 	}
-	return errors.Join(append(errs, setSysctl("ipv6", "default", noLinkLocal))...)
+	return errors.Join(append(errs, d.setSysctl("ipv6", "default", noLinkLocal))...)
 }
 
-func silenceInterface(name string) error {
+func (d *Driver) silenceInterface(name string) error {
 	var errs []error
 	for _, s := range ipv4Quiet {
-		errs = append(errs, setSysctl("ipv4", name, s))
+		errs = append(errs, d.setSysctl("ipv4", name, s))
 	}
 	// First, so that enabling IPv6 by hand later makes no address.
-	errs = append(errs, setSysctl("ipv6", name, noLinkLocal))
+	errs = append(errs, d.setSysctl("ipv6", name, noLinkLocal))
 	for _, s := range ipv6Quiet {
-		errs = append(errs, setSysctl("ipv6", name, s))
+		errs = append(errs, d.setSysctl("ipv6", name, s))
 	}
 	return errors.Join(errs...)
 }
 
 // setSysctl writes only what differs. A kernel without the family has nothing
 // to set.
-func setSysctl(family, scope string, s sysctl) error {
+func (d *Driver) setSysctl(family, scope string, s sysctl) error {
 	path := filepath.Join(procNet, family, "conf", scope, s.name)
 	have, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -86,5 +88,6 @@ func setSysctl(family, scope string, s sysctl) error {
 	if err := os.WriteFile(path, []byte(s.value), 0); err != nil {
 		return fmt.Errorf("set %s to %s: %w", path, s.value, err)
 	}
+	d.config.Drift.Note(drift.Sysctl, drift.Text(strings.ReplaceAll(strings.TrimPrefix(path, "/proc/sys/"), "/", ".")+"="+s.value))
 	return nil
 }

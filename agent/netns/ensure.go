@@ -40,6 +40,50 @@ func Ensure(name string) (n Namespace, made bool, err error) {
 	return n, made, nil
 }
 
+// Keep makes a name lead to n, whatever it led to, and reports whether it did not:
+// somebody may have removed it while n was open, or made another namespace in
+// its place.
+func Keep(name string, n Namespace) (again bool, err error) {
+	path, err := pathOf(name)
+	if err != nil {
+		return false, err
+	}
+	if leads, err := leadsTo(name, n); leads || err != nil {
+		return false, err
+	}
+	unlock, err := lockDirectory()
+	if err != nil {
+		return false, fmt.Errorf("name namespace %s again: %w", name, err)
+	}
+	defer unlock()
+	if err := Remove(name); err != nil {
+		return false, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0)
+	if err != nil {
+		return false, fmt.Errorf("name namespace %s again: %w", name, err)
+	}
+	if err := f.Close(); err != nil {
+		return false, err
+	}
+	if err := n.Do(func() error { return unix.Mount("/proc/thread-self/ns/net", path, "none", unix.MS_BIND, "") }); err != nil {
+		return false, errors.Join(fmt.Errorf("name namespace %s again: bind mount %s: %w", name, path, err), os.Remove(path))
+	}
+	return true, nil
+}
+
+func leadsTo(name string, n Namespace) (bool, error) {
+	there, err := Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	same, err := there.Same(n)
+	return same, errors.Join(err, there.Close())
+}
+
 // Remove takes the name away. The namespace itself goes with its last process
 // and handle; its physical interfaces then return to the initial namespace.
 // Removing a name that does not exist does nothing.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -56,11 +57,14 @@ type (
 
 const (
 	// resync is how often the host is compared with the plan when nothing
-	// happens: what leaves no netlink message is found then.
-	resync = time.Second
+	// happens: what leaves no netlink message is found then. The rest of a second
+	// is for the repair.
+	resync = 800 * time.Millisecond
 	// throttle is the least time between the ends of one pass and the start of
 	// the next.
 	throttle   = 20 * time.Millisecond
+	// calm is throttle while somebody else undoes what passes do.
+	calm       = 100 * time.Millisecond
 	firstRetry = 100 * time.Millisecond
 	// lastRetry is no longer than resync: one standing fault must not slow the
 	// repair of another.
@@ -74,6 +78,7 @@ type Reconciler struct {
 	tunnels    Tunnels
 	slowPaths  SlowPaths
 	classifier Classifier
+	drift      *drift.Ledger
 	log        *slog.Logger
 	dirty      chan struct{}
 
@@ -84,9 +89,10 @@ type Reconciler struct {
 	err     error
 }
 
-// New makes a reconciler that does nothing until it has a plan.
-func New(g Guard, l Links, t Tunnels, s SlowPaths, c Classifier, log *slog.Logger) *Reconciler {
-	return &Reconciler{guard: g, links: l, tunnels: t, slowPaths: s, classifier: c, log: log, dirty: make(chan struct{}, 1)}
+// New makes a reconciler that does nothing until it has a plan. The drivers note
+// in d what they change.
+func New(g Guard, l Links, t Tunnels, s SlowPaths, c Classifier, d *drift.Ledger, log *slog.Logger) *Reconciler {
+	return &Reconciler{guard: g, links: l, tunnels: t, slowPaths: s, classifier: c, drift: d, log: log, dirty: make(chan struct{}, 1)}
 }
 
 // Want replaces the plan. Nothing on the host is touched before the first call.
@@ -116,16 +122,24 @@ func (r *Reconciler) Done() (version uint64, err error) {
 
 // Run passes over the host until ctx ends; it leaves everything in place then.
 // passed is called after every pass; changed says whether Done says something
-// new.
+// new, or the ledger.
+//
+// What a pass changes though its plan has been brought about before is a repair.
+// Where the same is repaired again and again, somebody else manages it, and
+// haste would only have two managers burn the processor: passes then come as if
+// nothing happened, every resync. Guarding and closing are not put off.
 func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 	retry := firstRetry
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last time.Time
 	for {
+		woken := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-r.dirty:
+			woken = true
 		case <-timer.C:
 		}
 		r.mu.Lock()
@@ -135,38 +149,68 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 			timer.Reset(resync)
 			continue
 		}
-		err := r.pass(ctx, *want)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		next := resync
-		if err != nil {
-			next = retry
-			retry = min(2*retry, lastRetry)
+		repairs := version == doneBefore
+		pause := throttle
+		if rest := resync - time.Since(last); woken && repairs && rest > 0 && r.drift.Contested() {
+			r.drift.Begin(repairs)
+			r.hold(ctx, *want)
+			r.drift.End()
+			timer.Reset(rest)
+			pause = calm
 		} else {
-			retry = firstRetry
-		}
-		r.mu.Lock()
-		r.err = err
-		if err == nil {
-			r.done = version
-		}
-		changed := r.done != doneBefore || fmt.Sprint(err) != fmt.Sprint(before)
-		r.mu.Unlock()
-		if changed {
-			if err != nil {
-				r.log.Error("host differs from the plan", "retry_in", next, "error", err)
-			} else {
-				r.log.Info("host is as planned", "version", version)
+			r.drift.Begin(repairs)
+			err := r.pass(ctx, *want)
+			news := r.drift.End()
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
+			last = time.Now()
+			next := resync
+			if err != nil {
+				next = retry
+				retry = min(2*retry, lastRetry)
+			} else {
+				retry = firstRetry
+			}
+			r.mu.Lock()
+			r.err = err
+			if err == nil {
+				r.done = version
+			}
+			changed := r.done != doneBefore || fmt.Sprint(err) != fmt.Sprint(before)
+			r.mu.Unlock()
+			if changed {
+				if err != nil {
+					r.log.Error("host differs from the plan", "retry_in", next, "error", err)
+				} else {
+					r.log.Info("host is as planned", "version", version)
+				}
+			}
+			if news {
+				r.log.Warn("who manages this host is in conflict with others, or no longer", "conflicts", r.drift.Conflicts())
+			}
+			passed(changed || news)
+			timer.Reset(next)
 		}
-		passed(changed)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(throttle):
+		case <-time.After(pause):
 		}
-		timer.Reset(next)
+	}
+}
+
+// hold is the part of a pass that is never put off: circuit interfaces are
+// guarded, and nothing is open that is not wanted. What goes wrong with it goes
+// wrong with the next pass, which says so.
+func (r *Reconciler) hold(ctx context.Context, want plan.Plan) {
+	claimed, err := r.links.Claim(ctx, want.Guard.Interfaces)
+	if claimed == nil {
+		r.log.Debug("take circuit interfaces", "error", err)
+		return
+	}
+	if _, err := r.guard.Arm(ctx, want.Only(claimed).Guard); err != nil {
+		r.log.Debug("arm the guard", "error", err)
 	}
 }
 

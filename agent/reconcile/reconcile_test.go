@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -26,8 +27,18 @@ type host struct {
 	// ones the classifier does not judge.
 	devices               []string
 	unmakeable, unchecked []string
+	// drift has what a Sync of links puts right: as often as it was undone.
+	drift  *drift.Ledger
+	undone int
 	// opened collects what the guard let pass, call by call.
 	opened [][]plan.Flow
+}
+
+func (h *host) ledger() *drift.Ledger {
+	if h.drift == nil {
+		h.drift = drift.New()
+	}
+	return h.drift
 }
 
 func (h *host) call(name string) error {
@@ -71,6 +82,10 @@ func without(all []string, one string) []string {
 func (l links) Sync(_ context.Context, interfaces []plan.Interface, _ []plan.Table) error {
 	if err := l.call("links"); err != nil {
 		return err
+	}
+	if l.undone > 0 {
+		l.undone--
+		l.drift.Note(drift.Route, drift.Text("route replace 10.0.0.1/32"))
 	}
 	l.up = nil
 	for _, i := range interfaces {
@@ -121,7 +136,7 @@ func (c classifier) Sync(context.Context, plan.Classifier) ([]string, error) {
 }
 
 func newReconciler(h *host) *Reconciler {
-	return New(guard{h}, links{h}, tunnels{h}, slowPaths{h}, classifier{h}, slog.New(slog.DiscardHandler))
+	return New(guard{h}, links{h}, tunnels{h}, slowPaths{h}, classifier{h}, h.ledger(), slog.New(slog.DiscardHandler))
 }
 
 func onePlan(flows ...plan.Flow) plan.Plan {
@@ -325,4 +340,109 @@ func TestRunRetriesAndReports(t *testing.T) {
 			t.Errorf("Run returned %v", err)
 		}
 	})
+}
+
+// What a plan brings about is no repair; what has to be done to it again is.
+func TestRepairsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{undone: 1}
+		r := newReconciler(h)
+		stop := run(t, r, func(bool) {})
+		defer stop()
+		r.Want(onePlan(), 1)
+		time.Sleep(5 * resync)
+		if d := h.drift.Drift(); len(d) != 0 {
+			t.Errorf("a new plan was counted: %v", d)
+		}
+		h.undone = 1
+		time.Sleep(2 * resync)
+		if d := h.drift.Drift(); len(d) != 1 || d[0].Count != 1 {
+			t.Errorf("one repair was counted as %v", d)
+		}
+		// A plan that is not there in full yet is still being brought about.
+		h.fail, h.undone = map[string]error{"tunnels": errors.New("no")}, 3
+		r.Want(onePlan(), 2)
+		time.Sleep(5 * resync)
+		if d := h.drift.Drift(); d[0].Count != 1 {
+			t.Errorf("what a new plan asks for was counted: %v", d)
+		}
+	})
+}
+
+// Whoever undoes at once what a pass does slows passes down to what they are
+// without events, but neither a new plan nor the guard.
+func TestConflictIsDamped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{undone: 1 << 30}
+		r := newReconciler(h)
+		news := 0
+		stop := run(t, r, func(changed bool) {
+			if changed {
+				news++
+			}
+			r.Dirty() // the kernel says that routes were changed
+		})
+		defer stop()
+		other := make(chan struct{})
+		defer close(other)
+		go func() {
+			for {
+				select {
+				case <-other:
+					return
+				case <-time.After(10 * time.Millisecond):
+					r.Dirty()
+				}
+			}
+		}()
+		r.Want(onePlan(plan.Flow{Interface: "circ0", Mark: 1}), 1)
+		time.Sleep(2 * time.Second)
+		h.calls, news = nil, 0
+		const long = 20 * time.Second
+		time.Sleep(long)
+		passes, held := count(h.calls, "links"), count(h.calls, "arm")
+		if least := int(long/time.Second) - 1; passes < least || passes > 2*least {
+			t.Errorf("%d passes in %s, want about one in %s", passes, long, resync)
+		}
+		if least := int(long / calm * 3 / 4); held < least || held > 2*least {
+			t.Errorf("the guard was armed %d times in %s, want about one in %s", held, long, calm)
+		}
+		if news != 0 {
+			t.Errorf("%d times news though the conflict only goes on", news)
+		}
+		h.calls = nil
+		r.Want(onePlan(), 2)
+		time.Sleep(2 * calm)
+		if done, _ := r.Done(); done != 2 {
+			t.Errorf("a new plan waits for a conflict: done %d", done)
+		}
+		// It ends by itself.
+		h.undone = 0
+		time.Sleep(time.Minute)
+		if h.drift.Contested() || news != 2 {
+			t.Errorf("contested %v, %d times news, want the new plan and the end of the conflict", h.drift.Contested(), news)
+		}
+	})
+}
+
+func count(calls []string, name string) (n int) {
+	for _, c := range calls {
+		if c == name {
+			n++
+		}
+	}
+	return n
+}
+
+// run runs a reconciler until stop.
+func run(t *testing.T, r *Reconciler, passed func(bool)) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx, passed) }()
+	return func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 )
 
@@ -29,9 +30,25 @@ func (d *Driver) apply(ctx context.Context, h handles, c changes, have state) er
 		if err := write(h, x, have); err != nil {
 			errs = append(errs, fmt.Errorf("slow path: %s: %w", x, err))
 			ruleStays = ruleStays || x.verb == removeRule
+			continue
 		}
+		d.config.Drift.Note(x.verb.kind(), x)
 	}
 	return errors.Join(errs...)
+}
+
+// kind is what a change is about, for the ledger of repairs.
+func (v verb) kind() drift.Kind {
+	switch v {
+	case removeRule, addRule:
+		return drift.SlowRule
+	case removeRoute, addRoute:
+		return drift.SlowRoute
+	case addAddress, removeAddress:
+		return drift.SlowAddress
+	case removeMain, removeSlow, addPair, setMTU, silence, setUp:
+	}
+	return drift.SlowDevice
 }
 
 func write(h handles, x change, have state) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -26,7 +27,9 @@ type Config struct {
 	// Main is where the LANs are. The driver does not close it.
 	Main     netns.Namespace
 	Instance instance.Instance
-	Log      *slog.Logger
+	// Drift takes note of what was changed; nil is nobody.
+	Drift *drift.Ledger
+	Log   *slog.Logger
 }
 
 // Driver keeps the slow path of one instance. Its methods may be called at any
@@ -60,6 +63,7 @@ func (d *Driver) Sync(ctx context.Context, lans []plan.LAN) error {
 	defer func() { _ = slow.Close() }()
 	if made {
 		d.config.Log.Info("namespace of the slow path made", "namespace", d.config.Instance.SlowNamespace())
+		d.config.Drift.Note(drift.SlowDevice, drift.Text("netns add "+d.config.Instance.SlowNamespace()))
 	}
 	if err := slow.Do(prepareNamespace); err != nil {
 		return fmt.Errorf("prepare the namespace of the slow path: %w", err)

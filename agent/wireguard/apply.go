@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -42,9 +43,25 @@ func (d *Driver) apply(ctx context.Context, s *session, wanted []want, steps []s
 				id = "(none)"
 			}
 			errs = append(errs, fmt.Errorf("tunnel %s: %s: %w", id, x, err))
+			continue
 		}
+		d.config.Drift.Note(x.verb.kind(), x)
 	}
 	return errors.Join(errs...)
+}
+
+// kind is what a step is about, for the ledger of repairs.
+func (v verb) kind() drift.Kind {
+	switch v {
+	case addAddress, removeAddress:
+		return drift.TunnelAddress
+	case addRoute, removeRoute:
+		return drift.TunnelRoute
+	case configure:
+		return drift.TunnelSetting
+	case remove, create, move, quieten, setMTU, setUp:
+	}
+	return drift.TunnelDevice
 }
 
 func (d *Driver) take(ctx context.Context, s *session, w want, x step) error {

@@ -22,6 +22,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -42,7 +43,9 @@ type Config struct {
 	// is never started here: a service manager does, and starts it again.
 	Command  []string
 	External bool
-	Log      *slog.Logger
+	// Drift takes note of what was changed; nil is nobody.
+	Drift *drift.Ledger
+	Log   *slog.Logger
 }
 
 // Driver makes the devices of an instance what the plan says. Its methods may
