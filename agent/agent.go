@@ -19,6 +19,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/liveness"
+	"github.com/circuitseal/circuitseal/agent/offline"
 	"github.com/circuitseal/circuitseal/agent/priority"
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/uplink"
@@ -75,6 +76,13 @@ func Run(ctx context.Context, c Config) (err error) {
 		// Going on closed: nothing that the guard holds is opened for it.
 		log.Error("last good state is not usable; waiting for the controller", "error", unread)
 	}
+	contact, err := offline.Open(c.Instance.StateDir(), header.Issued, offline.Host)
+	if contact == nil {
+		return err
+	}
+	if err != nil {
+		log.Error("time of the last contact with the controller is a guess: when the last good state was issued", "error", err)
+	}
 	keys, err := wireguard.OpenKeys(filepath.Join(c.Instance.StateDir(), "wireguard"))
 	if err != nil {
 		return err
@@ -94,6 +102,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	n := &node{
 		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels,
 		positions: map[uint64]desired.Position{}, unread: unread, scrapes: scrapes{address: c.MetricsListen, log: log},
+		contact: contact, aged: make(chan struct{}, 1),
 		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, d.drift, log), drift: d.drift,
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
@@ -118,6 +127,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	g.Go(func() error { return d.tunnels.Run(ctx, n.probes.Silent) })
 	g.Go(func() error { return n.probes.Run(ctx) })
 	g.Go(func() error { return n.uplink.Run(ctx) })
+	g.Go(func() error { return n.watchAge(ctx) })
 	g.Go(func() error { return n.serve(ctx, socket) })
 	g.Go(func() error { return n.scrapes.run(ctx, n.Status) })
 	g.Go(func() error {

@@ -17,6 +17,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/liveness"
+	"github.com/circuitseal/circuitseal/agent/offline"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/report"
@@ -47,8 +48,17 @@ type node struct {
 	steering sync.Mutex
 	ready    sync.Once
 
+	// contact is when the controller was last heard of; aged wakes watchAge.
+	contact *offline.Contact
+	aged    chan struct{}
+
 	mu   sync.Mutex
 	plan plan.Plan
+	// header and state are what the plan was made of, overdue the groups that were
+	// without their controller for too long then.
+	header  desired.Header
+	state   desired.State
+	overdue []desired.Group
 	// tunnelIDs are all of the state, pending ones included.
 	tunnelIDs []string
 	public    map[string]desired.PublicKey
@@ -87,8 +97,18 @@ func (n *node) Accept(e *v1.Envelope) error {
 	return nil
 }
 
-// take makes the keys that the state names, and hands its plan to the loop.
+// take brings a state about.
 func (n *node) take(h desired.Header, state desired.State) {
+	n.making.Lock()
+	defer n.making.Unlock()
+	n.bring(h, state)
+	// Its groups may have other limits.
+	n.look()
+}
+
+// bring makes the keys that a state names, and hands its plan to the loop. It is
+// called with making held.
+func (n *node) bring(h desired.Header, state desired.State) {
 	var ids []string
 	for _, s := range state.Sections {
 		for _, g := range s.Groups {
@@ -97,12 +117,12 @@ func (n *node) take(h desired.Header, state desired.State) {
 			}
 		}
 	}
-	n.making.Lock()
-	defer n.making.Unlock()
 	public, err := n.makeKeys(ids)
-	p := plan.Build(n.config.Instance, state)
+	overdue, _, _ := n.overdueGroups(state)
+	p := plan.BuildClosed(n.config.Instance, state, closedGroups(overdue))
 
 	n.mu.Lock()
+	n.header, n.state, n.overdue = h, state, overdue
 	n.plan, n.tunnelIDs, n.public, n.keyError, n.unread = p, ids, public, err, nil
 	n.version++
 	version := n.version
@@ -218,8 +238,9 @@ func (n *node) Status(ctx context.Context) desired.Status {
 		Version: n.config.Version, Kernel: kernel(), Time: now,
 		Acknowledged: held, Applied: n.applied, Rejection: n.rejected,
 	}
-	p, public, keyError, unread := n.plan, n.public, n.keyError, n.unread
+	p, public, keyError, unread, overdue := n.plan, n.public, n.keyError, n.unread, n.overdue
 	n.mu.Unlock()
+	age, contactError := n.contact.Age()
 
 	problem := func(what string, err error) {
 		if err != nil {
@@ -240,6 +261,8 @@ func (n *node) Status(ctx context.Context) desired.Status {
 	_, passError := n.loop.Done()
 	problem("host differs from the plan", passError)
 	problem("keys", keyError)
+	problem("time of the last contact", contactError)
+	s.Problems = append(s.Problems, offlineProblems(overdue, age)...)
 	s.Drift = n.drift.Drift()
 	s.Problems = append(s.Problems, n.drift.Conflicts()...)
 

@@ -17,8 +17,12 @@ const udp = 17
 // still wait for their peer's key are listed as pending and open nothing; the
 // prefixes behind them are known to the classifier all the same, so that
 // packets to them are dropped as "no tunnel" and not as unknown.
-func Build(inst instance.Instance, s desired.State) Plan {
-	b := builder{inst: inst, links: map[string]desired.Link{}, tables: map[string]*Table{}}
+func Build(inst instance.Instance, s desired.State) Plan { return BuildClosed(inst, s, nil) }
+
+// BuildClosed is Build with some groups closed, by ID, each for a reason in
+// words: their tunnels are pending, whatever they have.
+func BuildClosed(inst instance.Instance, s desired.State, closed map[string]string) Plan {
+	b := builder{inst: inst, closed: closed, links: map[string]desired.Link{}, tables: map[string]*Table{}}
 	for _, i := range s.Interfaces {
 		switch i.Role {
 		case desired.RoleCircuit:
@@ -27,7 +31,7 @@ func Build(inst instance.Instance, s desired.State) Plan {
 		case desired.RoleLAN:
 			for _, x := range s.Sections {
 				if x.Customer == i.Customer {
-					b.plan.Classifier.LANs = append(b.plan.Classifier.LANs, LAN{Interface: i.Name, Tenant: x.Tenant, MTU: leastMTU(x)})
+					b.plan.Classifier.LANs = append(b.plan.Classifier.LANs, LAN{Interface: i.Name, Tenant: x.Tenant, MTU: b.leastMTU(x)})
 				}
 			}
 		case desired.RoleManagement:
@@ -52,6 +56,7 @@ func Build(inst instance.Instance, s desired.State) Plan {
 
 type builder struct {
 	inst   instance.Instance
+	closed map[string]string
 	links  map[string]desired.Link
 	tables map[string]*Table
 	plan   Plan
@@ -83,6 +88,10 @@ func (b *builder) section(x desired.Section) {
 		}
 		group := Group{ID: g.ID, Number: g.Number, Tenant: x.Tenant}
 		for _, t := range g.Tunnels {
+			if reason := b.closed[g.ID]; reason != "" {
+				b.plan.Pending = append(b.plan.Pending, Pending{ID: t.ID, Reason: reason})
+				continue
+			}
 			if t.Pending() {
 				b.plan.Pending = append(b.plan.Pending, Pending{ID: t.ID, Reason: "waits for the peer's public key"})
 				continue
@@ -121,8 +130,11 @@ func (b *builder) tunnel(t desired.Tunnel, g desired.Group) Member {
 	}
 }
 
-func leastMTU(x desired.Section) (least int) {
+func (b *builder) leastMTU(x desired.Section) (least int) {
 	for _, g := range x.Groups {
+		if b.closed[g.ID] != "" {
+			continue
+		}
 		for _, t := range g.Tunnels {
 			if mtu := int(t.MTU); !t.Pending() && (least == 0 || mtu < least) {
 				least = mtu

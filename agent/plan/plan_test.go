@@ -104,3 +104,23 @@ func TestEveryFlowIsPinnedToItsLink(t *testing.T) {
 		}
 	}
 }
+
+// A closed group is as if none of its tunnels had a key yet: its prefixes are
+// known, so that packets to them are dropped as "no tunnel"; nothing is open.
+func TestBuildClosed(t *testing.T) {
+	pending := premises()
+	for i := range pending.Sections[0].Groups[0].Tunnels {
+		pending.Sections[0].Groups[0].Tunnels[i].WireGuard = &desired.WireGuard{}
+	}
+	want := Build("main", pending)
+	got := BuildClosed("main", premises(), map[string]string{"contoso/hq-weu": "closed for a reason", "contoso/other": "x"})
+	for i := range want.Pending {
+		want.Pending[i].Reason = "closed for a reason"
+	}
+	if d := cmp.Diff(want.String(), got.String()); d != "" {
+		t.Errorf("plan (-want +got):\n%s", d)
+	}
+	if len(got.Tunnels)+len(got.Guard.Flows) != 0 || len(got.Classifier.Remotes) != 2 {
+		t.Errorf("closed: %d tunnels, %d flows, %d remotes; want none open and both prefixes known", len(got.Tunnels), len(got.Guard.Flows), len(got.Classifier.Remotes))
+	}
+}

@@ -62,7 +62,7 @@ const (
 	resync = 800 * time.Millisecond
 	// throttle is the least time between the ends of one pass and the start of
 	// the next.
-	throttle   = 20 * time.Millisecond
+	throttle = 20 * time.Millisecond
 	// calm is throttle while somebody else undoes what passes do.
 	calm       = 100 * time.Millisecond
 	firstRetry = 100 * time.Millisecond

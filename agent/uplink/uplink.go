@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -34,11 +35,6 @@ const (
 	// pingAfter and pingTimeout find a dead controller or path (RFC 9113, section 6.7).
 	pingAfter   = 5 * time.Second
 	pingTimeout = 5 * time.Second
-
-	firstRetry = 250 * time.Millisecond
-	lastRetry  = 30 * time.Second
-	// settled is how long a session must have lasted for retries to start anew.
-	settled = 10 * time.Second
 
 	// warnBefore is how long before its end a certificate is a problem.
 	warnBefore = 48 * time.Hour
@@ -148,6 +144,10 @@ type Node interface {
 	// Status is the node's status now. It may take a moment and must not block
 	// on the network.
 	Status(context.Context) desired.Status
+	// Contacted says that the authenticated controller is there: with the first
+	// message of a session, and every few seconds while it lasts. A session that
+	// nobody answers ends within pingAfter and pingTimeout.
+	Contacted()
 }
 
 // Uplink keeps one session with the controller.
@@ -216,7 +216,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 	service := circuitsealv1connect.NewAgentServiceClient(c, u.identity.Controller.String(),
 		connect.WithGRPC(), connect.WithReadMaxBytes(desired.MaxEnvelope))
 
-	retry := firstRetry
+	var b backoff
 	for ctx.Err() == nil {
 		began := time.Now()
 		u.renew()
@@ -225,18 +225,12 @@ func (u *Uplink) Run(ctx context.Context) error {
 			break
 		}
 		u.setLost(plain(err))
-		if time.Since(began) > settled {
-			retry = firstRetry
-		}
-		// Full jitter above a floor: agents that lost the controller together
-		// do not come back together.
-		pause := retry/4 + rand.N(retry)
+		pause := b.next(time.Since(began), rand.N[time.Duration])
 		u.log.Warn("no session with the controller; running on", "controller", u.identity.Controller.Host, "retry_in", pause.Round(time.Millisecond), "error", plain(err))
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
-		retry = min(2*retry, lastRetry)
 		// A connection that half works is not kept for the next try.
 		c.CloseIdleConnections()
 	}
@@ -267,13 +261,14 @@ func (u *Uplink) session(ctx context.Context, service circuitsealv1connect.Agent
 
 	failed := make(chan error, 2)
 	done := make(chan struct{}, 2)
+	var answered atomic.Bool
 	go func() {
 		defer func() { done <- struct{}{} }()
-		failed <- u.send(ctx, stream)
+		failed <- u.send(ctx, stream, &answered)
 	}()
 	go func() {
 		defer func() { done <- struct{}{} }()
-		failed <- u.receive(stream)
+		failed <- u.receive(stream, &answered)
 	}()
 	err := <-failed
 	cancel()
@@ -285,7 +280,7 @@ func (u *Uplink) session(ctx context.Context, service circuitsealv1connect.Agent
 type stream = connect.BidiStreamForClient[v1.SessionRequest, v1.SessionResponse]
 
 // send reports at once, when something changed, and every now and then.
-func (u *Uplink) send(ctx context.Context, s *stream) error {
+func (u *Uplink) send(ctx context.Context, s *stream, answered *atomic.Bool) error {
 	// net/http notices that ctx ended only once the request's body has.
 	defer func() { _ = s.CloseRequest() }()
 	tick := time.NewTicker(statusEvery)
@@ -295,6 +290,9 @@ func (u *Uplink) send(ctx context.Context, s *stream) error {
 			// The cause is in what the server said; receive reports it.
 			<-ctx.Done()
 			return err
+		}
+		if answered.Load() {
+			u.node.Contacted()
 		}
 		select {
 		case <-ctx.Done():
@@ -310,16 +308,15 @@ func (u *Uplink) send(ctx context.Context, s *stream) error {
 	}
 }
 
-func (u *Uplink) receive(s *stream) error {
-	connected := false
+func (u *Uplink) receive(s *stream, answered *atomic.Bool) error {
 	for {
 		m, err := s.Receive()
 		if err != nil {
 			return err
 		}
-		if !connected {
-			connected = true
+		if !answered.Swap(true) {
 			u.setLost(nil)
+			u.node.Contacted()
 			u.log.Info("connected to the controller", "controller", u.identity.Controller.Host)
 		}
 		if m.GetState() != nil {

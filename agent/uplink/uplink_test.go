@@ -267,6 +267,13 @@ type node struct {
 	mu       sync.Mutex
 	accepted []*v1.Envelope
 	version  string
+	contacts int
+}
+
+func (n *node) Contacted() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.contacts++
 }
 
 func (n *node) Accept(e *v1.Envelope) error {
@@ -305,6 +312,15 @@ func TestSession(t *testing.T) {
 	if s := next(); s.GetVersion() != "first" {
 		t.Errorf("session opened with %v", s)
 	}
+	contacts := func() int {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.contacts
+	}
+	// A connection is no answer.
+	if contacts() != 0 {
+		t.Error("the controller was heard of before it said anything")
+	}
 	c.states <- &v1.Envelope{Signed: []byte("x")}
 	// On a busy machine one more may have been on its way.
 	s := next()
@@ -313,6 +329,9 @@ func TestSession(t *testing.T) {
 	}
 	if s.GetVersion() != "accepted" {
 		t.Errorf("after a state: %v", s)
+	}
+	if contacts() == 0 {
+		t.Error("the controller was not heard of though it sent a state")
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
