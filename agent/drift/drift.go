@@ -48,9 +48,10 @@ const (
 
 const (
 	// window and often make a conflict: the same thing put right so often within
-	// so long.
+	// so long. An accident takes some things along, such as routes when an address
+	// goes, and people make more than one; who manages a thing does not stop.
 	window = 10 * time.Second
-	often  = 3
+	often  = 5
 	// over is how long nothing has to happen to a thing for its conflict to end.
 	over = 30 * time.Second
 	// maxThings bounds the memory for single things. Who breaks more of them than

@@ -231,6 +231,12 @@ type TunnelStatus struct {
 type AgentStatus struct {
 	Tunnels  []TunnelStatus `json:"tunnels"`
 	Problems []string       `json:"problems"`
+	Drift    []struct {
+		What   string    `json:"what"`
+		Count  uint64    `json:"count"`
+		Last   time.Time `json:"last"`
+		Detail string    `json:"detail"`
+	} `json:"drift"`
 	Counters []struct {
 		Name    string `json:"name"`
 		Packets uint64 `json:"packets"`

@@ -59,6 +59,8 @@ func (x *session) commands() map[string]script.Cmd {
 		"agentctl":    command("appliance command [args...]", "run circuitseal-agent to its end", x.agentctl),
 		"serve":       command("args...", "run circuitseal-controller to its end, at most 10 s", x.serve),
 		"on":          command("host program args...", "run a program on a host", x.on),
+		"undo":        quiet("appliance peers|programs|map name", "take away what the agent has set up", x.undo),
+		"repaired":    command("appliance kind [within=15s]", "wait until the agent has counted a repair", x.repaired),
 		"says":        quiet("log text", "wait until a process's log holds text", x.says),
 	}
 	standard := script.DefaultCmds()

@@ -237,6 +237,7 @@ func (x *session) on(s *script.State, args []string) (output, error) {
 	}
 	ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(30*time.Second))
 	defer cancel()
+	x.acted = time.Now()
 	return x.rig.Lab.Run(ctx, netns.Host(args[0]), netns.Spec{Path: args[1], Args: args[2:]})
 }
 

@@ -98,6 +98,10 @@ type session struct {
 	// moved is how far the clock was set.
 	moved    time.Duration
 	backends []string
+	// acted is when the script last did something to a machine, repairs what agents
+	// had counted when it last asked.
+	acted   time.Time
+	repairs map[string]uint64
 }
 
 func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error) {

@@ -96,6 +96,17 @@ func writeStatus(out io.Writer, s desired.Status, now time.Time) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if len(s.Drift) > 0 {
+		w = tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+		line("")
+		line("REPAIRED\tTIMES\tLAST\tBY")
+		for _, d := range s.Drift {
+			line("%s\t%d\t%s ago\t%s", d.What, d.Count, now.Sub(d.Last).Round(time.Second), d.Detail)
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
 	// A table of its own: names here are long and would widen the others.
 	w = tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	line("")
