@@ -119,9 +119,13 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
-	changes, err := d.links.Watch(ctx)
+	links, err := d.links.Watch(ctx)
 	if err != nil {
 		return errors.Join(fmt.Errorf("watch links: %w", err), socket.Close())
+	}
+	firewall, err := d.guard.Watch(ctx)
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch the guard: %w", err), socket.Close())
 	}
 	g.Go(func() error { return n.loop.Run(ctx, n.passed) })
 	g.Go(func() error { return d.tunnels.Run(ctx, n.probes.Silent) })
@@ -130,12 +134,14 @@ func Run(ctx context.Context, c Config) (err error) {
 	g.Go(func() error { return n.watchAge(ctx) })
 	g.Go(func() error { return n.serve(ctx, socket) })
 	g.Go(func() error { return n.scrapes.run(ctx, n.Status) })
-	g.Go(func() error {
-		for range changes {
-			n.loop.Dirty()
-		}
-		return ctx.Err()
-	})
+	for _, changes := range []<-chan struct{}{links, firewall} {
+		g.Go(func() error {
+			for range changes {
+				n.loop.Dirty()
+			}
+			return ctx.Err()
+		})
+	}
 	log.Info("agent runs", "version", c.Version)
 	if err := g.Wait(); !errors.Is(err, context.Canceled) {
 		return err

@@ -39,8 +39,9 @@ func (d *Driver) Watch(ctx context.Context) (<-chan struct{}, error) {
 	}
 	changed := make(chan struct{}, 1)
 	var readers sync.WaitGroup
-	readers.Go(func() { d.watch(ctx, circuit, anyRoute, changed) })
-	readers.Go(func() { d.watch(ctx, main, ownRoute, changed) })
+	// Nobody else has any business in the circuit namespace.
+	readers.Go(func() { d.watch(ctx, circuit, anyRoute, d.witness, changed) })
+	readers.Go(func() { d.watch(ctx, main, ownRoute, func([]byte) {}, changed) })
 	go func() {
 		<-ctx.Done()
 		if err := errors.Join(circuit.Close(), main.Close()); err != nil {
@@ -52,7 +53,7 @@ func (d *Driver) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return changed, nil
 }
 
-func (d *Driver) watch(ctx context.Context, socket *os.File, routes func(byte) bool, changed chan<- struct{}) {
+func (d *Driver) watch(ctx context.Context, socket *os.File, routes func(byte) bool, witness func([]byte), changed chan<- struct{}) {
 	buffer := make([]byte, 1<<16)
 	for {
 		n, err := socket.Read(buffer)
@@ -66,6 +67,8 @@ func (d *Driver) watch(ctx context.Context, socket *os.File, routes func(byte) b
 			return
 		case !relevant(buffer[:n], routes):
 			continue
+		default:
+			witness(buffer[:n])
 		}
 		select {
 		case changed <- struct{}{}:
@@ -77,32 +80,35 @@ func (d *Driver) watch(ctx context.Context, socket *os.File, routes func(byte) b
 func anyRoute(byte) bool          { return true }
 func ownRoute(protocol byte) bool { return protocol == instance.RouteProtocol }
 func align(n int) int             { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
-func header(b []byte) (int, uint16) {
-	return int(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint16(b[4:])
-}
 
-// relevant reads the messages in b (struct nlmsghdr, then for routes struct
-// rtmsg with the protocol at offset 5) and reports whether one matters. Classes
-// and actions of traffic control, which come with its group, do not; messages
-// that it cannot read do.
-func relevant(b []byte, routes func(protocol byte) bool) bool {
-	for len(b) >= unix.NLMSG_HDRLEN {
-		length, kind := header(b)
-		if length < unix.NLMSG_HDRLEN || length > len(b) {
-			return true
-		}
+// relevant reads the messages in b (for routes struct rtmsg with the protocol at
+// offset 5) and reports whether one matters. Classes and actions of traffic
+// control, which come with its group, do not; messages that it cannot read do.
+func relevant(b []byte, routes func(protocol byte) bool) (matters bool) {
+	whole := each(b, func(kind uint16, _ uint32, payload []byte) {
 		switch kind {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			if length < unix.NLMSG_HDRLEN+unix.SizeofRtMsg || routes(b[unix.NLMSG_HDRLEN+5]) {
-				return true
-			}
+			matters = matters || len(payload) < unix.SizeofRtMsg || routes(payload[5])
 		case unix.RTM_NEWTCLASS, unix.RTM_DELTCLASS, unix.RTM_NEWACTION, unix.RTM_DELACTION:
 		default:
-			return true
+			matters = true
 		}
+	})
+	return matters || !whole
+}
+
+// each calls f for each message in b: its type, the port of who asked for the
+// change, and what follows struct nlmsghdr. It reports whether all could be read.
+func each(b []byte, f func(kind uint16, port uint32, payload []byte)) (whole bool) {
+	for len(b) >= unix.NLMSG_HDRLEN {
+		length := int(binary.NativeEndian.Uint32(b))
+		if length < unix.NLMSG_HDRLEN || length > len(b) {
+			return false
+		}
+		f(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[12:]), b[unix.NLMSG_HDRLEN:length])
 		b = b[min(align(length), len(b)):]
 	}
-	return len(b) > 0
+	return len(b) == 0
 }
 
 func subscribe(n netns.Namespace) (*os.File, error) {
