@@ -23,6 +23,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -91,6 +93,88 @@ type liar struct {
 	circuitsealv1connect.UnimplementedAgentServiceHandler
 	states   chan *v1.Envelope
 	statuses chan desired.Status
+
+	// root has issued leaf, the controller's own, and by, which signs states.
+	root, by, leaf *signer
+	instance       instance.Instance
+	// config is of an agent that is enrolled as prem-1.
+	config Config
+}
+
+// newLiar serves, and removes the agent after the test.
+func newLiar(t *testing.T) *liar {
+	t.Helper()
+	netnstest.RequireRoot(t)
+	root := issue(t, nil, nil, authority)
+	leaf := issue(t, root, nil, func(c *x509.Certificate) {
+		c.IPAddresses, c.ExtKeyUsage = []net.IP{net.IPv4(127, 0, 0, 1)}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	i, err := instance.Parse("l" + strconv.FormatUint(uint64(os.Getpid())%1679616, 36) + strconv.FormatUint(liars.Add(1), 36))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &liar{
+		states: make(chan *v1.Envelope), statuses: make(chan desired.Status),
+		root: root, by: issue(t, root, nil, named(desired.StateSigner)), leaf: leaf, instance: i,
+		config: Config{Instance: i, Version: "test", Log: slog.New(slog.DiscardHandler)},
+	}
+	mux := http.NewServeMux()
+	mux.Handle(circuitsealv1connect.NewAgentServiceHandler(l))
+	server := httptest.NewUnstartedServer(mux)
+	server.EnableHTTP2 = true
+	server.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}}
+	server.StartTLS()
+	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
+	t.Cleanup(func() {
+		if err := Remove(context.Background(), l.config, true); err != nil {
+			t.Error(err)
+		}
+	})
+	enrol(t, IdentityDir(i), server.URL, root)
+	return l
+}
+
+var liars atomic.Uint64
+
+// until sends a state, if there is one, until a status says what f looks for. What
+// was sent may have met a session that was about to end.
+func (l *liar) until(t *testing.T, e *v1.Envelope, what string, f func(desired.Status) bool) {
+	t.Helper()
+	var last desired.Status
+	states := l.states
+	if e == nil {
+		states = nil
+	}
+	for deadline := time.After(time.Minute); ; {
+		select {
+		case states <- e:
+			// Not again before there is a word of it.
+			states = nil
+		case last = <-l.statuses:
+			if f(last) {
+				return
+			}
+			if e != nil {
+				states = l.states
+			}
+		case <-deadline:
+			t.Fatalf("%s: no status says so; the last: %+v", what, last)
+		}
+	}
+}
+
+// seal signs a state.
+func (l *liar) seal(t *testing.T, h desired.Header, s desired.State, by *signer) *v1.Envelope {
+	t.Helper()
+	raw, err := s.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := desired.Seal(h, raw, by.key, by.cert.Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }
 
 func (l *liar) Session(ctx context.Context, s *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error {
@@ -134,48 +218,15 @@ func (l *liar) Session(ctx context.Context, s *connect.BidiStream[v1.SessionRequ
 // sends: badly signed, for another node, older, of a future format, cut or too
 // large. So it does after a restart.
 func TestLyingController(t *testing.T) {
-	netnstest.RequireRoot(t)
-	root := issue(t, nil, nil, authority)
-	by := issue(t, root, nil, named(desired.StateSigner))
+	l := newLiar(t)
+	by, leaf, i, config := l.by, l.leaf, l.instance, l.config
 	stranger := issue(t, issue(t, nil, nil, authority), nil, named(desired.StateSigner))
-	l := &liar{states: make(chan *v1.Envelope), statuses: make(chan desired.Status)}
-	server := httptest.NewUnstartedServer(nil)
-	mux := http.NewServeMux()
-	mux.Handle(circuitsealv1connect.NewAgentServiceHandler(l))
-	server.Config.Handler, server.EnableHTTP2 = mux, true
-	leaf := issue(t, root, nil, func(c *x509.Certificate) {
-		c.IPAddresses, c.ExtKeyUsage = []net.IP{net.IPv4(127, 0, 0, 1)}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	})
-	server.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.cert.Raw}, PrivateKey: leaf.key}}}
-	server.StartTLS()
-	t.Cleanup(func() { server.CloseClientConnections(); server.Close() })
-
-	i, err := instance.Parse("l" + strconv.FormatUint(uint64(os.Getpid())%60466176, 36))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := Config{Instance: i, Version: "test", Log: slog.New(slog.DiscardHandler)}
-	t.Cleanup(func() {
-		if err := Remove(context.Background(), config, true); err != nil {
-			t.Error(err)
-		}
-	})
-	enrol(t, IdentityDir(i), server.URL, root)
 
 	at := func(revision uint64) desired.Header {
 		return desired.Header{Node: "prem-1", Position: desired.Position{Epoch: 3, Revision: revision}, Issued: time.Now()}
 	}
 	sealed := func(h desired.Header, name string, by *signer) *v1.Envelope {
-		s := desired.State{Interfaces: []desired.Interface{{Name: name, Role: desired.RoleCircuit}}}
-		raw, err := s.Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		e, err := desired.Seal(h, raw, by.key, by.cert.Raw)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return e
+		return l.seal(t, h, desired.State{Interfaces: []desired.Interface{{Name: name, Role: desired.RoleCircuit}}}, by)
 	}
 	good := sealed(at(5), "none0", by)
 	changed := func(f func(*v1.Envelope)) *v1.Envelope {
@@ -209,32 +260,6 @@ func TestLyingController(t *testing.T) {
 		lies = append(lies, lie{fmt.Sprintf("cut at byte %d", n), changed(func(e *v1.Envelope) { e.Signed = e.GetSigned()[:n] }), "not signed by the state-signing key"})
 	}
 
-	until := func(what string, f func(desired.Status) bool) {
-		t.Helper()
-		var last desired.Status
-		for deadline := time.After(time.Minute); ; {
-			select {
-			case last = <-l.statuses:
-				if f(last) {
-					return
-				}
-			case <-deadline:
-				t.Fatalf("%s: no status says so; the last: %+v", what, last)
-			}
-		}
-	}
-	send := func(e *v1.Envelope) {
-		t.Helper()
-		for deadline := time.After(time.Minute); ; {
-			select {
-			case l.states <- e:
-				return
-			case <-l.statuses:
-			case <-deadline:
-				t.Fatal("nobody takes a state")
-			}
-		}
-	}
 	holds := func(revision uint64) func(desired.Status) bool {
 		return func(s desired.Status) bool {
 			return s.Acknowledged == desired.Position{Epoch: 3, Revision: revision} && s.Rejection == nil
@@ -249,35 +274,30 @@ func TestLyingController(t *testing.T) {
 	}
 
 	stop := start(t, config)
-	send(good)
-	until("the first state is taken", holds(5))
+	l.until(t, good, "the first state is taken", holds(5))
 	kept := file()
 	for _, lie := range lies {
-		send(lie.envelope)
-		until(lie.name+" is refused", func(s desired.Status) bool {
+		l.until(t, lie.envelope, lie.name+" is refused", func(s desired.Status) bool {
 			return s.Rejection != nil && strings.Contains(s.Rejection.Reason, lie.says) && s.Acknowledged.Revision == 5
 		})
 		if !bytes.Equal(file(), kept) {
 			t.Fatalf("%s: another state is kept", lie.name)
 		}
 		// What is refused stands until the controller comes to its senses.
-		send(good)
-		until("the held state again", holds(5))
+		l.until(t, good, "the held state again", holds(5))
 	}
 	// What is too large is not even read: the session ends with a reason.
-	send(changed(func(e *v1.Envelope) { e.Signed = make([]byte, desired.MaxEnvelope+1) }))
-	until("too large", func(s desired.Status) bool {
+	large := changed(func(e *v1.Envelope) { e.Signed = make([]byte, desired.MaxEnvelope+1) })
+	l.until(t, large, "too large", func(s desired.Status) bool {
 		return s.Acknowledged.Revision == 5 && strings.Contains(strings.Join(s.Problems, "\n"), "no session with controller")
 	})
 	stop()
 
 	stop = start(t, config)
-	send(sealed(at(4), "none0", by))
-	until("an older state after a restart", func(s desired.Status) bool {
+	l.until(t, sealed(at(4), "none0", by), "an older state after a restart", func(s desired.Status) bool {
 		return s.Rejection != nil && s.Acknowledged.Revision == 5
 	})
-	send(sealed(at(6), "none0", by))
-	until("a newer state", holds(6))
+	l.until(t, sealed(at(6), "none0", by), "a newer state", holds(6))
 	stop()
 }
 
@@ -287,13 +307,14 @@ func start(t *testing.T, c Config) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, c) }()
-	return func() {
-		t.Helper()
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
 			t.Errorf("Run: %v", err)
 		}
-	}
+	})
+	t.Cleanup(stop)
+	return stop
 }
 
 func enrol(t *testing.T, dir, controller string, root *signer) {

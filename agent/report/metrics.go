@@ -43,6 +43,7 @@ var (
 	tunnelLostDesc   = description("tunnel_probes_lost_total", "Probes that were not answered in time.", tunnelLabels()...)
 	tunnelDelayDesc  = description("tunnel_probe_round_trip_seconds", "Round trip of the last probe that was answered; absent before the first.", tunnelLabels()...)
 	guardDesc        = description("guard_layer_alive", "1 while a layer of the guard closes the circuit interface.", "interface", "layer")
+	repairsDesc      = description("repairs_total", "What somebody else changed and the agent put right, by driver and kind.", "what")
 	packetsDesc      = description("packets_total", "Packets that the guard and the classifier have counted, by what became of them.", "counter", "interface")
 )
 
@@ -54,7 +55,7 @@ func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, epochDesc, revisionDesc, rejectedDesc, problemsDesc,
 		tunnelUpDesc, tunnelShakeDesc, tunnelInDesc, tunnelOutDesc, tunnelProbesDesc, tunnelLostDesc, tunnelDelayDesc,
-		guardDesc, packetsDesc,
+		guardDesc, packetsDesc, repairsDesc,
 	} {
 		out <- d
 	}
@@ -97,6 +98,9 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, g := range s.Guards {
 		gauge(guardDesc, truth(g.Alive), g.Interface, g.Layer)
+	}
+	for _, d := range s.Drift {
+		count(repairsDesc, d.Count, d.What)
 	}
 	for _, c := range s.Counters {
 		count(packetsDesc, c.Packets, c.Name, c.Interface)

@@ -30,6 +30,7 @@ func TestMetrics(t *testing.T) {
 		},
 		Guards:   []desired.GuardStatus{{Interface: "er0", Layer: "ebpf", Alive: true}, {Interface: "er0", Layer: "nftables"}},
 		Counters: []desired.Counter{{Name: "guard_out_dropped_no_mark", Interface: "er0", Packets: 5}},
+		Drift:    []desired.Drift{{What: "link/route", Count: 7, Detail: "route replace 10.0.0.1/32"}},
 	}
 	m := NewMetrics(func(context.Context) desired.Status { return status })
 	want := `
@@ -57,6 +58,9 @@ func TestMetrics(t *testing.T) {
 		# HELP circuitseal_packets_total Packets that the guard and the classifier have counted, by what became of them.
 		# TYPE circuitseal_packets_total counter
 		circuitseal_packets_total{counter="guard_out_dropped_no_mark",interface="er0"} 5
+		# HELP circuitseal_repairs_total What somebody else changed and the agent put right, by driver and kind.
+		# TYPE circuitseal_repairs_total counter
+		circuitseal_repairs_total{what="link/route"} 7
 		# HELP circuitseal_tunnel_last_handshake_timestamp_seconds When the last handshake was, since the epoch; absent before the first.
 		# TYPE circuitseal_tunnel_last_handshake_timestamp_seconds gauge
 		circuitseal_tunnel_last_handshake_timestamp_seconds{circuit="er1",connection="hq",customer="contoso",link="primary"} 1.7000000005e+09
@@ -74,7 +78,7 @@ func TestMetrics(t *testing.T) {
 	`
 	if err := testutil.CollectAndCompare(m, strings.NewReader(want),
 		"circuitseal_agent_info", "circuitseal_agent_problems", "circuitseal_agent_state_epoch", "circuitseal_agent_state_rejected",
-		"circuitseal_agent_state_revision", "circuitseal_guard_layer_alive", "circuitseal_packets_total",
+		"circuitseal_agent_state_revision", "circuitseal_guard_layer_alive", "circuitseal_packets_total", "circuitseal_repairs_total",
 		"circuitseal_tunnel_last_handshake_timestamp_seconds", "circuitseal_tunnel_probe_round_trip_seconds",
 		"circuitseal_tunnel_probes_lost_total", "circuitseal_tunnel_up"); err != nil {
 		t.Error(err)
@@ -96,7 +100,7 @@ func TestMetricsKnowTheStatus(t *testing.T) {
 	}{
 		// Time is the scrape's own. A tunnel's ID is its labels, its problem is
 		// text, and its key is nobody's business here.
-		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters"}},
+		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters", "Drift"}},
 		{reflect.TypeFor[desired.TunnelStatus](), []string{"ID", "Phase", "Backend", "PublicKey", "LastHandshake", "ReceivedBytes", "SentBytes", "ProbesSent", "ProbesLost", "RoundTrip", "Problem"}},
 	} {
 		for _, f := range reflect.VisibleFields(c.of) {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
@@ -349,6 +350,13 @@ func TestEnvelope(t *testing.T) {
 		{"the root itself", seal(t, h, validState(), root), "prem-1", ErrSignature},
 		{"issued after the signer expired", seal(t, Header{Node: "prem-1", Issued: time.Now().Add(2 * time.Hour)}, validState(), signer), "prem-1", ErrSignature},
 		{"invalid state", seal(t, h, State{Links: []Link{{ID: "x"}}}, signer), "prem-1", ErrFormat},
+		{"future format, well signed", func() *v1.Envelope {
+			signed, err := proto.Marshal(&v1.SignedState{Type: "circuitseal.v9.State", Node: "prem-1", Issued: timestamppb.Now()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return resign(t, signed, signer)
+		}(), "prem-1", ErrFormat},
 		{"future format", func() *v1.Envelope {
 			signed, err := proto.Marshal(&v1.SignedState{Type: "circuitseal.v9.State", Node: "prem-1", Issued: nil})
 			if err != nil {
