@@ -40,6 +40,7 @@ const (
 	SlowAddress Kind = "slowpath/address"
 	SlowRoute   Kind = "slowpath/route"
 	SlowRule    Kind = "slowpath/rule"
+	SlowSysctl  Kind = "slowpath/sysctl"
 
 	ClassifierProgram Kind = "classifier/program"
 	ClassifierMap     Kind = "classifier/map"

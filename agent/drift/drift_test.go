@@ -8,22 +8,22 @@ import (
 	"time"
 )
 
-// pass is one pass of the drivers that puts these things right.
-func pass(l *Ledger, counting bool, k Kind, things ...string) (news bool) {
+// pass is one pass of the drivers that puts these routes right.
+func pass(l *Ledger, counting bool, routes ...string) (news bool) {
 	l.Begin(counting)
-	for _, t := range things {
-		l.Note(k, Text(t))
+	for _, t := range routes {
+		l.Note(Route, Text(t))
 	}
 	return l.End()
 }
 
 func TestOnlyRepairsCount(t *testing.T) {
 	l := New()
-	pass(l, false, Route, "route add a")
+	pass(l, false, "route add a")
 	if d := l.Drift(); len(d) != 0 {
 		t.Errorf("what a new plan asks for was counted: %v", d)
 	}
-	pass(l, true, Route, "route add a", "route add b")
+	pass(l, true, "route add a", "route add b")
 	// Between two passes nobody repairs.
 	l.Note(Rule, Text("rule add c"))
 	d := l.Drift()
@@ -44,14 +44,14 @@ func TestConflict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New()
 		for range 5 {
-			if pass(l, true, Route, "route add a") || l.Contested() {
+			if pass(l, true, "route add a") || l.Contested() {
 				t.Fatal("once in six seconds is a conflict")
 			}
 			time.Sleep(6 * time.Second)
 		}
 		time.Sleep(over)
 		for i := range often {
-			if news := pass(l, true, Route, "route add a", fmt.Sprint("route add ", i)); news != (i == often-1) {
+			if news := pass(l, true, "route add a", fmt.Sprint("route add ", i)); news != (i == often-1) {
 				t.Errorf("repair %d: news %v", i, news)
 			}
 			time.Sleep(time.Second)
@@ -69,12 +69,12 @@ func TestConflict(t *testing.T) {
 		}
 		// Damped repairs keep it alive.
 		time.Sleep(3 * time.Second)
-		pass(l, true, Route, "route add a")
+		pass(l, true, "route add a")
 		if !l.Contested() {
 			t.Error("a conflict ended while it went on")
 		}
 		time.Sleep(over + time.Second)
-		if !pass(l, true, Route) || l.Contested() || len(l.Conflicts()) != 0 {
+		if !pass(l, true) || l.Contested() || len(l.Conflicts()) != 0 {
 			t.Error("a conflict does not end")
 		}
 	})

@@ -37,7 +37,7 @@ func TestKernelAnswers(t *testing.T) {
 		host, err := h.LinkByName(fmt.Sprintf("host%d", i))
 		must(t, err)
 		// It is to send nothing of its own accord.
-		must(t, b.main.Do(func() error { return sysctl{"ipv6/conf/%s/disable_ipv6", "1"}.set(host.Attrs().Name) }))
+		must(t, b.main.Do(func() error { return sysctl{"ipv6/conf/%s/disable_ipv6", "1"}.set(nil, host.Attrs().Name) }))
 		must(t, h.LinkSetUp(host))
 		name := b.device(have, l.Interface)
 		b.redirect(h, link, have.main[name].index)

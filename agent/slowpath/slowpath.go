@@ -65,7 +65,7 @@ func (d *Driver) Sync(ctx context.Context, lans []plan.LAN) error {
 		d.config.Log.Info("namespace of the slow path made", "namespace", d.config.Instance.SlowNamespace())
 		d.config.Drift.Note(drift.SlowDevice, drift.Text("netns add "+d.config.Instance.SlowNamespace()))
 	}
-	if err := slow.Do(prepareNamespace); err != nil {
+	if err := slow.Do(d.prepareNamespace); err != nil {
 		return fmt.Errorf("prepare the namespace of the slow path: %w", err)
 	}
 	h, err := d.open(slow)

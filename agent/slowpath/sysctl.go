@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/circuitseal/circuitseal/agent/drift"
 )
 
 const procNet = "/proc/sys/net"
@@ -44,19 +46,20 @@ var (
 )
 
 // prepareNamespace works on the calling thread's namespace.
-func prepareNamespace() error {
-	errs := []error{noAddress.set("default")}
+func (d *Driver) prepareNamespace() error {
+	l := d.config.Drift
+	errs := []error{noAddress.set(l, "default")}
 	for _, s := range reflects {
-		errs = append(errs, s.set(""))
+		errs = append(errs, s.set(l, ""))
 	}
 	for _, scope := range []string{"default", "all"} {
 		for _, s := range routing {
-			errs = append(errs, s.set(scope))
+			errs = append(errs, s.set(l, scope))
 		}
 	}
 	// The first sets the second too. A new interface is silent before it
 	// forwards.
-	errs = append(errs, sysctl{forwarding6, "1"}.set("all"), sysctl{forwarding6, "0"}.set("default"))
+	errs = append(errs, sysctl{forwarding6, "1"}.set(l, "all"), sysctl{forwarding6, "0"}.set(l, "default"))
 	return errors.Join(errs...)
 }
 
@@ -67,7 +70,7 @@ func (d *Driver) prepareEnds(h handles, names []string) error {
 			var errs []error
 			for _, name := range names {
 				for _, s := range list {
-					errs = append(errs, s.set(name))
+					errs = append(errs, s.set(d.config.Drift, name))
 				}
 			}
 			return errors.Join(errs...)
@@ -77,15 +80,17 @@ func (d *Driver) prepareEnds(h handles, names []string) error {
 }
 
 // set writes only what differs. What the kernel does not have, such as IPv6 or
-// an interface that has just gone, needs no setting.
-func (s sysctl) set(scope string) error {
+// an interface that has just gone, needs no setting. l takes note.
+func (s sysctl) set(l *drift.Ledger, scope string) error {
 	path := filepath.Join(procNet, strings.ReplaceAll(s.path, "%s", scope))
 	have, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err == nil && strings.TrimSpace(string(have)) != s.value {
-		err = os.WriteFile(path, []byte(s.value), 0)
+		if err = os.WriteFile(path, []byte(s.value), 0); err == nil {
+			l.Note(drift.SlowSysctl, drift.Text(path+"="+s.value))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("set %s to %s: %w", path, s.value, err)
