@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 )
@@ -190,8 +191,34 @@ func TestWitness(t *testing.T) {
 	}
 }
 
+// In the main namespace only routes of ours tell of anybody.
+func TestWitnessInMain(t *testing.T) {
+	route := []byte{28, 0, 0, 0, 25, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 10, 0, 0, 0, 0, instance.RouteProtocol, 0, 0, 0, 0, 0, 0}
+	other := slices.Clone(route)
+	other[21] = 12
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		seen bool
+	}{{"our route", route, true}, {"bird's route", other, false}, {"cut", route[:18], false}} {
+		d := New(Config{Drift: drift.New()})
+		for range 9 {
+			d.config.Drift.Begin(true)
+			d.config.Drift.Note(drift.TunnelRoute, drift.Text("add route"))
+			d.config.Drift.End()
+		}
+		d.witnessMain(tt.b)
+		if c := d.config.Drift.Conflicts(); strings.Contains(c[0], "(pid 1)") != tt.seen {
+			t.Errorf("%s: %q", tt.name, c)
+		}
+	}
+}
+
 func FuzzWitness(f *testing.F) {
 	f.Add([]byte{28, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0})
 	d := New(Config{Drift: drift.New()})
-	f.Fuzz(func(_ *testing.T, b []byte) { d.witness(b) })
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		d.witness(b)
+		d.witnessMain(b)
+	})
 }

@@ -41,7 +41,7 @@ func (d *Driver) Watch(ctx context.Context) (<-chan struct{}, error) {
 	var readers sync.WaitGroup
 	// Nobody else has any business in the circuit namespace.
 	readers.Go(func() { d.watch(ctx, circuit, anyRoute, d.witness, changed) })
-	readers.Go(func() { d.watch(ctx, main, ownRoute, func([]byte) {}, changed) })
+	readers.Go(func() { d.watch(ctx, main, ownRoute, d.witnessMain, changed) })
 	go func() {
 		<-ctx.Done()
 		if err := errors.Join(circuit.Close(), main.Close()); err != nil {

@@ -17,7 +17,20 @@ import (
 // pid (netlink_autobind in net/netlink/af_netlink.c). Later ports of a process
 // are random and negative, and the kernel's own changes have 0; neither names
 // anybody.
-func (d *Driver) witness(b []byte) {
+func (d *Driver) witness(b []byte) { d.witnessOf(b, subject) }
+
+// witnessMain is witness for the main namespace, where only routes that are marked
+// as ours are nobody else's business.
+func (d *Driver) witnessMain(b []byte) {
+	d.witnessOf(b, func(kind uint16, payload []byte) (k drift.Kind, protocol string) {
+		if k, _ := subject(kind, payload); k == drift.Route && len(payload) >= unix.SizeofRtMsg && ownRoute(payload[5]) {
+			return drift.TunnelRoute, ""
+		}
+		return "", ""
+	})
+}
+
+func (d *Driver) witnessOf(b []byte, subject func(kind uint16, payload []byte) (k drift.Kind, protocol string)) {
 	own := uint32(os.Getpid())
 	each(b, func(kind uint16, port uint32, payload []byte) {
 		if port == 0 || port == own || port > math.MaxInt32 {
