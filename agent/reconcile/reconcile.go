@@ -133,6 +133,8 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last time.Time
+	// news of the ledger wait for the next whole pass.
+	news := false
 	for {
 		woken := false
 		select {
@@ -154,13 +156,13 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 		if rest := resync - time.Since(last); woken && repairs && rest > 0 && r.drift.Contested() {
 			r.drift.Begin(repairs)
 			r.hold(ctx, *want)
-			r.drift.End()
+			news = r.drift.End() || news
 			timer.Reset(rest)
 			pause = calm
 		} else {
 			r.drift.Begin(repairs)
 			err := r.pass(ctx, *want)
-			news := r.drift.End()
+			news = r.drift.End() || news
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -190,6 +192,7 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 				r.log.Warn("who manages this host is in conflict with others, or no longer", "conflicts", r.drift.Conflicts())
 			}
 			passed(changed || news)
+			news = false
 			timer.Reset(next)
 		}
 		select {
