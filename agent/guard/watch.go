@@ -61,6 +61,11 @@ func (g *Guard) Watch(ctx context.Context) (<-chan struct{}, error) {
 }
 
 func (g *Guard) watch(ctx context.Context, socket *os.File, changed chan<- struct{}) {
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		g.log.Error("read this process's name", "error", err)
+	}
+	own := strings.TrimSpace(string(comm))
 	buffer := make([]byte, 1<<16)
 	for {
 		n, err := socket.Read(buffer)
@@ -74,16 +79,26 @@ func (g *Guard) watch(ctx context.Context, socket *os.File, changed chan<- struc
 			return
 		default:
 			pid, name, ok := author(buffer[:n])
-			if !ok || pid == uint32(os.Getpid()) {
+			if !ok || ownThread(pid) {
 				continue
 			}
-			g.drift.Saw(drift.GuardNFTables, fmt.Sprintf("%.16q (pid %d)", name, pid))
+			// A thread of ours may have ended since.
+			if name != own {
+				g.drift.Saw(drift.GuardNFTables, fmt.Sprintf("%.16q (pid %d)", name, pid))
+			}
 		}
 		select {
 		case changed <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// ownThread tells a thread of this process: the kernel names threads, not
+// processes.
+func ownThread(id uint32) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", id))
+	return err == nil
 }
 
 // author finds in netlink messages who made the last transaction of nftables.
