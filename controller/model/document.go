@@ -57,8 +57,10 @@ type Spec interface{ kind() Kind }
 
 // CustomerSpec is a tenant.
 type CustomerSpec struct {
+	// DisplayName is for people, at most 128 bytes.
 	DisplayName string `json:"displayName,omitempty"`
-	// Model decides who may change what; see Model.
+	// Model is connect-through (the provider looks after the on-premises side) or
+	// connect-to (the customer does); it decides who may change what.
 	Model Model `json:"model"`
 }
 
@@ -76,8 +78,9 @@ type CircuitSpec struct {
 	// Peering is the routing domain; only private circuits carry tunnels.
 	Peering Peering `json:"peering"`
 	// BandwidthMbps is 50 to 100,000.
-	BandwidthMbps int   `json:"bandwidthMbps"`
-	Links         Links `json:"links"`
+	BandwidthMbps int `json:"bandwidthMbps"`
+	// Links are the two of the circuit; every circuit has both.
+	Links Links `json:"links"`
 }
 
 // Peering is a routing domain of a circuit.
@@ -92,7 +95,9 @@ const (
 
 // Links are the two links of a circuit.
 type Links struct {
-	Primary   LinkSpec `json:"primary"`
+	// Primary is the link to the first edge router.
+	Primary LinkSpec `json:"primary"`
+	// Secondary is the link to the second.
 	Secondary LinkSpec `json:"secondary"`
 }
 
@@ -117,6 +122,7 @@ const (
 
 // SiteSpec is a place and the prefixes that it protects.
 type SiteSpec struct {
+	// Type is on-premises or azure-vnet.
 	Type SiteType `json:"type"`
 	// Prefixes must not overlap with any other site of the customer.
 	Prefixes []netip.Prefix `json:"prefixes"`
@@ -134,7 +140,8 @@ const (
 // NodeSpec is a host with our agent.
 type NodeSpec struct {
 	// Owner is "provider", or the name of a customer.
-	Owner      string          `json:"owner"`
+	Owner string `json:"owner"`
+	// Interfaces are those that the agent looks after or has to know.
 	Interfaces []InterfaceSpec `json:"interfaces"`
 }
 
@@ -143,17 +150,20 @@ const OwnerProvider = "provider"
 
 // InterfaceSpec is one of a node's interfaces.
 type InterfaceSpec struct {
-	Name string        `json:"name"`
+	// Name is the interface's on the host, such as eth1.
+	Name string `json:"name"`
+	// Role is circuit, lan or mgmt.
 	Role InterfaceRole `json:"role"`
 	// Customer owns a LAN interface. It is inferred on customers' own nodes.
 	Customer string `json:"customer,omitempty"`
 	// Link says which link of a circuit ends here: on-premises circuit
 	// interfaces. Address and next hop then come from the link's subnet.
 	Link *LinkRef `json:"link,omitempty"`
-	// Addresses and Gateway are for circuit interfaces without a link, such as
-	// an Azure NVA's, which reach both links through a router.
+	// Addresses, with their subnet's length, are for circuit interfaces without a
+	// link, such as an Azure NVA's, which reach both links through a router.
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
-	Gateway   netip.Addr     `json:"gateway,omitzero"`
+	// Gateway is that router.
+	Gateway netip.Addr `json:"gateway,omitzero"`
 }
 
 // InterfaceRole is what an interface is for.
@@ -168,30 +178,38 @@ const (
 
 // LinkRef names one link of a circuit of a customer.
 type LinkRef struct {
-	Customer string   `json:"customer"`
-	Circuit  string   `json:"circuit"`
-	Link     LinkName `json:"link"`
+	// Customer owns the circuit.
+	Customer string `json:"customer"`
+	// Circuit is the circuit's name.
+	Circuit string `json:"circuit"`
+	// Link is primary or secondary.
+	Link LinkName `json:"link"`
 }
 
 // EndpointSpec is a customer's tunnel end at a site.
 type EndpointSpec struct {
+	// Site is the customer's site that the endpoint serves.
 	Site string `json:"site"`
 	// Node carries the endpoint (a managed endpoint).
-	Node     string         `json:"node"`
+	Node string `json:"node"`
+	// Underlay are the outer addresses of the endpoint's tunnels.
 	Underlay []UnderlaySpec `json:"underlay"`
 }
 
 // UnderlaySpec is an outer address of an endpoint.
 type UnderlaySpec struct {
+	// Address is one of the node's circuit interfaces, or of the gateway.
 	Address netip.Addr `json:"address"`
-	// Circuit and Link bind the address to one link: it is connected, or
+	// Circuit, with link, binds the address to one link: it is connected, or
 	// announced only there. Unset for addresses that reach both links.
-	Circuit string   `json:"circuit,omitempty"`
-	Link    LinkName `json:"link,omitempty"`
+	Circuit string `json:"circuit,omitempty"`
+	// Link is primary or secondary.
+	Link LinkName `json:"link,omitempty"`
 }
 
 // EncryptionPolicySpec says how a connection is encrypted.
 type EncryptionPolicySpec struct {
+	// Protocol is wireguard or ipsec.
 	Protocol Protocol `json:"protocol"`
 	// PathMTU is the largest outer packet in bytes, 1280 to 9000. The default
 	// of 1400 is what ExpressRoute's gateway passes unfragmented.
@@ -232,8 +250,9 @@ type ConnectionSpec struct {
 	// Endpoints are two endpoints of the connection's customer, at different sites.
 	Endpoints []string `json:"endpoints"`
 	// Circuits carry the connection; each adds a tunnel per link.
-	Circuits         []string `json:"circuits"`
-	EncryptionPolicy string   `json:"encryptionPolicy"`
+	Circuits []string `json:"circuits"`
+	// EncryptionPolicy says how.
+	EncryptionPolicy string `json:"encryptionPolicy"`
 }
 
 func (*CustomerSpec) kind() Kind         { return KindCustomer }

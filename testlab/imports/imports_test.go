@@ -70,6 +70,8 @@ var rules = []rule{
 
 	{from: "controller/model", never: []string{wire, etcd, connect, "os", "net/http"}, why: "the operators' words are neither wire nor disk"},
 	{from: "controller/document", never: []string{wire, etcd, connect, "os", "net/http"}, why: "documents are text, wherever they lie"},
+	{from: "controller/schema", never: []string{wire, etcd, connect, "net/http", module + "controller/store", module + "controller/api"},
+		why: "what documents look like is read from the model alone"},
 	{from: "controller/compile", never: []string{wire, etcd, connect, "os", "net/http", "log/slog", module + "controller/store", module + "controller/api"},
 		why: "compile is pure: no I/O, clock or log"},
 	{from: "controller/store", never: []string{wire, connect, module + "controller/api", module + "controller/session", module + "controller/compile"},
