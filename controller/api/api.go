@@ -43,6 +43,7 @@ type Authority interface {
 type Sessions interface {
 	Serve(ctx context.Context, peer session.Peer, stream session.Stream) error
 	Report(node string) (connected bool, wanted desired.Position, last *desired.Status)
+	Reached(ctx context.Context, revision uint64) error
 }
 
 // Config is what the API is made of.

@@ -25,11 +25,16 @@ type report struct {
 	tunnels                     map[string]desired.TunnelStatus
 }
 
-// GetStatus implements circuitsealv1connect.StatusServiceHandler.
+// GetStatus implements circuitsealv1connect.StatusServiceHandler. What nodes want
+// in the answer is no older than its revision: who has applied documents and asks
+// then sees what became of them.
 func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error) {
 	now, err := s.store.Snapshot(ctx)
 	if err != nil {
 		return nil, storeError(err)
+	}
+	if err := s.sessions.Reached(ctx, now.Revision); err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
 	answer := &v1.GetStatusResponse{Revision: now.Revision}
 	reports := map[string]report{}

@@ -49,6 +49,8 @@ type Hub struct {
 
 	mu       sync.Mutex
 	snapshot *model.Snapshot
+	// advanced is closed, and made anew, when snapshot is replaced.
+	advanced chan struct{}
 	nodes    map[string]*node
 }
 
@@ -79,7 +81,7 @@ func New(store Store, signer Signer, log *slog.Logger) *Hub {
 	return &Hub{
 		store: store, signer: signer, log: log,
 		compiled: make(chan struct{}), stopped: make(chan struct{}),
-		nodes: map[string]*node{},
+		advanced: make(chan struct{}), nodes: map[string]*node{},
 	}
 }
 
@@ -150,6 +152,8 @@ func (h *Hub) update(s *model.Snapshot) error {
 		}
 	}
 	h.snapshot = s
+	close(h.advanced)
+	h.advanced = make(chan struct{})
 	h.log.Debug("compiled states", "revision", s.Revision, "nodes", len(states), "changed", changed, "took", time.Since(began))
 	return nil
 }

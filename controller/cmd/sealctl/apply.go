@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -17,20 +18,37 @@ import (
 
 func applyCommand(o *options) *cobra.Command {
 	var (
-		files  []string
-		dryRun bool
+		files   fileFlags
+		dryRun  bool
+		wait    bool
+		patient time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Create or replace documents: all of them or none",
 		Long: `Create or replace documents in one transaction: all of them or none.
 
-What is wrong with them is printed in full, one problem a line:
+What is wrong with them is printed in full, one problem a line, and the exit
+code is 3:
 
-  file:line: field: what is wrong (got "value"); what would be right`,
+  file:line: field: what is wrong (got "value"); what would be right
+
+With --wait it ends when every node that is connected has applied what was
+compiled from the documents; nodes that are not connected are named and not waited
+for. After --wait-timeout it says what is missing; the exit code is 6 then. What
+was applied stays applied.`,
+		Example: `  sealctl apply -f policies/ --dry-run
+  sealctl apply -R -f policies/ --wait
+  sealctl get site hq --customer contoso -o yaml | sed s/10.1./10.9./ | sealctl apply -f -`,
 		Args: arguments(0, 0, "files with -f"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			sources, err := readSources(files, cmd.InOrStdin())
+			if wait && dryRun {
+				return fmt.Errorf("%w: --wait and --dry-run: nothing is there to be waited for", errUsage)
+			}
+			if patient <= 0 {
+				return fmt.Errorf("%w: --wait-timeout %s: want more than 0", errUsage, patient)
+			}
+			sources, err := files.read(cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -39,36 +57,58 @@ What is wrong with them is printed in full, one problem a line:
 				return err
 			}
 			defer c.close()
-			service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-			answer, err := call(cmd.Context(), o, service.Apply, &v1.ApplyRequest{Sources: sources, DryRun: dryRun})
+			answer, err := applySources(cmd, o, c, sources, dryRun)
 			if problems := problemsOf(err); problems != nil {
 				return printProblems(cmd, o, problems)
 			}
 			if err != nil && timedOut(err) && !dryRun {
-				return fmt.Errorf("%s; the documents may have been applied all the same: repeating it is safe", explain(err))
+				return withCode(exitUnreachable, fmt.Errorf("%s; the documents may have been applied all the same: repeating it is safe", explain(err)))
 			}
 			if err != nil {
 				return err
 			}
-			if o.json() {
-				return printJSON(cmd.OutOrStdout(), answer)
+			if o.structured() {
+				err = o.print(cmd.OutOrStdout(), answer)
+			} else {
+				err = printChanges(cmd.OutOrStdout(), o, answer.GetChanges(), dryRun)
 			}
-			return printChanges(cmd.OutOrStdout(), answer.GetChanges(), dryRun)
+			if err != nil || !wait {
+				return err
+			}
+			return waitApplied(cmd, o, c, patient)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "`file`, directory or - for stdin; repeatable")
+	files.register(cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would change and change nothing")
-	return cmd
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until connected nodes have applied it")
+	cmd.Flags().DurationVar(&patient, "wait-timeout", 2*time.Minute, "how long --wait waits")
+	return formats(cmd, "json", "yaml", "name")
 }
 
-func printChanges(w io.Writer, changes []*v1.Change, dryRun bool) error {
+func applySources(cmd *cobra.Command, o *options, c connection, sources []*v1.Source, dryRun bool) (*v1.ApplyResponse, error) {
+	p := startProgress(cmd.ErrOrStderr(), fmt.Sprintf("applying %d files", len(sources)))
+	defer p.end()
+	service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
+	return call(cmd.Context(), o, service.Apply, &v1.ApplyRequest{Sources: sources, DryRun: dryRun})
+}
+
+func printChanges(w io.Writer, o *options, changes []*v1.Change, dryRun bool) error {
 	suffix := ""
 	if dryRun {
 		suffix = " (dry run)"
 	}
+	colours := o.palette(w)
 	for _, c := range changes {
 		action := strings.ToLower(strings.TrimPrefix(c.GetAction().String(), "CHANGE_ACTION_"))
-		if _, err := fmt.Fprintf(w, "%s %s%s\n", line(name(c)), action, suffix); err != nil {
+		text := line(name(c))
+		if o.output != "name" {
+			t := toneGood
+			if c.GetAction() == v1.ChangeAction_CHANGE_ACTION_UNCHANGED {
+				t = toneNone
+			}
+			text += " " + colours.paint(t, action) + suffix
+		}
+		if _, err := fmt.Fprintln(w, text); err != nil {
 			return err
 		}
 	}
@@ -113,11 +153,8 @@ func printProblems(cmd *cobra.Command, o *options, p *v1.InvalidDocuments) error
 	slices.SortStableFunc(p.Problems, func(a, b *v1.Problem) int {
 		return cmp.Or(cmp.Compare(a.GetSource(), b.GetSource()), cmp.Compare(a.GetLine(), b.GetLine()))
 	})
-	if o.json() {
-		if err := printJSON(cmd.OutOrStdout(), p); err != nil {
-			return err
-		}
-		return errTold
+	if o.structured() {
+		return withCode(exitRefused, cmp.Or(o.print(cmd.OutOrStdout(), p), errTold))
 	}
 	var b strings.Builder
 	for _, x := range p.GetProblems() {
@@ -128,10 +165,8 @@ func printProblems(cmd *cobra.Command, o *options, p *v1.InvalidDocuments) error
 		noun = "problem"
 	}
 	fmt.Fprintf(&b, "%d %s; nothing was changed\n", len(p.GetProblems()), noun)
-	if _, err := io.WriteString(cmd.ErrOrStderr(), b.String()); err != nil {
-		return err
-	}
-	return errTold
+	_, err := io.WriteString(cmd.ErrOrStderr(), b.String())
+	return withCode(exitRefused, cmp.Or(err, errTold))
 }
 
 // problem is file:line: field: message (got "value"); hint. What has no file is

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,11 +20,11 @@ import (
 
 func deleteCommand(o *options) *cobra.Command {
 	var (
-		files    []string
+		files    fileFlags
 		customer string
 	)
 	cmd := &cobra.Command{
-		Use:   "delete KIND NAME | -f FILE",
+		Use:   "delete KIND NAME | KIND/CUSTOMER/NAME | -f FILE",
 		Short: "Delete a document, or those of files",
 		Long: `Delete a document that no other one names, or all documents of files: the last
 one first, and those that are named by others after these. Each is deleted by
@@ -31,20 +32,28 @@ itself; what is gone already is no error with -f.`,
 		Example: `  sealctl delete connection hq-weu --customer contoso
   sealctl delete -f policies/`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(files) > 0 && (len(args) > 0 || customer != "") {
+			if len(files.names) > 0 && (len(args) > 0 || customer != "") {
 				return fmt.Errorf("%w: either -f, or a kind and a name", errUsage)
 			}
-			if len(files) == 0 && len(args) != 2 {
-				return fmt.Errorf("%w: got %d arguments, want a kind and a name, or -f", errUsage, len(args))
+			if len(files.names) > 0 {
+				return nil
+			}
+			if q, err := parseReference(args, customer); err != nil || q.name == "" {
+				return cmp.Or(err, fmt.Errorf("%w: got %d arguments, want a kind and a name, or -f", errUsage, len(args)))
 			}
 			return nil
 		},
+		ValidArgsFunction: completeDocuments(o, &customer),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			requests := []*v1.DeleteRequest{}
-			if len(files) == 0 {
-				requests = append(requests, &v1.DeleteRequest{Kind: args[0], Customer: customer, Name: args[1]})
+			if len(files.names) == 0 {
+				q, err := parseReference(args, customer)
+				if err != nil {
+					return err
+				}
+				requests = append(requests, &v1.DeleteRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
 			} else {
-				sources, err := readSources(files, cmd.InOrStdin())
+				sources, err := files.read(cmd.InOrStdin())
 				if err != nil {
 					return err
 				}
@@ -61,7 +70,7 @@ itself; what is gone already is no error with -f.`,
 			remove := func(ctx context.Context, q *v1.DeleteRequest) (*v1.DeleteResponse, error) {
 				return call(ctx, o, service.Delete, q)
 			}
-			if len(files) > 0 {
+			if len(files.names) > 0 {
 				return deleteAll(cmd, o, requests, remove)
 			}
 			answer, err := remove(cmd.Context(), requests[0])
@@ -75,9 +84,9 @@ itself; what is gone already is no error with -f.`,
 			return printDeleted(cmd.OutOrStdout(), o, requests[0], answer)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "`file`, directory or - for stdin; repeatable")
+	files.register(cmd)
 	cmd.Flags().StringVar(&customer, "customer", "", "the document's `customer`, unless its kind has none")
-	return cmd
+	return formats(cmd, "json", "yaml", "name")
 }
 
 // identities are the documents that sources name, the last first. The specs are
@@ -148,9 +157,13 @@ func deleteAll(cmd *cobra.Command, o *options, requests []*v1.DeleteRequest, rem
 }
 
 func printDeleted(w io.Writer, o *options, q *v1.DeleteRequest, answer *v1.DeleteResponse) error {
-	if o.json() {
-		return printJSON(w, answer)
+	if o.structured() {
+		return o.print(w, answer)
 	}
-	_, err := fmt.Fprintf(w, "%s deleted\n", line(name(q)))
+	text := line(name(q))
+	if o.output != "name" {
+		text += " deleted"
+	}
+	_, err := fmt.Fprintln(w, text)
 	return err
 }

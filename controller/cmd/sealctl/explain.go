@@ -1,115 +1,233 @@
 package main
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
+	"io"
+	"slices"
 	"strings"
-	"syscall"
-	"unicode"
 
-	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
 )
 
-// atServer is an error of a call.
-type atServer struct {
-	server string
-	err    error
+func explainCommand(o *options) *cobra.Command {
+	var recursive bool
+	cmd := &cobra.Command{
+		Use:   "explain [KIND[.FIELD.PATH]]",
+		Short: "Say what documents of a kind hold, field by field",
+		Long: `Say what documents of a kind hold, field by field: type, meaning, what may stand
+there and what is assumed when nothing does. Without a kind it lists the kinds.
+
+Nothing is asked of a controller: this is what this sealctl knows.`,
+		Example: `  sealctl explain
+  sealctl explain connection
+  sealctl explain node.spec.interfaces.link
+  sealctl explain circuit --recursive`,
+		Args: arguments(0, 1, "a kind, or the path of a field of it"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w := cmd.OutOrStdout()
+			if len(args) == 0 {
+				return explainKinds(w, o)
+			}
+			k, path, fields, err := findField(args[0])
+			if err != nil {
+				return err
+			}
+			e := explainer{w: w, colours: o.palette(w), recursive: recursive}
+			switch {
+			case o.structured() && len(fields) > 0:
+				return o.printValue(w, fields[len(fields)-1])
+			case o.structured():
+				return o.printValue(w, k)
+			case len(fields) > 0:
+				return e.field(k, path, fields[len(fields)-1])
+			}
+			return e.kind(k)
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return fieldPaths(word), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+		},
+	}
+	cmd.Flags().BoolVar(&recursive, "recursive", false, "fields of fields, too")
+	return formats(cmd, "json", "yaml")
 }
 
-func (e atServer) Error() string { return e.server + ": " + e.err.Error() }
-func (e atServer) Unwrap() error { return e.err }
-
-// usage marks an error as one of the command line where that is what the
-// controller has refused.
-func usage(err error) error {
-	if connect.CodeOf(err) == connect.CodeInvalidArgument {
-		return fmt.Errorf("%w: %w", errUsage, err)
+func explainKinds(w io.Writer, o *options) error {
+	if o.structured() {
+		return o.printValue(w, documents())
 	}
+	t := newTable("KIND", "BELONGS TO", "MEANING").paint(o.palette(w))
+	for _, k := range documents().Kinds {
+		first, _, _ := strings.Cut(k.Doc, ". ")
+		t.add(k.Kind, belongs(k), strings.TrimSuffix(first, "."))
+	}
+	return t.print(w)
+}
+
+func belongs(k schemaKind) string {
+	if k.Customer {
+		return "a customer"
+	}
+	return "the provider"
+}
+
+// findField finds a kind and the fields that a path of one leads through.
+func findField(word string) (k schemaKind, path string, through []schemaField, err error) {
+	kind, rest, deep := strings.Cut(word, ".")
+	k, ok := findKind(kind)
+	if !ok {
+		return k, "", nil, fmt.Errorf("%w: there is no kind %q; the kinds are %s", errUsage, kind, or(kindNames()))
+	}
+	path = k.Kind
+	if rest == "spec" || !deep {
+		return k, path, nil, nil
+	}
+	fields := k.Fields
+	path += ".spec"
+	for part := range strings.SplitSeq(strings.TrimPrefix(rest, "spec."), ".") {
+		part, _, _ = strings.Cut(part, "[")
+		i := slices.IndexFunc(fields, func(f schemaField) bool { return strings.EqualFold(f.Name, part) })
+		if i < 0 {
+			have := "it has no fields"
+			if len(fields) > 0 {
+				have = "it has " + or(fieldNames(fields))
+			}
+			return k, "", nil, fmt.Errorf("%w: %s has no field %q; %s", errUsage, path, part, have)
+		}
+		path += "." + fields[i].Name
+		through = append(through, fields[i])
+		fields = fields[i].Fields
+	}
+	return k, path, through, nil
+}
+
+func fieldNames(fields []schemaField) []string {
+	var names []string
+	for _, f := range fields {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
+// fieldPaths are what a word may go on with.
+func fieldPaths(word string) []string {
+	at := strings.LastIndexByte(word, '.')
+	if at < 0 {
+		var all []string
+		for _, k := range kindNames() {
+			all = append(all, strings.ToLower(k))
+		}
+		return all
+	}
+	k, _, through, err := findField(word[:at])
+	if err != nil {
+		return nil
+	}
+	fields := k.Fields
+	if len(through) > 0 {
+		fields = through[len(through)-1].Fields
+	}
+	var all []string
+	for _, name := range fieldNames(fields) {
+		all = append(all, word[:at+1]+name)
+	}
+	return all
+}
+
+// explainer prints kinds and fields for people.
+type explainer struct {
+	w         io.Writer
+	colours   palette
+	recursive bool
+	b         strings.Builder
+}
+
+// textWidth is where text is broken, in characters.
+const textWidth = 80
+
+func (e *explainer) kind(k schemaKind) error {
+	fmt.Fprintf(&e.b, "%s  %s, belongs to %s\n\n", e.colours.paint(toneHead, k.Kind), documents().APIVersion, belongs(k))
+	e.paragraph("", k.Doc)
+	e.b.WriteString("\n" + e.colours.paint(toneHead, "FIELDS of spec") + "\n")
+	e.fields("  ", k.Fields)
+	if k.Example != "" {
+		e.b.WriteString("\n" + e.colours.paint(toneHead, "EXAMPLE") + "\n")
+		for l := range strings.Lines(k.Example) {
+			e.b.WriteString("  " + l)
+		}
+	}
+	return e.flush()
+}
+
+func (e *explainer) field(k schemaKind, path string, f schemaField) error {
+	fmt.Fprintf(&e.b, "%s  <%s>%s  of %s, %s\n\n", e.colours.paint(toneHead, path), f.Type, required(f), k.Kind, documents().APIVersion)
+	e.about("", f)
+	if len(f.Fields) > 0 {
+		e.b.WriteString("\n" + e.colours.paint(toneHead, "FIELDS") + "\n")
+		e.fields("  ", f.Fields)
+	}
+	return e.flush()
+}
+
+func (e *explainer) fields(indent string, fields []schemaField) {
+	for _, f := range fields {
+		fmt.Fprintf(&e.b, "%s%s  <%s>%s\n", indent, e.colours.paint(toneHead, f.Name), f.Type, required(f))
+		e.about(indent+"    ", f)
+		if e.recursive {
+			e.fields(indent+"    ", f.Fields)
+		}
+	}
+}
+
+func required(f schemaField) string {
+	if f.Required {
+		return "  required"
+	}
+	return ""
+}
+
+// about is a field's meaning and what may stand in it.
+func (e *explainer) about(indent string, f schemaField) {
+	e.paragraph(indent, f.Doc)
+	var facts []string
+	if len(f.Values) > 0 {
+		facts = append(facts, "One of: "+strings.Join(f.Values, ", ")+".")
+	}
+	if f.Bounds != "" {
+		facts = append(facts, "Bounds: "+f.Bounds+".")
+	}
+	if f.Default != "" {
+		facts = append(facts, "Default: "+f.Default+".")
+	}
+	if f.RefersTo != "" {
+		facts = append(facts, "The name of a "+f.RefersTo+".")
+	}
+	if len(facts) > 0 {
+		e.paragraph(indent, strings.Join(facts, " "))
+	}
+}
+
+func (e *explainer) paragraph(indent, text string) {
+	at := 0
+	for word := range strings.FieldsSeq(text) {
+		switch n := len([]rune(word)); {
+		case at == 0:
+			e.b.WriteString(indent + word)
+			at = len(indent) + n
+		case at+1+n > textWidth:
+			e.b.WriteString("\n" + indent + word)
+			at = len(indent) + n
+		default:
+			e.b.WriteString(" " + word)
+			at += 1 + n
+		}
+	}
+	e.b.WriteByte('\n')
+}
+
+func (e *explainer) flush() error {
+	_, err := io.WriteString(e.w, e.b.String())
 	return err
 }
-
-// timedOut reports a call whose outcome is not known. The controller is told
-// the time, too, and may be the first to notice.
-func timedOut(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || connect.CodeOf(err) == connect.CodeDeadlineExceeded
-}
-
-// explain says what happened and what to do next.
-func explain(err error) string {
-	at := atServer{}
-	if !errors.As(err, &at) {
-		return err.Error()
-	}
-	var (
-		unknown x509.UnknownAuthorityError
-		name    x509.HostnameError
-		invalid x509.CertificateInvalidError
-		dns     *net.DNSError
-		record  tls.RecordHeaderError
-		alert   tls.AlertError
-		rpc     *connect.Error
-	)
-	switch {
-	case errors.Is(err, context.Canceled):
-		return "interrupted"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Sprintf("nothing listens at %s: is the controller running, and is this its address (--server, SEALCTL_SERVER)?", at.server)
-	case errors.As(err, &dns):
-		return fmt.Sprintf("the name %q cannot be resolved: see --server or SEALCTL_SERVER", dns.Name)
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		return fmt.Sprintf("%s cannot be reached from here: no route leads there", at.server)
-	case errors.As(err, &unknown):
-		return fmt.Sprintf("the controller at %s does not belong to the root in --root: take admin/root.pem of its data directory, and if that is what you have, do not go on: somebody answers in the controller's place", at.server)
-	case errors.As(err, &name):
-		return fmt.Sprintf("%v: reach the controller by a name in its certificate, or start it with --name %s", name, name.Host)
-	case errors.As(err, &invalid):
-		return fmt.Sprintf("the controller's certificate is not valid: %v; are both clocks right?", invalid)
-	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
-		return fmt.Sprintf("%s does not speak TLS: is it the controller's port?", at.server)
-	case errors.As(err, &alert):
-		return fmt.Sprintf("the controller at %s ended the TLS handshake: %v", at.server, alert)
-	case timedOut(err):
-		return fmt.Sprintf("%s did not answer in time; --timeout gives it longer", at.server)
-	}
-	if !errors.As(err, &rpc) {
-		return err.Error()
-	}
-	text := rpc.Message()
-	if !connect.IsWireError(rpc) && rpc.Code() == connect.CodeUnavailable {
-		return fmt.Sprintf("the connection to %s failed: %s", at.server, text)
-	}
-	switch rpc.Code() {
-	case connect.CodeUnauthenticated:
-		text += "; --identity says who you are"
-	case connect.CodeUnimplemented:
-		text += "; is the controller older than this sealctl?"
-	default:
-	}
-	return text
-}
-
-// clean makes foreign text fit for a terminal: what could move the cursor or
-// turn the reading direction is shown and not done.
-func clean(s string) string {
-	harmless := func(r rune) bool { return unicode.IsPrint(r) || r == '\n' }
-	if strings.IndexFunc(s, func(r rune) bool { return !harmless(r) }) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		if harmless(r) {
-			b.WriteRune(r)
-			continue
-		}
-		fmt.Fprintf(&b, "\\u%04x", r)
-	}
-	return b.String()
-}
-
-// line is clean on one line.
-func line(s string) string { return strings.ReplaceAll(clean(s), "\n", `\n`) }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/spf13/cobra"
+
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
 
@@ -20,7 +22,28 @@ const (
 	// so that its own error, which says more, is what is seen.
 	maxSource  = 4 << 20
 	maxSources = 1000
+	// maxTotal is the most that the controller takes at once, in bytes.
+	maxTotal = 4 << 20
+	// maxDepth is how deep -R looks.
+	maxDepth = 32
 )
+
+// fileFlags are -f and -R.
+type fileFlags struct {
+	names     []string
+	recursive bool
+}
+
+func (f *fileFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVarP(&f.names, "file", "f", nil, "`file`, directory (its *.yaml, *.yml and *.json, sorted) or - for stdin; repeatable")
+	cmd.Flags().BoolVarP(&f.recursive, "recursive", "R", false, "look into directories of directories, too")
+	_ = cmd.MarkFlagFilename("file", "yaml", "yml", "json")
+}
+
+// read reads what the flags name.
+func (f *fileFlags) read(stdin io.Reader) ([]*v1.Source, error) {
+	return readSources(f.names, f.recursive, stdin)
+}
 
 // readAll reads a file to its end, up to a number of bytes.
 func readAll(r io.Reader, most int64) ([]byte, error) {
@@ -35,8 +58,8 @@ func readAll(r io.Reader, most int64) ([]byte, error) {
 }
 
 // readSources reads what -f names: files, directories (their *.yaml, *.yml and
-// *.json, sorted, not deeper) and "-" for stdin.
-func readSources(names []string, stdin io.Reader) ([]*v1.Source, error) {
+// *.json, sorted, deeper ones where recursive is set) and "-" for stdin.
+func readSources(names []string, recursive bool, stdin io.Reader) ([]*v1.Source, error) {
 	if len(names) == 0 {
 		return nil, fmt.Errorf("%w: name files, directories or - with -f", errUsage)
 	}
@@ -44,6 +67,7 @@ func readSources(names []string, stdin io.Reader) ([]*v1.Source, error) {
 		sources []*v1.Source
 		errs    []error
 		stdins  int
+		total   int
 	)
 	for _, name := range names {
 		if name == "-" {
@@ -58,10 +82,13 @@ func readSources(names []string, stdin io.Reader) ([]*v1.Source, error) {
 			sources, errs = append(sources, s), append(errs, err)
 			continue
 		}
-		paths, err := expand(name)
+		paths, err := expand(name, recursive)
 		if err != nil {
 			errs = append(errs, err)
 			continue
+		}
+		if len(sources)+len(paths) > maxSources {
+			return nil, fmt.Errorf("more than %d files; apply them in several steps", maxSources)
 		}
 		for _, p := range paths {
 			b, err := readFile(p)
@@ -69,11 +96,11 @@ func readSources(names []string, stdin io.Reader) ([]*v1.Source, error) {
 				errs = append(errs, err)
 				continue
 			}
+			if total += len(b); total > maxTotal {
+				return nil, fmt.Errorf("the files up to %s have more than %d bytes together; apply them in several steps", p, maxTotal)
+			}
 			s, err := source(p, b)
 			sources, errs = append(sources, s), append(errs, err)
-		}
-		if len(sources) > maxSources {
-			return nil, fmt.Errorf("more than %d files; apply them in several steps", maxSources)
 		}
 	}
 	return sources, errors.Join(errs...)
@@ -145,7 +172,7 @@ func readFile(path string) ([]byte, error) {
 }
 
 // expand is the files that a name stands for.
-func expand(name string) ([]string, error) {
+func expand(name string, recursive bool) ([]string, error) {
 	info, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no file or directory %s", name)
@@ -156,19 +183,50 @@ func expand(name string) ([]string, error) {
 	if !info.IsDir() {
 		return []string{name}, nil
 	}
-	entries, err := os.ReadDir(name)
+	depth := 0
+	if recursive {
+		depth = maxDepth
+	}
+	paths, err := walk(name, depth, nil)
 	if err != nil {
 		return nil, err
 	}
-	var paths []string
-	for _, e := range entries {
-		ext := strings.ToLower(filepath.Ext(e.Name()))
-		if !e.IsDir() && !strings.HasPrefix(e.Name(), ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, ext) {
-			paths = append(paths, filepath.Join(name, e.Name()))
-		}
-	}
 	if paths == nil {
-		return nil, fmt.Errorf("directory %s holds no *.yaml, *.yml or *.json", name)
+		hint := ""
+		if !recursive {
+			hint = "; -R looks deeper"
+		}
+		return nil, fmt.Errorf("directory %s holds no *.yaml, *.yml or *.json%s", name, hint)
+	}
+	return paths, nil
+}
+
+// walk adds the documents of a directory and of those in it, in the order of
+// their paths, without what is hidden.
+func walk(dir string, depth int, paths []string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		ext := strings.ToLower(filepath.Ext(e.Name()))
+		switch {
+		case strings.HasPrefix(e.Name(), "."):
+		case e.IsDir() && depth > 0:
+			if paths, err = walk(path, depth-1, paths); err != nil {
+				return nil, err
+			}
+		case e.IsDir() || !slices.Contains([]string{".yaml", ".yml", ".json"}, ext):
+		case len(paths) > maxSources:
+			return paths, nil
+		default:
+			// A link may lead to a directory, or to what never ends.
+			if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+				continue
+			}
+			paths = append(paths, path)
+		}
 	}
 	return paths, nil
 }

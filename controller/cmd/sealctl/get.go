@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -13,20 +15,24 @@ import (
 func getCommand(o *options) *cobra.Command {
 	var customer string
 	cmd := &cobra.Command{
-		Use:   "get KIND [NAME]",
+		Use:   "get KIND [NAME] | KIND/CUSTOMER/NAME",
 		Short: "Show documents of a kind, or of all",
 		Long: `Show documents of a kind (any case, singular or plural), or of all kinds.
 
-The kinds are customers, circuits, sites, nodes, endpoints, encryptionpolicies
-and connections.`,
+The kinds are ` + or(kindNames()) + `; sealctl explain KIND says what is in one.
+
+-o yaml prints documents as sealctl apply takes them, -o json the controller's
+answer with revisions, -o wide whole specs, and -o name what sealctl get, describe
+and delete take in place of a kind and a name.`,
 		Example: `  sealctl get all
   sealctl get connections --customer contoso
-  sealctl get site hq --customer contoso -o json`,
+  sealctl get site/contoso/hq -o json
+  sealctl get all -o yaml > backup.yaml`,
 		Args: arguments(1, 2, "a kind (or all) and maybe a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q := &v1.GetRequest{Kind: args[0], Customer: customer}
-			if len(args) == 2 {
-				q.Name = args[1]
+			q, err := parseReference(args, customer)
+			if err != nil {
+				return err
 			}
 			c, err := o.connect()
 			if err != nil {
@@ -34,36 +40,90 @@ and connections.`,
 			}
 			defer c.close()
 			service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-			answer, err := call(cmd.Context(), o, service.Get, q)
+			answer, err := call(cmd.Context(), o, service.Get, &v1.GetRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
 			if err != nil {
 				return usage(err)
 			}
-			if o.json() {
-				return printJSON(cmd.OutOrStdout(), answer)
-			}
-			t := newTable("KIND", "CUSTOMER", "NAME", "REVISION", "SPEC")
-			for _, d := range answer.GetDocuments() {
-				t.add(d.GetKind(), d.GetCustomer(), d.GetName(), fmt.Sprint(d.GetRevision()), summary(d))
-			}
-			return t.print(cmd.OutOrStdout())
+			return printDocuments(cmd.OutOrStdout(), o, answer)
 		},
+		ValidArgsFunction: completeDocuments(o, &customer),
 	}
 	cmd.Flags().StringVar(&customer, "customer", "", "documents of this `customer` only")
-	return cmd
+	return formats(cmd, "wide", "json", "yaml", "name")
+}
+
+func printDocuments(w io.Writer, o *options, answer *v1.GetResponse) error {
+	switch o.output {
+	case "json":
+		return printJSON(w, answer)
+	case "yaml":
+		return printManifests(w, answer.GetDocuments())
+	case "name":
+		for _, d := range answer.GetDocuments() {
+			if _, err := fmt.Fprintln(w, line(name(d))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	most := maxSummary
+	if o.wide() {
+		most = 0
+	}
+	t := newTable("KIND", "CUSTOMER", "NAME", "REVISION", "SPEC").paint(o.palette(w))
+	for _, d := range answer.GetDocuments() {
+		t.add(d.GetKind(), d.GetCustomer(), d.GetName(), fmt.Sprint(d.GetRevision()), summary(d, most))
+	}
+	return t.print(w)
 }
 
 // maxSummary is how much of a spec a line shows, in characters.
 const maxSummary = 80
 
-// summary is the start of a document's spec; -o json shows all of it.
-func summary(d *v1.Document) string {
+// summary is a document's spec, up to so many characters; 0 for all.
+func summary(d *v1.Document, most int) string {
 	b, err := protojson.MarshalOptions{}.Marshal(d.GetSpec())
 	if err != nil {
 		return ""
 	}
 	r := []rune(string(b))
-	if len(r) <= maxSummary {
+	if most == 0 || len(r) <= most {
 		return string(r)
 	}
-	return string(r[:maxSummary-1]) + "…"
+	return string(r[:most-1]) + "…"
+}
+
+// reference is what arguments say of documents.
+type reference struct{ kind, customer, name string }
+
+// parseReference reads KIND, KIND NAME or KIND/CUSTOMER/NAME, which -o name
+// prints; customer is the flag. What is a kind is the controller's to say.
+func parseReference(args []string, customer string) (reference, error) {
+	q := reference{customer: customer}
+	switch len(args) {
+	case 1:
+	case 2:
+		q.kind, q.name = args[0], args[1]
+		return q, nil
+	default:
+		return q, fmt.Errorf("%w: got %d arguments, want a kind and maybe a name", errUsage, len(args))
+	}
+	parts := strings.Split(args[0], "/")
+	q.kind = parts[0]
+	switch len(parts) {
+	case 1:
+	case 2:
+		q.name = parts[1]
+	case 3:
+		if customer != "" && customer != parts[1] {
+			return q, fmt.Errorf("%w: %s and --customer %s: want one customer", errUsage, args[0], customer)
+		}
+		q.customer, q.name = parts[1], parts[2]
+	default:
+		return q, fmt.Errorf("%w: %q: want KIND/NAME or KIND/CUSTOMER/NAME", errUsage, args[0])
+	}
+	if len(parts) > 1 && q.name == "" {
+		return q, fmt.Errorf("%w: %q: the name is empty", errUsage, args[0])
+	}
+	return q, nil
 }

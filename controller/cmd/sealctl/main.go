@@ -19,13 +19,6 @@ import (
 // version is set by the linker.
 var version = "unknown"
 
-// The exit codes.
-const (
-	exitOK = iota
-	exitFailed
-	exitUsage
-)
-
 // errUsage marks what is wrong with the command line itself.
 var errUsage = errors.New("usage")
 
@@ -59,17 +52,15 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	})
 	err := cmd.ExecuteContext(ctx)
 	err = cmp.Or(err, unknown)
+	code := exitCode(err)
 	switch {
-	case err == nil:
-		return exitOK
-	case errors.Is(err, errTold):
-		return exitFailed
-	case errors.Is(err, errUsage):
+	case code == exitOK, errors.Is(err, errTold):
+	case code == exitUsage:
 		_, _ = fmt.Fprintf(stderr, "sealctl: %s; --help says more\n", clean(explain(err)))
-		return exitUsage
+	default:
+		_, _ = fmt.Fprintf(stderr, "sealctl: %s\n", clean(explain(err)))
 	}
-	_, _ = fmt.Fprintf(stderr, "sealctl: %s\n", clean(explain(err)))
-	return exitFailed
+	return code
 }
 
 // command is the tree of commands. getenv gives defaults to global flags.
@@ -82,9 +73,14 @@ func command(getenv func(string) string) *cobra.Command {
 
 The controller writes the administrator's identity at its first start:
 admin/identity.pem in its data directory, and admin/root.pem beside it, by which
-sealctl knows the controller.
+sealctl knows the controller. Contexts keep these for several controllers:
+see sealctl context --help.
 
-Exit codes: 0 done, 1 refused or failed, 2 usage.`,
+What is nearer to the command wins: flags, then the context of --context, then
+SEALCTL_SERVER, SEALCTL_IDENTITY, SEALCTL_KEY, SEALCTL_ROOT and SEALCTL_ROOT_PIN,
+then the context of CIRCUITSEAL_CONTEXT, or else the current one.
+
+` + exitHelp(),
 		Example: `  export SEALCTL_IDENTITY=/var/lib/circuitseal-controller/admin/identity.pem
   export SEALCTL_ROOT=/var/lib/circuitseal-controller/admin/root.pem
   sealctl apply -f policies/
@@ -103,9 +99,11 @@ Exit codes: 0 done, 1 refused or failed, 2 usage.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
-		applyCommand(o), getCommand(o), deleteCommand(o),
-		tokenCommand(o), statusCommand(o), versionCommand(o),
+		applyCommand(o), getCommand(o), describeCommand(o), explainCommand(o), deleteCommand(o),
+		statusCommand(o), watchCommand(o), tokenCommand(o), contextCommand(o), completionCommand(), versionCommand(o),
 	)
+	root.CompletionOptions.DisableDefaultCmd = true
+	completeFlags(root, o)
 	return root
 }
 
@@ -114,6 +112,8 @@ func helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
 		Short: "Show what a command does",
+		Example: `  sealctl help apply
+  sealctl help token create`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, rest, err := cmd.Root().Find(args)
 			if err != nil {

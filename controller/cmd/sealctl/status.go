@@ -1,10 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,150 +15,254 @@ import (
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
-// watchEvery is how often --watch asks.
-const watchEvery = 2 * time.Second
-
 func statusCommand(o *options) *cobra.Command {
-	var watch bool
+	var (
+		f            statusFilter
+		watch, check bool
+	)
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what nodes report and which connections are encrypted",
-		Long: `Show what nodes report and which connections are encrypted. A tunnel is up when
-both of its ends say so now.
+		Short: "Show what nodes report, which connections are encrypted, and what to do",
+		Long: `Show what nodes report and which connections are encrypted; under PROBLEMS, what is
+wrong and what to do next. A tunnel is up when both of its ends say so now.
 
-With --watch it is shown every two seconds; -o json then prints one answer a line.`,
+-o wide adds every tunnel with its age, bytes, loss and delay. --check makes the
+exit code 6 where there are problems. --watch goes on, as sealctl watch does.`,
+		Example: `  sealctl status
+  sealctl status --customer contoso -o wide
+  sealctl status --node prem-1 --check`,
 		Args: arguments(0, 0, "none"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if watch && check {
+				return fmt.Errorf("%w: --watch and --check: want one of them", errUsage)
+			}
 			c, err := o.connect()
 			if err != nil {
 				return err
 			}
 			defer c.close()
-			service := circuitsealv1connect.NewStatusServiceClient(c.client, c.server, limits())
-			ask := func() (*v1.GetStatusResponse, error) {
-				return call(cmd.Context(), o, service.GetStatus, &v1.GetStatusRequest{})
-			}
 			if watch {
-				return watchStatus(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), o, ask)
+				return watchStatus(cmd, o, func() (*v1.GetStatusResponse, error) { return askStatus(cmd.Context(), o, c, f) })
 			}
-			answer, err := ask()
+			answer, err := askStatus(cmd.Context(), o, c, f)
 			if err != nil {
 				return err
 			}
-			if o.json() {
-				return printJSON(cmd.OutOrStdout(), answer)
+			if o.structured() {
+				err = o.print(cmd.OutOrStdout(), answer)
+			} else {
+				err = printStatus(cmd.OutOrStdout(), o, answer, time.Now())
 			}
-			return printStatus(cmd.OutOrStdout(), answer)
+			if err == nil && check && len(findings(answer)) > 0 {
+				return withCode(exitNotYet, errTold)
+			}
+			return err
 		},
 	}
+	f.register(cmd)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on until interrupted")
-	return cmd
+	cmd.Flags().BoolVar(&check, "check", false, "exit code 6 when there are problems")
+	return formats(cmd, "wide", "json", "yaml")
 }
 
-// watchStatus prints status until ctx is done, which is no error. A controller
-// that is away for a moment does not end it.
-func watchStatus(ctx context.Context, w, stderr io.Writer, o *options, ask func() (*v1.GetStatusResponse, error)) error {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
-	for {
-		answer, err := ask()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err := printWatched(w, stderr, o, answer, err); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
+// statusFilter is what of the status somebody wants to see.
+type statusFilter struct{ node, customer string }
+
+func (f *statusFilter) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.node, "node", "", "this `node` and its connections only")
+	cmd.Flags().StringVar(&f.customer, "customer", "", "this `customer`'s connections, and the nodes that carry them, only")
 }
 
-func printWatched(w, stderr io.Writer, o *options, answer *v1.GetStatusResponse, failed error) error {
-	if o.json() && failed == nil {
-		return printJSONLine(w, answer)
+// askStatus gets the status and keeps what is asked for. Which node carries
+// what is said by documents: a node that never reported is shown as well.
+func askStatus(ctx context.Context, o *options, c connection, f statusFilter) (*v1.GetStatusResponse, error) {
+	service := circuitsealv1connect.NewStatusServiceClient(c.client, c.server, limits())
+	answer, err := call(ctx, o, service.GetStatus, &v1.GetStatusRequest{})
+	if err != nil || f == (statusFilter{}) {
+		return answer, err
 	}
-	if o.json() {
-		_, err := fmt.Fprintf(stderr, "sealctl: %s\n", clean(explain(failed)))
-		return err
+	policy := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
+	var documents []*v1.Document
+	for _, kind := range []string{"Endpoint", "Connection"} {
+		got, err := call(ctx, o, policy.Get, &v1.GetRequest{Kind: kind, Customer: f.customer})
+		if err != nil {
+			return nil, usage(err)
+		}
+		documents = append(documents, got.GetDocuments()...)
 	}
-	if isTerminal(w) {
-		// Home, and clear to the end (ECMA-48, sections 8.3.21 and 8.3.39).
-		if _, err := io.WriteString(w, "\x1b[H\x1b[J"); err != nil {
-			return err
+	if f.node != "" && !slices.ContainsFunc(answer.GetNodes(), func(n *v1.NodeReport) bool { return n.GetNode() == f.node }) {
+		return nil, fmt.Errorf("there is no node %q; `sealctl get nodes` lists them", f.node)
+	}
+	return f.apply(answer, documents), nil
+}
+
+// apply keeps of a status what the filter asks for; documents are endpoints and
+// connections.
+func (f statusFilter) apply(s *v1.GetStatusResponse, documents []*v1.Document) *v1.GetStatusResponse {
+	carries, nodes := map[string]string{}, map[string]bool{}
+	connections := map[string]bool{}
+	for _, d := range documents {
+		if d.GetKind() == "Endpoint" {
+			node := d.GetSpec().GetFields()["node"].GetStringValue()
+			carries[d.GetCustomer()+"/"+d.GetName()] = node
+			nodes[node] = true
 		}
 	}
-	if _, err := fmt.Fprintln(w, time.Now().UTC().Format(time.RFC3339)); err != nil {
-		return err
+	for _, d := range documents {
+		if d.GetKind() != "Connection" {
+			continue
+		}
+		for _, e := range d.GetSpec().GetFields()["endpoints"].GetListValue().GetValues() {
+			if f.node == "" || carries[d.GetCustomer()+"/"+e.GetStringValue()] == f.node {
+				connections[d.GetCustomer()+"/"+d.GetName()] = true
+			}
+		}
 	}
-	if failed != nil {
-		_, err := fmt.Fprintln(w, clean(explain(failed)))
-		return err
-	}
-	return printStatus(w, answer)
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
-func printStatus(w io.Writer, s *v1.GetStatusResponse) error {
-	nodes := newTable("NODE", "ENROLLED", "CONNECTED", "WANTED", "APPLIED", "TUNNELS UP", "GUARDS", "VERSION")
-	var problems []string
+	kept := &v1.GetStatusResponse{Revision: s.GetRevision()}
 	for _, n := range s.GetNodes() {
-		st := n.GetStatus()
-		up, alive := 0, 0
-		for _, t := range st.GetTunnels() {
-			if t.GetPhase() == v1.TunnelPhase_TUNNEL_PHASE_UP {
-				up++
-			}
+		if f.node != "" && n.GetNode() != f.node || f.customer != "" && !nodes[n.GetNode()] {
+			continue
 		}
-		for _, g := range st.GetGuards() {
-			if g.GetAlive() {
-				alive++
-			} else {
-				problems = append(problems, fmt.Sprintf("node %s: the %s guard of %s is not alive", n.GetNode(), g.GetLayer(), g.GetInterface()))
-			}
+		if st := n.GetStatus(); st != nil && f.customer != "" {
+			st.Tunnels = slices.DeleteFunc(st.GetTunnels(), func(t *v1.TunnelStatus) bool {
+				return !strings.HasPrefix(t.GetId(), f.customer+"/")
+			})
 		}
-		nodes.add(n.GetNode(), yes(n.GetEnrolled()), yes(n.GetConnected()), position(n.GetWanted()), position(st.GetApplied()),
-			of(up, len(st.GetTunnels())), of(alive, len(st.GetGuards())), st.GetVersion())
-		if r := st.GetRejection(); r != nil {
-			problems = append(problems, fmt.Sprintf("node %s refused state %s: %s", n.GetNode(), position(r.GetPosition()), r.GetReason()))
-		}
-		for _, p := range st.GetProblems() {
-			problems = append(problems, fmt.Sprintf("node %s: %s", n.GetNode(), p))
-		}
+		kept.Nodes = append(kept.Nodes, n)
 	}
-	connections := newTable("CUSTOMER", "CONNECTION", "TUNNELS UP")
 	for _, c := range s.GetConnections() {
-		connections.add(c.GetCustomer(), c.GetConnection(), of(int(c.GetTunnelsUp()), int(c.GetTunnelsTotal())))
-		for _, p := range c.GetProblems() {
-			problems = append(problems, fmt.Sprintf("connection %s/%s: %s", c.GetCustomer(), c.GetConnection(), p))
+		if connections[c.GetCustomer()+"/"+c.GetConnection()] {
+			kept.Connections = append(kept.Connections, c)
 		}
 	}
+	return kept
+}
+
+func printStatus(w io.Writer, o *options, s *v1.GetStatusResponse, now time.Time) error {
+	colours := o.palette(w)
 	var b strings.Builder
-	if err := nodes.print(&b); err != nil {
-		return err
+	head := []string{"NODE", "ENROLLED", "CONNECTED", "WANTED", "APPLIED", "TUNNELS UP", "GUARDS", "VERSION"}
+	if o.wide() {
+		head = append(head, "ACKNOWLEDGED", "KERNEL", "REPORTED")
 	}
-	b.WriteByte('\n')
-	if err := connections.print(&b); err != nil {
-		return err
+	nodes := newTable(head...).paint(colours)
+	tunnels := newTunnelTable(colours)
+	for _, n := range s.GetNodes() {
+		addNode(nodes, n, o.wide(), now)
+		for _, t := range n.GetStatus().GetTunnels() {
+			tunnels.add(n, t, now)
+		}
 	}
-	if len(problems) > 0 {
-		b.WriteString("\nPROBLEMS\n")
+	connections := newTable("CUSTOMER", "CONNECTION", "TUNNELS UP").paint(colours)
+	for _, c := range s.GetConnections() {
+		addConnection(connections, c)
 	}
-	for _, p := range problems {
-		b.WriteString(line(p) + "\n")
+	tables := []*table{nodes, connections}
+	if o.wide() {
+		tables = append(tables, tunnels.table)
 	}
+	for i, t := range tables {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		if err := t.print(&b); err != nil {
+			return err
+		}
+	}
+	writeFindings(&b, colours, findings(s))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func addNode(t *table, n *v1.NodeReport, wide bool, now time.Time) {
+	st := n.GetStatus()
+	up, alive := 0, 0
+	for _, t := range st.GetTunnels() {
+		if t.GetPhase() == v1.TunnelPhase_TUNNEL_PHASE_UP {
+			up++
+		}
+	}
+	for _, g := range st.GetGuards() {
+		if g.GetAlive() {
+			alive++
+		}
+	}
+	cells := []string{n.GetNode(), yes(n.GetEnrolled()), yes(n.GetConnected()), position(n.GetWanted()), position(st.GetApplied()),
+		of(up, len(st.GetTunnels())), of(alive, len(st.GetGuards())), st.GetVersion()}
+	if wide {
+		reported := ""
+		if at := st.GetTime(); at != nil {
+			reported = ago(at.AsTime(), now)
+		}
+		cells = append(cells, position(st.GetAcknowledged()), st.GetKernel(), reported)
+	}
+	t.add(cells...)
+	t.mark(1, toneOf(n.GetEnrolled(), toneWarn))
+	t.mark(2, toneOf(n.GetConnected(), toneWarn))
+	if compare(st.GetApplied(), n.GetWanted()) < 0 {
+		t.mark(4, toneWarn)
+	}
+	t.mark(5, toneOf(up == len(st.GetTunnels()), toneBad))
+	t.mark(6, toneOf(alive == len(st.GetGuards()), toneBad))
+}
+
+func addConnection(t *table, c *v1.ConnectionReport) {
+	t.add(c.GetCustomer(), c.GetConnection(), of(int(c.GetTunnelsUp()), int(c.GetTunnelsTotal())))
+	t.mark(2, toneOf(c.GetTunnelsTotal() > 0 && c.GetTunnelsUp() == c.GetTunnelsTotal(), toneBad))
+}
+
+// tunnelTable is one row for each end of a tunnel.
+type tunnelTable struct{ *table }
+
+func newTunnelTable(p palette) tunnelTable {
+	return tunnelTable{newTable("TUNNEL", "NODE", "PHASE", "BACKEND", "HANDSHAKE", "RECEIVED", "SENT", "PROBES LOST", "ROUND TRIP", "PROBLEM").paint(p)}
+}
+
+func (t tunnelTable) add(n *v1.NodeReport, s *v1.TunnelStatus, now time.Time) {
+	handshake, trip := "never", ""
+	if at := s.GetLastHandshake(); at != nil {
+		handshake = ago(at.AsTime(), now)
+	}
+	if d := s.GetRoundTrip(); d != nil {
+		trip = d.AsDuration().Round(10 * time.Microsecond).String()
+	}
+	told := phase(s.GetPhase())
+	if !n.GetConnected() {
+		told += " when last heard"
+	}
+	t.table.add(s.GetId(), n.GetNode(), told, s.GetBackend(), handshake, size(s.GetReceivedBytes()), size(s.GetSentBytes()),
+		fmt.Sprintf("%d of %d", s.GetProbesLost(), s.GetProbesSent()), trip, s.GetProblem())
+	t.mark(2, toneOf(n.GetConnected() && s.GetPhase() == v1.TunnelPhase_TUNNEL_PHASE_UP, toneBad))
+}
+
+func toneOf(good bool, otherwise tone) tone {
+	if good {
+		return toneGood
+	}
+	return otherwise
+}
+
+func phase(p v1.TunnelPhase) string {
+	return strings.ToLower(strings.TrimPrefix(p.String(), "TUNNEL_PHASE_"))
+}
+
+// ago is how long ago something was.
+func ago(then, now time.Time) string {
+	return max(0, now.Sub(then).Round(time.Second)).String() + " ago"
+}
+
+// size is a number of bytes for people.
+func size(n uint64) string {
+	const step = 1024
+	if n < step {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, unit := float64(n)/step, 0
+	for f >= step && unit < len("KMGTPE")-1 {
+		f /= step
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "KMGTPE"[unit])
 }
 
 func yes(b bool) string {
@@ -174,4 +279,9 @@ func position(p *v1.Position) string {
 		return ""
 	}
 	return fmt.Sprintf("%d.%d", p.GetEpoch(), p.GetRevision())
+}
+
+// compare orders positions.
+func compare(a, b *v1.Position) int {
+	return cmp.Or(cmp.Compare(a.GetEpoch(), b.GetEpoch()), cmp.Compare(a.GetRevision(), b.GetRevision()))
 }

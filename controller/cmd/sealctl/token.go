@@ -16,10 +16,11 @@ import (
 
 func tokenCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "token",
-		Short: "Make one-time tokens with which nodes enrol",
-		Args:  noSubcommand,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use:     "token",
+		Short:   "Make one-time tokens with which nodes enrol",
+		Example: `  sealctl token create nva-1 --out nva-1.token`,
+		Args:    noSubcommand,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(tokenCreateCommand(o))
 	return cmd
@@ -38,7 +39,10 @@ node that is not used yet is void then.
 
 The token is a secret: with --out it goes to a file that only you can read, and
 not to the terminal.`,
-		Args: arguments(1, 1, "the name of a node"),
+		Example: `  sealctl token create nva-1 --out nva-1.token
+  sealctl token create nva-1 --lifetime 24h | ssh nva-1 'umask 077; cat > token'`,
+		Args:              arguments(1, 1, "the name of a node"),
+		ValidArgsFunction: completeNodes(o),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if lifetime <= 0 {
 				return fmt.Errorf("%w: --lifetime %s: want more than 0", errUsage, lifetime)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"runtime"
 
@@ -9,16 +8,18 @@ import (
 )
 
 func versionCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Show the version of sealctl",
-		Args:  arguments(0, 0, "none"),
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Show the version of sealctl",
+		Example: "  sealctl version -o json",
+		Args:    arguments(0, 0, "none"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.json() {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"version": version, "go": runtime.Version()})
+			if o.structured() {
+				return o.printValue(cmd.OutOrStdout(), map[string]string{"version": version, "go": runtime.Version()})
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sealctl %s, %s, API circuitseal.v1\n", version, runtime.Version())
 			return err
 		},
 	}
+	return formats(cmd, "json", "yaml")
 }

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
+)
+
+// completionTimeout is how long a shell's user waits for words of a controller.
+const completionTimeout = 2 * time.Second
+
+func completionCommand() *cobra.Command {
+	return formats(&cobra.Command{
+		Use:   "completion bash|zsh|fish",
+		Short: "Print what makes a shell complete sealctl's words",
+		Long: `Print what makes a shell complete commands, flags, kinds, fields, contexts, and,
+where a controller answers within two seconds, customers, nodes and names.`,
+		Example: `  source <(sealctl completion bash)
+  sealctl completion zsh > "${fpath[1]}/_sealctl"
+  sealctl completion fish > ~/.config/fish/completions/sealctl.fish`,
+		Args:      arguments(1, 1, "bash, zsh or fish"),
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w := cmd.OutOrStdout()
+			switch args[0] {
+			case "bash":
+				return cmd.Root().GenBashCompletionV2(w, true)
+			case "zsh":
+				return cmd.Root().GenZshCompletion(w)
+			case "fish":
+				return cmd.Root().GenFishCompletion(w, true)
+			}
+			return fmt.Errorf("%w: there is no completion for %q; want bash, zsh or fish", errUsage, args[0])
+		},
+	})
+}
+
+// completeFlags completes the values of flags, everywhere.
+func completeFlags(root *cobra.Command, o *options) {
+	words := func(c *cobra.Command, flag string, f func(*cobra.Command) []string) {
+		// An error means a second registration, which a test would show.
+		_ = c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return f(c), cobra.ShellCompDirectiveNoFileComp
+		})
+	}
+	words(root, "output", outputs)
+	words(root, "color", func(*cobra.Command) []string { return colourModes })
+	words(root, "context", func(*cobra.Command) []string { return o.contextNames() })
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		for flag, kind := range map[string]string{"customer": "Customer", "node": "Node"} {
+			if c.Flags().Lookup(flag) != nil {
+				words(c, flag, func(c *cobra.Command) []string { return o.names(c.Context(), kind, "") })
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(root)
+}
+
+// completeDocuments completes a kind and then a name; customer is the flag.
+func completeDocuments(o *options, customer *string) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		switch len(args) {
+		case 0:
+			var kinds []string
+			for _, k := range kindNames() {
+				kinds = append(kinds, strings.ToLower(k))
+			}
+			if c.Name() == "get" {
+				kinds = append(kinds, "all")
+			}
+			return kinds, cobra.ShellCompDirectiveNoFileComp
+		case 1:
+			return o.names(c.Context(), args[0], *customer), cobra.ShellCompDirectiveNoFileComp
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeNodes completes the name of a node.
+func completeNodes(o *options) cobra.CompletionFunc {
+	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return o.names(c.Context(), "Node", ""), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func completeContexts(o *options) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return o.contextNames(), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func (o *options) contextNames() []string {
+	_, c, err := o.editContexts()
+	if err != nil {
+		return nil
+	}
+	return c.names()
+}
+
+// names are the names of documents of a kind. What goes wrong is not said:
+// nobody has asked for anything yet.
+func (o *options) names(ctx context.Context, kind, customer string) []string {
+	short := *o
+	short.timeout = min(completionTimeout, max(o.timeout, time.Millisecond))
+	c, err := short.connect()
+	if err != nil {
+		return nil
+	}
+	defer c.close()
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
+	answer, err := call(ctx, &short, service.Get, &v1.GetRequest{Kind: kind, Customer: customer})
+	if err != nil {
+		return nil
+	}
+	seen := map[string]bool{}
+	var names []string
+	for _, d := range answer.GetDocuments() {
+		if n := line(d.GetName()); !seen[n] {
+			seen[n] = true
+			names = append(names, n)
+		}
+	}
+	return names
+}

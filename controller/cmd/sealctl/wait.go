@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+)
+
+// waitEvery is how often --wait asks.
+const waitEvery = 500 * time.Millisecond
+
+// waitApplied waits until every connected node has applied its newest state. The
+// controller's status is never older than the documents that it was asked after.
+func waitApplied(cmd *cobra.Command, o *options, c connection, patient time.Duration) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), patient)
+	defer cancel()
+	p := startProgress(cmd.ErrOrStderr(), "waiting for nodes")
+	missing := []string{"the controller has not said yet which nodes have applied it"}
+	for {
+		s, err := askStatus(ctx, o, c, statusFilter{})
+		if code := exitCode(err); err != nil && code != exitUnreachable {
+			p.end()
+			return err
+		}
+		if err == nil {
+			w := waitingFor(s)
+			missing = w.missing
+			p.say("waiting for nodes: %d of %d have applied it", w.applied, w.applied+len(w.missing))
+			if len(w.missing) == 0 || w.hopeless {
+				p.end()
+				return w.report(cmd)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			p.end()
+			if cmd.Context().Err() != nil {
+				return errors.New("interrupted; what was applied stays applied")
+			}
+			return withCode(exitNotYet, fmt.Errorf("after %s: %s; what was applied stays applied, and `sealctl status` says more", patient, strings.Join(missing, "; ")))
+		case <-time.After(waitEvery):
+		}
+	}
+}
+
+// waiting is how far nodes are.
+type waiting struct {
+	applied int
+	// missing are sentences about connected nodes; away are the others.
+	missing, away []string
+	// hopeless is set when a node has refused what it should apply.
+	hopeless bool
+}
+
+func waitingFor(s *v1.GetStatusResponse) waiting {
+	var w waiting
+	for _, n := range s.GetNodes() {
+		st := n.GetStatus()
+		switch rejected := st.GetRejection(); {
+		case !n.GetConnected():
+			w.away = append(w.away, n.GetNode())
+		case compare(st.GetApplied(), n.GetWanted()) >= 0:
+			w.applied++
+		case rejected != nil && compare(rejected.GetPosition(), n.GetWanted()) == 0:
+			w.hopeless = true
+			w.missing = append(w.missing, fmt.Sprintf("node %s refused state %s: %s", n.GetNode(), position(n.GetWanted()), rejected.GetReason()))
+		default:
+			have := position(st.GetApplied())
+			if have == "" {
+				have = "none yet"
+			}
+			w.missing = append(w.missing, fmt.Sprintf("node %s wants state %s and has applied %s", n.GetNode(), position(n.GetWanted()), have))
+		}
+	}
+	return w
+}
+
+// report says on stderr, which leaves stdout to programs, what nodes have.
+func (w waiting) report(cmd *cobra.Command) error {
+	if len(w.missing) > 0 {
+		return withCode(exitNotYet, errors.New(strings.Join(w.missing, "; ")))
+	}
+	text := fmt.Sprintf("%d connected nodes have applied it", w.applied)
+	if w.applied == 1 {
+		text = "1 connected node has applied it"
+	}
+	if len(w.away) > 0 {
+		text += "; not connected, and not waited for: " + strings.Join(w.away, ", ")
+	}
+	_, err := fmt.Fprintln(cmd.ErrOrStderr(), line(text))
+	return err
+}
