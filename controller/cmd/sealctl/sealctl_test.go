@@ -5,56 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/circuitseal/circuitseal/controller"
 )
-
-// start runs a real controller and points sealctl's environment at it.
-func start(t *testing.T) (dir string) {
-	t.Helper()
-	dir = filepath.Join(t.TempDir(), "data")
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan string, 1), make(chan error, 1)
-	go func() {
-		done <- controller.Run(ctx, controller.Config{
-			DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
-			Ready: func(a net.Addr, _ string) { ready <- a.String() },
-		})
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	select {
-	case address := <-ready:
-		t.Setenv("SEALCTL_SERVER", "https://"+address)
-		t.Setenv("SEALCTL_IDENTITY", dir+"/admin/identity.pem")
-		t.Setenv("SEALCTL_ROOT", dir+"/admin/root.pem")
-	case err := <-done:
-		done <- err
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// sealctl runs a command.
-func sealctl(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
-	t.Helper()
-	var out, e bytes.Buffer
-	code = run(t.Context(), args, strings.NewReader(stdin), &out, &e)
-	return code, out.String(), e.String()
-}
-
-const samples = "../../../deploy/samples"
 
 func TestCommands(t *testing.T) {
 	start(t)
@@ -71,9 +28,9 @@ func TestCommands(t *testing.T) {
 		{"apply a directory", "", []string{"apply", "-f", samples}, 0, `(?s)^customer/contoso created\nnode/prem-1 created\n.*connection/contoso/hq-weu created\n$`, `^$`},
 		{"apply it again, by file", "", []string{"apply", "-f", samples + "/10-nodes.yaml", "-f", samples + "/20-contoso.yaml"}, 0, `(?s)^customer/contoso unchanged\n.*connection/contoso/hq-weu unchanged\n$`, `^$`},
 		{"apply stdin", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata: {name: fabrikam}\nspec: {model: connect-to}\n", []string{"apply", "-f", "-"}, 0, `^customer/fabrikam created\n$`, `^$`},
-		{"problems", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: Fabrikam\nspec:\n  model: moon\n", []string{"apply", "-f", "-"}, 1, `^$`,
+		{"problems", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: Fabrikam\nspec:\n  model: moon\n", []string{"apply", "-f", "-"}, 3, `^$`,
 			`(?m)\A-:4: metadata.name: .* \(got "Fabrikam"\); .*\n-:6: spec.model: must be connect-through or connect-to \(got "moon"\)\n2 problems; nothing was changed\n\z`},
-		{"problems as JSON", "kind: Customer\n", []string{"apply", "-f", "-", "-o", "json"}, 1, `"problems": \[`, `^$`},
+		{"problems as JSON", "kind: Customer\n", []string{"apply", "-f", "-", "-o", "json"}, 3, `"problems": \[`, `^$`},
 		{"no such file", "", []string{"apply", "-f", "moon.yaml"}, 1, `^$`, `^sealctl: there is no file or directory moon.yaml\n$`},
 		{"not UTF-8", "kind: Customer\n# \xff\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: -:2: is no UTF-8`},
 		{"an enrolment token", "cst1.6f03a5b1c2d3e4f5.YPJJ\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: - holds an enrolment token and no documents; it was not sent\n$`},
@@ -81,13 +38,23 @@ func TestCommands(t *testing.T) {
 		{"a certificate", "", []string{"delete", "-f", os.Getenv("SEALCTL_ROOT")}, 1, `^$`, `^sealctl: \S+root.pem holds PEM and no documents; it was not sent\n$`},
 		{"no document", "# nothing\n", []string{"apply", "-f", "-"}, 1, `^$`, `^sealctl: there is no document in -\n$`},
 		{"nothing to delete", "# nothing\n", []string{"delete", "-f", "-"}, 1, `^$`, `^sealctl: there is no document in -\n$`},
-		{"a hint once", "apiVersion: circuitseal.io/v1\nkind: Site\nmetadata: {customer: contoso, name: x}\nspec: {type: on-prem, prefixes: [10.200.0.0/24]}\n", []string{"apply", "-f", "-"}, 1, `^$`,
+		{"a hint once", "apiVersion: circuitseal.io/v1\nkind: Site\nmetadata: {customer: contoso, name: x}\nspec: {type: on-prem, prefixes: [10.200.0.0/24]}\n", []string{"apply", "-f", "-"}, 3, `^$`,
 			`^-:4: spec.type: must be on-premises or azure-vnet \(got "on-prem"\)\n1 problem; `},
 		{"no file", "", []string{"apply"}, 2, `^$`, `-f`},
 		{"get", "", []string{"get", "Sites", "--customer", "contoso"}, 0, `(?s)^KIND.*\nSite +contoso +hq +\d+ +\{.*vnet-weu`, `^$`},
 		{"get one as JSON", "", []string{"get", "customer", "contoso", "-o", "json"}, 0, `"displayName": "Contoso Ltd"`, `^$`},
 		{"get nothing", "", []string{"get", "site", "moon"}, 1, `^$`, `^sealctl: there is no Site/moon`},
 		{"get no kind", "", []string{"get", "stie"}, 2, `^$`, `^sealctl: kind: there is no kind "stie"; did you mean Site\?`},
+		{"get by reference", "", []string{"get", "site/contoso/hq", "-o", "name"}, 0, `^site/contoso/hq\n$`, `^$`},
+		{"get of two customers", "", []string{"get", "site/contoso/hq", "--customer", "fabrikam"}, 2, `^$`, `want one customer`},
+		{"get wide", "", []string{"get", "node", "prem-1", "-o", "wide"}, 0, `\{.*mgmt0.*\}\n$`, `^$`},
+		{"get as YAML", "", []string{"get", "customer", "contoso", "-o", "yaml"}, 0, `^apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: contoso\nspec:\n  displayName: Contoso Ltd\n  model: connect-through\n$`, `^$`},
+		{"describe nothing", "", []string{"describe", "site/contoso/moon"}, 1, `^$`, `there is no Site/contoso/moon`},
+		{"describe without a name", "", []string{"describe", "site"}, 2, `^$`, `want a kind and a name`},
+		{"describe no JSON", "", []string{"describe", "site/contoso/hq", "-o", "json"}, 2, `^$`, `want table;`},
+		{"describe a site", "", []string{"describe", "site/contoso/hq"}, 0, `(?s)^site/contoso/hq\nrevision \d+\n\nSPEC\n  type: on-premises\n.*NAMED BY +FIELD\nendpoint/contoso/hq  spec.site\n.*contoso +hq-weu +0/2\n.*PROBLEMS\nnode nva-1 is not enrolled`, `^$`},
+		{"describe a node", "", []string{"describe", "node", "prem-1"}, 0, `(?s)endpoint/contoso/hq  spec.node\n.*circ0 +circuit +contoso/er-ams/primary.*lan0 +lan +contoso`, `^$`},
+		{"describe a circuit", "", []string{"describe", "circuit/contoso/er-ams"}, 0, `node/prem-1 +spec.interfaces\[0\].link.circuit`, `^$`},
 		{"get of no customer", "", []string{"get", "sites", "--customer", "contosso"}, 1, `^$`, `^sealctl: there is no Customer/contosso; did you mean "contoso"\?\n$`},
 		{"token to a file", "", []string{"token", "create", "nva-1", "--out", token}, 0, `^$`, `--root-pin sha256:[0-9a-f]{64} --node nva-1 --token-file .*/token\n$`},
 		{"token is not overwritten", "", []string{"token", "create", "nva-1", "--out", token}, 1, `^$`, `is not overwritten`},
@@ -96,21 +63,30 @@ func TestCommands(t *testing.T) {
 		{"token that lives too long", "", []string{"token", "create", "nva-1", "--lifetime", "169h"}, 2, `^$`, `at most 168h`},
 		{"status", "", []string{"status"}, 0, `(?s)^NODE .*nva-1 +no +no .*contoso +hq-weu +0/2\n.*PROBLEMS\n.*node nva-1 is not enrolled`, `^$`},
 		{"status as JSON", "", []string{"status", "-o", "json"}, 0, `"tunnelsTotal": 2`, `^$`},
+		{"status as YAML", "", []string{"status", "-o", "yaml"}, 0, `(?m)^    tunnelsTotal: 2$`, `^$`},
+		{"status of a node", "", []string{"status", "--node", "nva-1"}, 0, `(?s)nva-1 .*contoso +hq-weu`, `^$`},
+		{"status of no node", "", []string{"status", "--node", "moon"}, 1, `^$`, `there is no node "moon"`},
+		{"status of a customer without connections", "", []string{"status", "--customer", "fabrikam"}, 0, `^NODE[^\n]*\n\nCUSTOMER[^\n]*\n$`, `^$`},
+		{"status of no customer", "", []string{"status", "--customer", "moon"}, 1, `^$`, `there is no Customer/moon`},
+		{"status is checked", "", []string{"status", "--check"}, 6, `PROBLEMS`, `^$`},
+		{"nothing is wrong", "", []string{"status", "--customer", "fabrikam", "--check"}, 0, `NODE`, `^$`},
+		{"wait for a dry run", "", []string{"apply", "-f", samples, "--wait", "--dry-run"}, 2, `^$`, `--wait and --dry-run`},
+		{"wait for nobody", "", []string{"apply", "-f", samples, "--wait"}, 0, `unchanged`, `^0 connected nodes have applied it; not connected, and not waited for: nva-1, prem-1\n$`},
 		{"delete without a customer", "", []string{"delete", "site", "hq"}, 2, `^$`, `^sealctl: usage: --customer is required: documents of kind Site belong to a customer`},
 		{"delete what is in use", "", []string{"delete", "site", "hq", "--customer", "contoso"}, 1, `^$`, `is in use by Endpoint/contoso/hq \(spec.site\)`},
 		{"delete", "", []string{"delete", "connection", "hq-weu", "--customer", "contoso"}, 0, `^connection/contoso/hq-weu deleted\n$`, `^$`},
 		{"delete files", "", []string{"delete", "-f", samples}, 0, `(?s)endpoint/contoso/vnet-weu deleted\n.*customer/contoso deleted\n$`, `^connection/contoso/hq-weu is not there\n$`},
 		{"all is gone", "", []string{"get", "all"}, 0, `(?s)^KIND.*\nCustomer +- +fabrikam[^\n]*\n$`, `^$`},
-		{"version", "", []string{"version", "-o", "json"}, 0, `"version":"unknown"`, `^$`},
+		{"version", "", []string{"version", "-o", "json"}, 0, `"version": "unknown"`, `^$`},
 		{"no command", "", []string{"aply"}, 2, `^$`, `did you mean "apply"`},
-		{"no command with help", "", []string{"explain", "--help"}, 2, `^$`, `there is no command "explain"`},
+		{"no command with help", "", []string{"expose", "--help"}, 2, `^$`, `there is no command "expose"`},
 		{"no subcommand with help", "", []string{"token", "list", "-h"}, 2, `^$`, `there is no command "list"`},
-		{"help on no command", "", []string{"help", "explain"}, 2, `^$`, `there is no command "explain"`},
+		{"help on no command", "", []string{"help", "expose"}, 2, `^$`, `there is no command "expose"`},
 		{"help on a command", "", []string{"help", "token", "create"}, 0, `--lifetime`, `^$`},
 		{"help of a group", "", []string{"token", "--help"}, 0, `create`, `^$`},
 		{"no flag", "", []string{"get", "sites", "--moon"}, 2, `^$`, `unknown flag`},
-		{"no output", "", []string{"get", "sites", "-o", "xml"}, 2, `^$`, `want table or json`},
-		{"help", "", []string{"--help"}, 0, `Exit codes: 0 done, 1 refused or failed, 2 usage`, `^$`},
+		{"no output", "", []string{"get", "sites", "-o", "xml"}, 2, `^$`, `want table, wide, json, yaml or name`},
+		{"help", "", []string{"--help"}, 0, `Exit codes:\n  0  done\n`, `^$`},
 		{"completion", "", []string{"completion", "bash"}, 0, `sealctl`, `^$`},
 	}
 	for _, s := range steps {
@@ -164,20 +140,18 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		code int
 		says string
 	}{
-		{"refused", []string{"--server", free}, 1, "nothing listens at " + free + ": is the controller running"},
+		{"refused", []string{"--server", free}, 4, "nothing listens at " + free + ": is the controller running"},
 		{"no TLS address", []string{"--server", "http://localhost"}, 2, "want an address such as"},
 		{"no host", []string{"--server", "https://:18443"}, 2, "want an address such as"},
 		{"fragment", []string{"--server", "https://localhost:18443#x"}, 2, "want an address such as"},
-		{"identity without a key", []string{"--identity", keyless}, 1, "holds a certificate and no PRIVATE KEY"},
-		{"other root", []string{"--root", other}, 1, "does not belong to the root"},
-		{"no root", []string{"--root", ""}, 1, "admin/root.pem"},
-		{"root is no certificate", []string{"--root", samples + "/10-nodes.yaml"}, 1, "holds no certificate"},
-		{"no identity", []string{"--identity", ""}, 1, "SEALCTL_IDENTITY"},
-		{"another controller's identity", []string{"--identity", filepath.Join(filepath.Dir(other), "identity.pem")}, 1, "belongs to another controller, or the controller has a new certificate authority"},
-		{"identity is something else", []string{"--identity", prose}, 1, "holds neither a certificate nor a PRIVATE KEY"},
-		{"identity that others can read", []string{"--identity", open}, 1, "chmod 600"},
-		{"identity is not there", []string{"--identity", "moon.pem"}, 1, "moon.pem"},
-		{"no time", []string{"--timeout", "1ns"}, 1, "--timeout"},
+		{"identity without a key", []string{"--identity", keyless}, 5, "holds a certificate and no PRIVATE KEY"},
+		{"other root", []string{"--root", other}, 5, "does not belong to the root"},
+		{"root is no certificate", []string{"--root", samples + "/10-nodes.yaml"}, 5, "holds no certificate"},
+		{"another controller's identity", []string{"--identity", filepath.Join(filepath.Dir(other), "identity.pem")}, 5, "belongs to another controller, or the controller has a new certificate authority"},
+		{"identity is something else", []string{"--identity", prose}, 5, "holds neither a certificate nor a PRIVATE KEY"},
+		{"identity that others can read", []string{"--identity", open}, 5, "chmod 600"},
+		{"identity is not there", []string{"--identity", "moon.pem"}, 5, "moon.pem"},
+		{"no time", []string{"--timeout", "1ns"}, 4, "--timeout"},
 		{"negative time", []string{"--timeout", "-1s"}, 2, "--timeout"},
 	}
 	for _, tt := range tests {
@@ -190,31 +164,33 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	}
 }
 
+// Whoever has named nothing is told what to name.
+func TestNothingIsNamed(t *testing.T) {
+	for name, says := range map[string]string{"SEALCTL_ROOT": "admin/root.pem", "SEALCTL_IDENTITY": "admin/identity.pem"} {
+		t.Run(name, func(t *testing.T) {
+			dir := start2(t)
+			noConfiguration(t)
+			t.Setenv("SEALCTL_ROOT", dir+"/admin/root.pem")
+			t.Setenv("SEALCTL_IDENTITY", dir+"/admin/identity.pem")
+			t.Setenv(name, "")
+			code, _, stderr := sealctl(t, "", "get", "all")
+			if code != exitIdentity || !strings.Contains(stderr, says) || !strings.Contains(stderr, name) || !strings.Contains(stderr, "context set") {
+				t.Errorf("exit code %d: %s", code, stderr)
+			}
+		})
+	}
+}
+
 // Nobody knows what became of an apply that was not answered.
 func TestApplyInVain(t *testing.T) {
 	start(t)
 	code, _, stderr := sealctl(t, "", "apply", "-f", samples, "--timeout", "1ns")
-	if code != 1 || !strings.Contains(stderr, "did not answer in time") || !strings.Contains(stderr, "repeating it is safe") {
+	if code != exitUnreachable || !strings.Contains(stderr, "did not answer in time") || !strings.Contains(stderr, "repeating it is safe") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 	if _, _, stderr = sealctl(t, "", "apply", "-f", samples, "--timeout", "1ns", "--dry-run"); strings.Contains(stderr, "repeating") {
 		t.Errorf("of a dry run: %s", stderr)
 	}
-}
-
-// start2 makes another controller's data directory.
-func start2(t *testing.T) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "data")
-	ctx, cancel := context.WithCancel(t.Context())
-	err := controller.Run(ctx, controller.Config{
-		DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Ready: func(net.Addr, string) { cancel() },
-	})
-	cancel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
 }
 
 // firstLine calls a function when the first line is written to it.
