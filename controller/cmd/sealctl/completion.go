@@ -41,12 +41,23 @@ where a controller answers within two seconds, customers, nodes and names.`,
 	})
 }
 
+// starting are the words that begin so.
+func starting(with string, words []string) []string {
+	var some []string
+	for _, w := range words {
+		if strings.HasPrefix(w, with) {
+			some = append(some, w)
+		}
+	}
+	return some
+}
+
 // completeFlags completes the values of flags, everywhere.
 func completeFlags(root *cobra.Command, o *options) {
 	words := func(c *cobra.Command, flag string, f func(*cobra.Command) []string) {
 		// An error means a second registration, which a test would show.
-		_ = c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-			return f(c), cobra.ShellCompDirectiveNoFileComp
+		_ = c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+			return starting(word, f(c)), cobra.ShellCompDirectiveNoFileComp
 		})
 	}
 	words(root, "output", outputs)
@@ -68,7 +79,7 @@ func completeFlags(root *cobra.Command, o *options) {
 
 // completeDocuments completes a kind and then a name; customer is the flag.
 func completeDocuments(o *options, customer *string) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		switch len(args) {
 		case 0:
 			var kinds []string
@@ -78,9 +89,9 @@ func completeDocuments(o *options, customer *string) cobra.CompletionFunc {
 			if c.Name() == "get" {
 				kinds = append(kinds, "all")
 			}
-			return kinds, cobra.ShellCompDirectiveNoFileComp
+			return starting(word, kinds), cobra.ShellCompDirectiveNoFileComp
 		case 1:
-			return o.names(c.Context(), args[0], *customer), cobra.ShellCompDirectiveNoFileComp
+			return starting(word, o.names(c.Context(), args[0], *customer)), cobra.ShellCompDirectiveNoFileComp
 		}
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -88,20 +99,20 @@ func completeDocuments(o *options, customer *string) cobra.CompletionFunc {
 
 // completeNodes completes the name of a node.
 func completeNodes(o *options) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return o.names(c.Context(), "Node", ""), cobra.ShellCompDirectiveNoFileComp
+		return starting(word, o.names(c.Context(), "Node", "")), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
 func completeContexts(o *options) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return o.contextNames(), cobra.ShellCompDirectiveNoFileComp
+		return starting(word, o.contextNames()), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

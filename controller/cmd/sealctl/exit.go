@@ -25,7 +25,7 @@ var exitCodes = []string{
 	exitUsage:       "wrong usage: nothing was asked of the controller, or it cannot make sense of the question",
 	exitRefused:     "documents are refused; every problem is printed and nothing was changed",
 	exitUnreachable: "the controller cannot be reached, or did not answer in time",
-	exitIdentity:    "no trust: your identity is missing, expired, unsafe or may not do this, or the controller is not the one that you know",
+	exitIdentity:    "no trust: your identity is missing, expired, unsafe or may not do this, or it is another controller",
 	exitNotYet:      "not as it should be (yet): apply --wait ran out of time, or status --check found problems",
 }
 

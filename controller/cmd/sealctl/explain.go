@@ -47,7 +47,7 @@ Nothing is asked of a controller: this is what this sealctl knows.`,
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}
-			return fieldPaths(word), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+			return starting(word, fieldPaths(word)), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 		},
 	}
 	cmd.Flags().BoolVar(&recursive, "recursive", false, "fields of fields, too")

@@ -19,7 +19,7 @@ func getCommand(o *options) *cobra.Command {
 		Short: "Show documents of a kind, or of all",
 		Long: `Show documents of a kind (any case, singular or plural), or of all kinds.
 
-The kinds are ` + or(kindNames()) + `; sealctl explain KIND says what is in one.
+sealctl explain lists the kinds, and sealctl explain KIND says what is in one.
 
 -o yaml prints documents as sealctl apply takes them, -o json the controller's
 answer with revisions, -o wide whole specs, and -o name what sealctl get, describe
