@@ -86,8 +86,7 @@ func (c *comments) fields(t reflect.Type, depth int) ([]Field, error) {
 		return nil, fmt.Errorf("%s nests more than %d levels", t, maxDepth)
 	}
 	var all []Field
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name == "" || name == "-" {
 			return nil, fmt.Errorf("%s.%s has no name in documents", t.Name(), f.Name)

@@ -180,7 +180,7 @@ func (d *description) writeStatus(b *strings.Builder, colours palette) error {
 			}
 		}
 	}
-	writeFindings(b, colours, findings(part))
+	writeFindings(b, colours, findings(part), true)
 	return nil
 }
 

@@ -152,6 +152,12 @@ func (e *explainer) kind(k schemaKind) error {
 	e.paragraph("", k.Doc)
 	e.b.WriteString("\n" + e.colours.paint(toneHead, "FIELDS of spec") + "\n")
 	e.fields("  ", k.Fields)
+	beside := "apiVersion, kind and metadata.name"
+	if k.Customer {
+		beside = "apiVersion, kind, metadata.customer and metadata.name"
+	}
+	e.b.WriteString("\n")
+	e.paragraph("", "Beside spec, a document has "+beside+".")
 	if k.Example != "" {
 		e.b.WriteString("\n" + e.colours.paint(toneHead, "EXAMPLE") + "\n")
 		for l := range strings.Lines(k.Example) {

@@ -8,8 +8,8 @@ import (
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
 
-// finding is something wrong, in a sentence, and what to do next.
-type finding struct{ what, next string }
+// finding is something wrong, in a sentence, what to do next, and what shows more.
+type finding struct{ what, next, see string }
 
 // findings is everything wrong that a status tells of, nodes first.
 func findings(s *v1.GetStatusResponse) []finding {
@@ -21,20 +21,27 @@ func findings(s *v1.GetStatusResponse) []finding {
 		all = append(all, f...)
 	}
 	for _, c := range s.GetConnections() {
-		for _, p := range c.GetProblems() {
-			// What is wrong with a node is told once, and not for each of its
-			// connections.
-			if word, rest, ok := strings.Cut(p, " "); ok && word == "node" {
-				node, _, _ := strings.Cut(rest, " ")
-				if told[node] {
-					continue
-				}
+		all = append(all, connectionFindings(s, c, told)...)
+	}
+	return all
+}
+
+// connectionFindings are those of a connection; told are nodes of which it is
+// told already what is wrong with them.
+func connectionFindings(s *v1.GetStatusResponse, c *v1.ConnectionReport, told map[string]bool) []finding {
+	var all []finding
+	for _, p := range c.GetProblems() {
+		if word, rest, ok := strings.Cut(p, " "); ok && word == "node" {
+			if node, _, _ := strings.Cut(rest, " "); told[node] {
+				continue
 			}
-			all = append(all, finding{
-				fmt.Sprintf("connection %s/%s: %s", c.GetCustomer(), c.GetConnection(), p),
-				connectionAdvice(s, c),
-			})
 		}
+		all = append(all, finding{what: fmt.Sprintf("connection %s/%s: %s", c.GetCustomer(), c.GetConnection(), p)})
+	}
+	// One cause may well be behind all of them: advice comes once.
+	if n := len(all); n > 0 {
+		all[n-1].next = connectionAdvice(s, c)
+		all[n-1].see = fmt.Sprintf("`sealctl describe connection/%s/%s` shows both ends", c.GetCustomer(), c.GetConnection())
 	}
 	return all
 }
@@ -46,7 +53,7 @@ func nodeFindings(n *v1.NodeReport) []finding {
 	var all []finding
 	name, st := n.GetNode(), n.GetStatus()
 	add := func(next, format string, a ...any) {
-		all = append(all, finding{fmt.Sprintf("node %s"+format, append([]any{name}, a...)...), next})
+		all = append(all, finding{fmt.Sprintf("node %s"+format, append([]any{name}, a...)...), next, ""})
 	}
 	switch {
 	case !n.GetEnrolled():
@@ -77,20 +84,20 @@ func nodeFindings(n *v1.NodeReport) []finding {
 // connectionAdvice is what to do about a connection's tunnels: about the worst
 // that an end of one says.
 func connectionAdvice(s *v1.GetStatusResponse, c *v1.ConnectionReport) string {
-	describe := fmt.Sprintf("`sealctl describe connection/%s/%s` shows both ends", c.GetCustomer(), c.GetConnection())
 	if c.GetTunnelsTotal() == 0 {
-		return describe
+		return "see what its documents say: `sealctl explain connection`"
 	}
-	pending, silent, deaf := false, false, false
+	silent, deaf, ends := false, false, 0
 	for _, n := range s.GetNodes() {
 		for _, t := range n.GetStatus().GetTunnels() {
 			if !strings.HasPrefix(t.GetId(), c.GetCustomer()+"/"+c.GetConnection()+"/") {
 				continue
 			}
 			switch t.GetPhase() {
-			case v1.TunnelPhase_TUNNEL_PHASE_PENDING:
-				pending = true
+			case v1.TunnelPhase_TUNNEL_PHASE_UP:
+				ends++
 			case v1.TunnelPhase_TUNNEL_PHASE_DOWN:
+				ends++
 				silent = silent || t.GetLastHandshake() == nil
 				deaf = deaf || t.GetLastHandshake() != nil
 			default:
@@ -99,25 +106,32 @@ func connectionAdvice(s *v1.GetStatusResponse, c *v1.ConnectionReport) string {
 	}
 	switch {
 	case silent:
-		return "no handshake has succeeded: see that UDP passes both ways between the underlay addresses (link, provider, Azure's route tables and security groups); " + describe
+		return "no handshake has succeeded: see that UDP passes both ways between the underlay addresses (link, provider, Azure's route tables and security groups)"
 	case deaf:
-		return "it was up and is not answered now: see the link and the far node; " + describe
-	case pending:
-		return "keys are made on nodes: it goes on when both of its nodes are enrolled and connected; " + describe
+		return "it was up and is not answered now: see the link and the far node"
+	case ends < 2*int(c.GetTunnelsTotal()):
+		return "keys are made on nodes: it goes on when both of its nodes are enrolled and connected"
 	}
-	return describe
+	return ""
 }
 
-// writeFindings writes the section PROBLEMS where there are some.
-func writeFindings(b *strings.Builder, colours palette, all []finding) {
+// writeFindings writes the section PROBLEMS where there are some. With deep, who
+// reads has what shows more before them.
+func writeFindings(b *strings.Builder, colours palette, all []finding, deep bool) {
 	if len(all) == 0 {
 		return
 	}
 	b.WriteString("\n" + colours.paint(toneHead, "PROBLEMS") + "\n")
 	for _, f := range all {
 		b.WriteString(colours.paint(toneBad, line(f.what)) + "\n")
-		if f.next != "" {
-			b.WriteString("    next: " + line(f.next) + "\n")
+		var next []string
+		for _, s := range []string{f.next, f.see} {
+			if s != "" && (s != f.see || !deep) {
+				next = append(next, s)
+			}
+		}
+		if len(next) > 0 {
+			b.WriteString("    next: " + line(strings.Join(next, "; ")) + "\n")
 		}
 	}
 }

@@ -169,7 +169,7 @@ func printStatus(w io.Writer, o *options, s *v1.GetStatusResponse, now time.Time
 			return err
 		}
 	}
-	writeFindings(&b, colours, findings(s))
+	writeFindings(&b, colours, findings(s), false)
 	_, err := io.WriteString(w, b.String())
 	return err
 }
