@@ -158,5 +158,6 @@ func plural(t reflect.Type) string {
 
 // isText reports a structure that stands in documents as text.
 func isText(t reflect.Type) bool {
-	return t.Kind() == reflect.Struct && reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+	p := reflect.PointerTo(t)
+	return t.Kind() == reflect.Struct && (p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextMarshaler]()))
 }

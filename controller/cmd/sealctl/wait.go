@@ -22,8 +22,9 @@ func waitApplied(cmd *cobra.Command, o *options, c connection, patient time.Dura
 	defer cancel()
 	p := startProgress(cmd.ErrOrStderr(), "waiting for nodes")
 	missing := []string{"the controller has not said yet which nodes have applied it"}
-	for {
-		s, err := askStatus(ctx, o, c, statusFilter{})
+	// The first answer is not cut short: so much is known whatever the time-out.
+	for asking := cmd.Context(); ; asking = ctx {
+		s, err := askStatus(asking, o, c, statusFilter{})
 		if code := exitCode(err); err != nil && code != exitUnreachable {
 			p.end()
 			return err
