@@ -129,7 +129,7 @@ func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
 // offline closes where the policy's word is unknown: what cannot be read must
 // not go on for ever.
 func offline(policy *model.EncryptionPolicySpec) (time.Duration, desired.OfflineAction) {
-	age, _ := policy.Offline()
+	age := policy.Offline()
 	switch {
 	case age == 0:
 		return 0, 0

@@ -14,8 +14,8 @@ const APIVersion = "circuitseal.io/v1"
 // Kind names a type of document.
 type Kind string
 
-// The kinds. Customer and Node belong to the provider and have no customer;
-// all others belong to exactly one.
+// The kinds. Customer, Node and Exemption belong to the provider and have no
+// customer; all others belong to exactly one.
 const (
 	KindCustomer         Kind = "Customer"
 	KindCircuit          Kind = "Circuit"
@@ -24,12 +24,17 @@ const (
 	KindEndpoint         Kind = "Endpoint"
 	KindEncryptionPolicy Kind = "EncryptionPolicy"
 	KindConnection       Kind = "Connection"
+	KindSecurityRuleSet  Kind = "SecurityRuleSet"
+	KindAppliance        Kind = "Appliance"
+	KindServiceChain     Kind = "ServiceChain"
+	KindExemption        Kind = "Exemption"
+	KindCryptoProfile    Kind = "CryptoProfile"
 )
 
 // Key identifies a document.
 type Key struct {
 	Kind Kind
-	// Customer is empty for Customer and Node.
+	// Customer is empty for kinds that belong to the provider.
 	Customer string
 	Name     string
 }
@@ -49,10 +54,12 @@ type Document struct {
 	Spec Spec
 	// Revision is the store's revision of the last change; 0 before it is stored.
 	Revision uint64
+	// Base is the revision that its writer has seen, 0 where the writer does not
+	// say: a change of a document that is at another revision is then refused.
+	Base uint64
 }
 
-// Spec is a *CustomerSpec, *CircuitSpec, *SiteSpec, *NodeSpec, *EndpointSpec,
-// *EncryptionPolicySpec or *ConnectionSpec.
+// Spec is a pointer to the spec type of one of Kinds.
 type Spec interface{ kind() Kind }
 
 // CustomerSpec is a tenant.
@@ -81,7 +88,19 @@ type CircuitSpec struct {
 	BandwidthMbps int `json:"bandwidthMbps"`
 	// Links are the two of the circuit; every circuit has both.
 	Links Links `json:"links"`
+	// Enforcement is enforce (the default), or observe: count what would be
+	// dropped and let it pass, before a circuit that is in use is closed.
+	Enforcement Enforcement `json:"enforcement,omitempty"`
 }
+
+// Enforcement is what the guard of a circuit does.
+type Enforcement string
+
+// What the guard does.
+const (
+	EnforcementEnforce Enforcement = "enforce"
+	EnforcementObserve Enforcement = "observe"
+)
 
 // Peering is a routing domain of a circuit.
 type Peering string
@@ -126,6 +145,17 @@ type SiteSpec struct {
 	Type SiteType `json:"type"`
 	// Prefixes must not overlap with any other site of the customer.
 	Prefixes []netip.Prefix `json:"prefixes"`
+	// SecurityRules puts rule sets of the customer in force for the site.
+	SecurityRules *SiteRules `json:"securityRules,omitempty"`
+}
+
+// SiteRules are the rule sets in force, by direction as seen from the site.
+// Rules of several sets are tried in the order of the sets.
+type SiteRules struct {
+	// Inbound are names of rule sets with direction inbound.
+	Inbound []string `json:"inbound,omitempty"`
+	// Outbound are names of rule sets with direction outbound.
+	Outbound []string `json:"outbound,omitempty"`
 }
 
 // SiteType is the kind of place.
@@ -143,6 +173,8 @@ type NodeSpec struct {
 	Owner string `json:"owner"`
 	// Interfaces are those that the agent looks after or has to know.
 	Interfaces []InterfaceSpec `json:"interfaces"`
+	// Exemptions puts exemptions in force on the node's circuit interfaces.
+	Exemptions []string `json:"exemptions,omitempty"`
 }
 
 // OwnerProvider is the owner of nodes that may serve several customers.
@@ -190,8 +222,10 @@ type LinkRef struct {
 type EndpointSpec struct {
 	// Site is the customer's site that the endpoint serves.
 	Site string `json:"site"`
-	// Node carries the endpoint (a managed endpoint).
-	Node string `json:"node"`
+	// Node carries the endpoint (a managed endpoint); either this or external.
+	Node string `json:"node,omitempty"`
+	// External is the endpoint's gateway where no agent of ours runs.
+	External *ExternalSpec `json:"external,omitempty"`
 	// Underlay are the outer addresses of the endpoint's tunnels.
 	Underlay []UnderlaySpec `json:"underlay"`
 }
@@ -215,10 +249,20 @@ type EncryptionPolicySpec struct {
 	// of 1400 is what ExpressRoute's gateway passes unfragmented.
 	PathMTU int `json:"pathMTU,omitempty"`
 	// MaxOfflineAge is how long nodes carry the connection without word from the
-	// controller, in hours or days such as 24h or 30d, from 1h on; unset for ever.
-	MaxOfflineAge string `json:"maxOfflineAge,omitempty"`
+	// controller, 1h to 3650d; for ever when left out.
+	MaxOfflineAge Duration `json:"maxOfflineAge,omitempty"`
 	// OfflineAction is what they do then; needed with MaxOfflineAge.
 	OfflineAction OfflineAction `json:"offlineAction,omitempty"`
+	// PSKRotation is how often the pre-shared keys of WireGuard tunnels change,
+	// 5m to 24h; 1h when left out.
+	PSKRotation Duration `json:"pskRotation,omitempty"`
+	// CryptoProfile is what IKEv2 and ESP may negotiate: a built-in profile
+	// (BuiltInProfiles) or a CryptoProfile of the customer.
+	CryptoProfile string `json:"cryptoProfile,omitempty"`
+	// Lifetimes is when the keys of IPsec tunnels are replaced.
+	Lifetimes *LifetimesSpec `json:"lifetimes,omitempty"`
+	// PostQuantum is required or preferred.
+	PostQuantum PostQuantum `json:"postQuantum,omitempty"`
 }
 
 // OfflineAction is what nodes do when they have not heard of the controller for
@@ -231,6 +275,10 @@ const (
 	OfflineContinue OfflineAction = "continue"
 	OfflineClose    OfflineAction = "close"
 )
+
+// DefaultPSKRotation is how often pre-shared keys change where the policy says
+// nothing.
+const DefaultPSKRotation Duration = "1h"
 
 // DefaultPathMTU is what ExpressRoute's gateway passes unfragmented.
 const DefaultPathMTU = 1400
@@ -262,3 +310,8 @@ func (*NodeSpec) kind() Kind             { return KindNode }
 func (*EndpointSpec) kind() Kind         { return KindEndpoint }
 func (*EncryptionPolicySpec) kind() Kind { return KindEncryptionPolicy }
 func (*ConnectionSpec) kind() Kind       { return KindConnection }
+func (*SecurityRuleSetSpec) kind() Kind  { return KindSecurityRuleSet }
+func (*ApplianceSpec) kind() Kind        { return KindAppliance }
+func (*ServiceChainSpec) kind() Kind     { return KindServiceChain }
+func (*ExemptionSpec) kind() Kind        { return KindExemption }
+func (*CryptoProfileSpec) kind() Kind    { return KindCryptoProfile }

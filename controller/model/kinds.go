@@ -2,7 +2,6 @@ package model
 
 import (
 	"net/netip"
-	"strconv"
 	"time"
 )
 
@@ -10,12 +9,13 @@ import (
 func Kinds() []Kind {
 	return []Kind{
 		KindCustomer, KindCircuit, KindSite, KindNode, KindEndpoint, KindEncryptionPolicy, KindConnection,
+		KindSecurityRuleSet, KindAppliance, KindServiceChain, KindExemption, KindCryptoProfile,
 	}
 }
 
 // HasCustomer reports whether documents of the kind belong to a customer.
-// Customer and Node belong to the provider.
-func (k Kind) HasCustomer() bool { return k != KindCustomer && k != KindNode }
+// Customer, Node and Exemption belong to the provider.
+func (k Kind) HasCustomer() bool { return k != KindCustomer && k != KindNode && k != KindExemption }
 
 // NewSpec returns an empty spec of a kind, or nil for a kind that does not
 // exist.
@@ -35,6 +35,16 @@ func NewSpec(k Kind) Spec {
 		return &EncryptionPolicySpec{}
 	case KindConnection:
 		return &ConnectionSpec{}
+	case KindSecurityRuleSet:
+		return &SecurityRuleSetSpec{}
+	case KindAppliance:
+		return &ApplianceSpec{}
+	case KindServiceChain:
+		return &ServiceChainSpec{}
+	case KindExemption:
+		return &ExemptionSpec{}
+	case KindCryptoProfile:
+		return &CryptoProfileSpec{}
 	}
 	return nil
 }
@@ -147,6 +157,16 @@ func (s *EncryptionPolicySpec) OuterMTU() int {
 	return s.PathMTU
 }
 
+// RotatesPSK is how often the pre-shared keys of the tunnels change, with the
+// default applied; the default, too, for what Validate refuses.
+func (s *EncryptionPolicySpec) RotatesPSK() time.Duration {
+	if d, ok := s.PSKRotation.Parse(); ok {
+		return d
+	}
+	d, _ := DefaultPSKRotation.Parse()
+	return d
+}
+
 // InnerMTU is the largest inner packet in bytes that WireGuard over IPv4 sends
 // in an outer packet of OuterMTU. WireGuard pads inner packets to a multiple of
 // 16, so the room left by the headers is rounded down to one: 1400 leaves 1340,
@@ -158,25 +178,12 @@ func (s *EncryptionPolicySpec) InnerMTU() int {
 // The bounds of EncryptionPolicySpec.MaxOfflineAge. Less would take an upgrade
 // of the controller for its end.
 const (
-	MinOfflineAge = time.Hour
-	MaxOfflineAge = 3650 * 24 * time.Hour
+	minOfflineAge Duration = "1h"
+	maxOfflineAge Duration = "3650d"
 )
 
-// maxOfflineDigits keeps what is parsed within an int64 of nanoseconds.
-const maxOfflineDigits = 5
-
-// Offline is MaxOfflineAge as a time, 0 when there is no limit or it cannot be
-// read; ok is false then if one was meant.
-func (s *EncryptionPolicySpec) Offline() (age time.Duration, ok bool) {
-	if s.MaxOfflineAge == "" {
-		return 0, true
-	}
-	units := map[byte]time.Duration{'h': time.Hour, 'd': 24 * time.Hour}
-	last := len(s.MaxOfflineAge) - 1
-	unit, digits := units[s.MaxOfflineAge[last]], s.MaxOfflineAge[:last]
-	n, err := strconv.ParseUint(digits, 10, 32)
-	if unit == 0 || err != nil || len(digits) > maxOfflineDigits {
-		return 0, false
-	}
-	return time.Duration(n) * unit, true
+// Offline is MaxOfflineAge as a time, 0 where there is no limit.
+func (s *EncryptionPolicySpec) Offline() time.Duration {
+	age, _ := s.MaxOfflineAge.Parse()
+	return age
 }

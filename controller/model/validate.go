@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"unicode"
 )
 
 // Validate says everything that is wrong with a whole set of documents: each
@@ -32,6 +31,7 @@ func Validate(docs map[Key]Document) []Problem {
 		}
 	}
 	for _, k := range c.keys {
+		c.references(k)
 		switch s := docs[k].Spec.(type) {
 		case *CustomerSpec:
 			c.customer(k, s)
@@ -47,6 +47,16 @@ func Validate(docs map[Key]Document) []Problem {
 			c.policy(k, s)
 		case *ConnectionSpec:
 			c.connection(k, s)
+		case *SecurityRuleSetSpec:
+			c.ruleSet(k, s)
+		case *ApplianceSpec:
+			c.appliance(k, s)
+		case *ServiceChainSpec:
+			c.chain(k, s)
+		case *ExemptionSpec:
+			c.exemption(k, s)
+		case *CryptoProfileSpec:
+			c.cryptoProfile(k, s)
 		}
 	}
 	c.overlaps()
@@ -185,6 +195,14 @@ func (c *checker) guess(customer string, ref Key) string {
 	return Nearest(ref.Name, names)
 }
 
+// notYet refuses a field, where it is set, that is right and would look as if
+// it were in force while no agent knows it.
+func (c *checker) notYet(k Key, field string, set bool, why string) {
+	if set {
+		c.add(k, field, "", why, "leave it out until they can")
+	}
+}
+
 // enum reports a word that is not one of those allowed.
 func enum[T ~string](c *checker, k Key, field string, v T, allowed ...T) bool {
 	if slices.Contains(allowed, v) {
@@ -220,16 +238,7 @@ func at(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]" }
 
 func (c *checker) customer(k Key, s *CustomerSpec) {
 	enum(c, k, "spec.model", s.Model, ConnectThrough, ConnectTo)
-	if len(s.DisplayName) > 128 {
-		c.add(k, "spec.displayName", s.DisplayName, fmt.Sprintf("is %d bytes long", len(s.DisplayName)), "at most 128 bytes")
-		return
-	}
-	for _, r := range s.DisplayName {
-		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
-			c.add(k, "spec.displayName", s.DisplayName, fmt.Sprintf("has the invisible or malformed character %U", r), "letters, digits, punctuation and spaces")
-			return
-		}
-	}
+	c.text(k, "spec.displayName", s.DisplayName, 128)
 }
 
 // What ExpressRoute offers, in Mb/s.
@@ -239,6 +248,9 @@ const (
 )
 
 func (c *checker) circuit(k Key, s *CircuitSpec) {
+	if s.Enforcement != "" && enum(c, k, "spec.enforcement", s.Enforcement, EnforcementEnforce, EnforcementObserve) {
+		c.notYet(k, "spec.enforcement", s.Enforcement == EnforcementObserve, "agents of this version cannot observe yet: they would enforce")
+	}
 	if s.Peering == PeeringPublic {
 		if c.docs[k].Revision == 0 {
 			c.add(k, "spec.peering", string(s.Peering), "Azure has retired public peering: it is read and not created any more",
@@ -287,6 +299,8 @@ func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
 		c.add(k, "spec.protocol", string(s.Protocol), "agents cannot make IPsec tunnels yet", string(ProtocolWireGuard))
 	}
 	c.offline(k, s)
+	c.duration(k, "spec.pskRotation", s.PSKRotation, "5m", "24h")
+	c.ipsecOnly(k, s)
 	if s.PathMTU == 0 || !c.between(k, "spec.pathMTU", s.PathMTU, MinPathMTU, MaxPathMTU, " bytes") {
 		return
 	}
@@ -298,10 +312,7 @@ func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
 }
 
 func (c *checker) offline(k Key, s *EncryptionPolicySpec) {
-	age, ok := s.Offline()
-	if !ok || s.MaxOfflineAge != "" && (age < MinOfflineAge || age > MaxOfflineAge) {
-		c.add(k, "spec.maxOfflineAge", s.MaxOfflineAge, "is no time from 1h to 3650d in hours or days", "such as 24h or 30d")
-	}
+	c.duration(k, "spec.maxOfflineAge", s.MaxOfflineAge, minOfflineAge, maxOfflineAge)
 	switch {
 	case s.MaxOfflineAge == "" && s.OfflineAction != "":
 		c.add(k, "spec.offlineAction", string(s.OfflineAction), "says what to do after a time that is not set", "spec.maxOfflineAge, such as 30d")

@@ -12,7 +12,6 @@ const maxCircuits = 16
 
 func (c *checker) connection(k Key, s *ConnectionSpec) {
 	c.ends(k, s)
-	c.exists(k, "spec.encryptionPolicy", Key{Kind: KindEncryptionPolicy, Customer: k.Customer, Name: s.EncryptionPolicy})
 	const list = "spec.circuits"
 	switch n := len(s.Circuits); {
 	case n == 0:
@@ -27,10 +26,7 @@ func (c *checker) connection(k Key, s *ConnectionSpec) {
 			c.add(k, field, name, "stands in "+at(list, first)+" as well", "each circuit once")
 			continue
 		}
-		key := Key{Kind: KindCircuit, Customer: k.Customer, Name: name}
-		if c.exists(k, field, key) {
-			c.private(k, field, key)
-		}
+		c.private(k, field, Key{Kind: KindCircuit, Customer: k.Customer, Name: name})
 	}
 }
 
@@ -51,10 +47,9 @@ func (c *checker) ends(k Key, s *ConnectionSpec) {
 	var specs []*EndpointSpec
 	for i, name := range s.Endpoints {
 		key := Key{Kind: KindEndpoint, Customer: k.Customer, Name: name}
-		if c.exists(k, at(list, i), key) {
-			if e, ok := Lookup[*EndpointSpec](c.docs, key); ok {
-				specs = append(specs, e)
-			}
+		if e, ok := Lookup[*EndpointSpec](c.docs, key); ok {
+			specs = append(specs, e)
+			c.notYet(k, at(list, i), e.External != nil, "agents of this version cannot make tunnels to gateways without our agent yet")
 		}
 	}
 	if len(s.Endpoints) != 2 || len(specs) != 2 {

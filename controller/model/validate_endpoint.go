@@ -7,8 +7,9 @@ import (
 )
 
 func (c *checker) endpoint(k Key, s *EndpointSpec) {
-	c.exists(k, "spec.site", Key{Kind: KindSite, Customer: k.Customer, Name: s.Site})
-	c.exists(k, "spec.node", Key{Kind: KindNode, Name: s.Node})
+	if s.External != nil {
+		c.external(k, s)
+	}
 	node := c.usable(s.Node)
 	if node != nil {
 		c.serves(k, s, node)
@@ -28,7 +29,7 @@ func (c *checker) endpoint(k Key, s *EndpointSpec) {
 			return p.Field == field || strings.HasPrefix(p.Field, field+".")
 		})
 		if u.Circuit != "" {
-			bound = c.exists(k, field+".circuit", Key{Kind: KindCircuit, Customer: k.Customer, Name: u.Circuit}) && bound
+			bound = c.has(Key{Kind: KindCircuit, Customer: k.Customer, Name: u.Circuit}) && bound
 		}
 		if u.Link != "" {
 			bound = enum(c, k, field+".link", u.Link, LinkNames()...) && bound

@@ -34,9 +34,8 @@ func (c *checker) node(k Key, s *NodeSpec) {
 	case OwnerProvider:
 	case "":
 		c.add(k, "spec.owner", "", "is required", "provider, or the name of a customer")
-	default:
-		c.exists(k, "spec.owner", Key{Kind: KindCustomer, Name: s.Owner})
 	}
+	c.nodeExemptions(k, s.Exemptions)
 	const list = "spec.interfaces"
 	switch n := len(s.Interfaces); {
 	case n == 0:
@@ -130,7 +129,7 @@ func (c *checker) lan(k Key, field string, s *NodeSpec, in InterfaceSpec) {
 	switch {
 	case customer == "":
 		c.add(k, field+".customer", "", "is required on a provider's node: the customer whose packets the interface carries", "the name of a customer")
-	case in.Customer != "" && !c.exists(k, field+".customer", Key{Kind: KindCustomer, Name: in.Customer}):
+	case in.Customer != "" && !c.has(Key{Kind: KindCustomer, Name: in.Customer}):
 	case c.foreign(s, customer):
 		c.add(k, field+".customer", in.Customer, "the node belongs to customer "+quoted(s.Owner)+" and serves no other", s.Owner+", or a node that the provider owns")
 	}
@@ -188,12 +187,8 @@ func (c *checker) interfaceAddress(k Key, field string, p netip.Prefix) bool {
 }
 
 func (c *checker) interfaceLink(k Key, field string, s *NodeSpec, ref *LinkRef) {
-	customer := c.exists(k, field+".customer", Key{Kind: KindCustomer, Name: ref.Customer})
-	if customer && c.foreign(s, ref.Customer) {
+	if c.has(Key{Kind: KindCustomer, Name: ref.Customer}) && c.foreign(s, ref.Customer) {
 		c.add(k, field+".customer", ref.Customer, "the node belongs to customer "+quoted(s.Owner)+" and serves no other", s.Owner+", or a node that the provider owns")
-	}
-	if customer || ref.Circuit == "" {
-		c.exists(k, field+".circuit", Key{Kind: KindCircuit, Customer: ref.Customer, Name: ref.Circuit})
 	}
 	enum(c, k, field+".link", ref.Link, LinkNames()...)
 }

@@ -109,6 +109,9 @@ func (c *checker) site(k Key, s *SiteSpec) {
 	for i, p := range s.Prefixes {
 		c.sitePrefix(k, at(list, i), p)
 	}
+	if s.SecurityRules != nil {
+		c.siteRules(k, s.SecurityRules)
+	}
 }
 
 func (c *checker) sitePrefix(k Key, field string, p netip.Prefix) bool {

@@ -1,0 +1,126 @@
+package model
+
+import "slices"
+
+// CryptoProfileSpec is a customer's own list of what IKEv2 and ESP may
+// negotiate, the best first. It is inert until an EncryptionPolicy names it.
+// Algorithms have the names of strongSwan's proposals.
+type CryptoProfileSpec struct {
+	// IKE are proposals for IKE SAs.
+	IKE []IKEProposal `json:"ike"`
+	// ESP are proposals for ESP SAs.
+	ESP []ESPProposal `json:"esp"`
+}
+
+// IKEProposal is what an IKE SA may use (RFC 7296, section 3.3).
+type IKEProposal struct {
+	// Encryption is such as aes256gcm16.
+	Encryption string `json:"encryption"`
+	// Integrity is such as sha384; not beside an encryption that authenticates.
+	Integrity string `json:"integrity,omitempty"`
+	// PRF is such as prfsha384.
+	PRF string `json:"prf"`
+	// KeyExchange is such as ecp384.
+	KeyExchange string `json:"keyExchange"`
+	// AdditionalKeyExchange is a second one beside it (RFC 9370), such as
+	// mlkem768.
+	AdditionalKeyExchange string `json:"additionalKeyExchange,omitempty"`
+}
+
+// ESPProposal is what an ESP SA may use.
+type ESPProposal struct {
+	// Encryption is such as aes256gcm16.
+	Encryption string `json:"encryption"`
+	// Integrity is such as sha384; not beside an encryption that authenticates.
+	Integrity string `json:"integrity,omitempty"`
+	// KeyExchange gives perfect forward secrecy at rekeying, such as ecp384.
+	KeyExchange string `json:"keyExchange"`
+	// AdditionalKeyExchange is a second one beside it (RFC 9370).
+	AdditionalKeyExchange string `json:"additionalKeyExchange,omitempty"`
+}
+
+// Profiles that exist without a document.
+var builtInProfiles = []string{
+	"azure-vpngw", "bsi-tr-02102-3", "cnsa1", "nist-800-77r1", "pq-hybrid-commercial", "rfc8221-8247",
+}
+
+// BuiltInProfiles are the names of the crypto profiles that need no document.
+func BuiltInProfiles() []string { return slices.Clone(builtInProfiles) }
+
+// LifetimesSpec is when keys are replaced, whichever comes first.
+type LifetimesSpec struct {
+	// IKE is how long an IKE SA lives, 10m to 1d.
+	IKE Duration `json:"ike,omitempty"`
+	// Time is how long an ESP SA lives, 5m to 1d.
+	Time Duration `json:"time,omitempty"`
+	// Bytes is how much an ESP SA carries, from 1 MiB on.
+	Bytes int `json:"bytes,omitempty"`
+	// Packets is how many packets an ESP SA carries, 100,000 to 2^32-1.
+	Packets int `json:"packets,omitempty"`
+}
+
+// PostQuantum is what a policy wants against a later quantum attacker.
+type PostQuantum string
+
+// The requirements.
+const (
+	// PostQuantumRequired: no tunnel without it.
+	PostQuantumRequired PostQuantum = "required"
+	// PostQuantumPreferred: where both ends can.
+	PostQuantumPreferred PostQuantum = "preferred"
+)
+
+// ExternalSpec is an IKEv2 gateway without our agent. Its addresses are the
+// endpoint's underlay.
+type ExternalSpec struct {
+	// Type is ikev2 for any gateway, or azure-vpn-gateway.
+	Type GatewayType `json:"type"`
+	// Authentication is psk or certificate.
+	Authentication GatewayAuthentication `json:"authentication"`
+	// Identity is the gateway's in IKE: a DNS name or an address, exactly as it
+	// sends it; required with certificate.
+	Identity string `json:"identity,omitempty"`
+	// DPDTimeout is after how long without an answer the gateway is dead, 9s to
+	// 1h; 45s when left out.
+	DPDTimeout Duration `json:"dpdTimeout,omitempty"`
+	// IPsecPolicy is a custom policy of an Azure VPN Gateway, in its own words.
+	IPsecPolicy *AzureIPsecPolicy `json:"ipsecPolicy,omitempty"`
+}
+
+// GatewayType is a kind of external gateway.
+type GatewayType string
+
+// The types of external gateways.
+const (
+	GatewayIKEv2 GatewayType = "ikev2"
+	GatewayAzure GatewayType = "azure-vpn-gateway"
+)
+
+// GatewayAuthentication is how the ends know each other.
+type GatewayAuthentication string
+
+// The ways.
+const (
+	AuthPSK         GatewayAuthentication = "psk"
+	AuthCertificate GatewayAuthentication = "certificate"
+)
+
+// AzureIPsecPolicy is Azure's IpsecPolicy with its names and values.
+type AzureIPsecPolicy struct {
+	// IKEEncryption is GCMAES256, GCMAES128, AES256, AES192 or AES128.
+	IKEEncryption string `json:"ikeEncryption"`
+	// IKEIntegrity is SHA384 or SHA256.
+	IKEIntegrity string `json:"ikeIntegrity"`
+	// DHGroup is ECP384, ECP256 or DHGroup14 (DHGroup2048 is the same).
+	DHGroup string `json:"dhGroup"`
+	// IPsecEncryption is GCMAES256, GCMAES192, GCMAES128, AES256, AES192 or AES128.
+	IPsecEncryption string `json:"ipsecEncryption"`
+	// IPsecIntegrity is the same as ipsecEncryption for GCM, else SHA256.
+	IPsecIntegrity string `json:"ipsecIntegrity"`
+	// PFSGroup is ECP384, ECP256 or PFS2048.
+	PFSGroup string `json:"pfsGroup"`
+	// SALifeTimeSeconds is 300 to 172799.
+	SALifeTimeSeconds int `json:"saLifeTimeSeconds"`
+	// SADataSizeKilobytes is 1024 to 2147483647.
+	SADataSizeKilobytes int `json:"saDataSizeKilobytes"`
+}
