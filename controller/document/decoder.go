@@ -24,11 +24,31 @@ type decoder struct {
 	full  bool
 	seen  map[model.Key]position
 	count int
+	// long is from which size on a document is read as a long one; total and
+	// totalLong are the sizes of what was read.
+	long, total, totalLong int
 }
 
 // chunk reads the documents of a chunk, which is one unless "..." ends it early.
 func (d *decoder) chunk(source string, c chunk) {
-	r := yaml.NewDecoder(strings.NewReader(c.text))
+	var list *longList
+	text := c.text
+	if len(text) > d.long {
+		head, found, err := cutLong(text)
+		if err == nil && len(head)-strings.Count(head, "\n") > MaxDocument {
+			err = errNotLong
+		}
+		if err != nil {
+			d.report(model.Problem{
+				Source: source, Line: c.before + 1,
+				Message: fmt.Sprintf("the document has %d bytes; at most %d are read", len(text), MaxDocument),
+				Hint:    "several smaller documents; " + err.Error(),
+			})
+			return
+		}
+		text, list = head, &found
+	}
+	r := yaml.NewDecoder(strings.NewReader(text))
 	for !d.full {
 		var root yaml.Node
 		err := parse(r, &root)
@@ -44,13 +64,14 @@ func (d *decoder) chunk(source string, c chunk) {
 			return
 		}
 		if err != nil {
-			d.malformed(source, c, err)
+			d.malformed(source, chunk{text, c.before}, err)
 			return
 		}
 		if len(root.Content) == 0 || blank(root.Content[0]) {
 			continue
 		}
-		w := &walker{decoder: d, source: source, before: c.before, at: &positions{source: source, lines: map[string]int{}, meant: map[string]bool{}}}
+		w := &walker{decoder: d, source: source, before: c.before, at: &positions{source: source, lines: map[string]int{}, meant: map[string]bool{}}, apart: list}
+		list = nil
 		w.document(root.Content[0])
 	}
 }
@@ -103,6 +124,10 @@ type walker struct {
 	// early are problems found before the document's name was known.
 	early []model.Problem
 	named bool
+	// apart is what was taken out of a long document, if it is one.
+	apart *longList
+	// brief is set while its items are read: their fields' lines are not kept.
+	brief bool
 }
 
 // problem reports what is wrong with a field; n says where.
@@ -148,6 +173,7 @@ type header struct {
 type metadata struct {
 	Name     string `json:"name"`
 	Customer string `json:"customer"`
+	Revision uint64 `json:"revision"`
 }
 
 // document reads one document and keeps it if it can be told from others.
@@ -183,6 +209,9 @@ func (w *walker) document(root *yaml.Node) {
 		spec = nil
 	} else {
 		w.value(h.Spec, reflect.ValueOf(spec).Elem(), "spec")
+		if w.apart != nil {
+			w.items(*w.apart, reflect.ValueOf(spec).Elem())
+		}
 	}
 	if !whole {
 		return
@@ -194,7 +223,7 @@ func (w *walker) document(root *yaml.Node) {
 		return
 	}
 	w.seen[w.key] = here
-	w.docs = append(w.docs, model.Document{Key: w.key, Spec: spec})
+	w.docs = append(w.docs, model.Document{Key: w.key, Spec: spec, Base: h.Metadata.Revision})
 }
 
 // header checks what identifies a document, and reports whether it does.

@@ -8,6 +8,7 @@ package document
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"strings"
 	"unicode/utf8"
 
@@ -16,10 +17,13 @@ import (
 
 // Limits of what one Decode takes. They bound memory and time for hostile text.
 const (
-	// MaxSource is the size of one source in bytes.
-	MaxSource = 1 << 20
-	// MaxTotal is the size of all sources together in bytes.
+	// MaxDocument is the size of one document in bytes, unless a list of rules
+	// makes it longer.
+	MaxDocument = 1 << 20
+	// MaxTotal is the size of all documents up to MaxDocument together.
 	MaxTotal = 4 << 20
+	// MaxLong is the size of all longer documents together.
+	MaxLong = 64 << 20
 	// MaxDocuments is how many documents there may be in all sources.
 	MaxDocuments = 10_000
 	// MaxDepth is how deeply fields may nest.
@@ -46,33 +50,45 @@ type Source struct {
 // model.Validate can look at them too; Text.Merge joins what both found.
 // Duplicates of a document are reported and left out.
 func Decode(sources []Source) (docs []model.Document, where *Text, problems []model.Problem) {
-	d := &decoder{where: &Text{documents: map[string]*positions{}}, seen: map[model.Key]position{}}
-	total := 0
-	for _, s := range sources {
-		total += len(s.Text)
-	}
-	if total > MaxTotal {
-		d.report(model.Problem{
-			Source: sources[0].Name, Line: 1, Value: fmt.Sprint(total),
-			Message: fmt.Sprintf("all sources together have %d bytes; at most %d are read at once", total, MaxTotal),
-			Hint:    "several smaller applies",
-		})
-		return nil, d.where, d.problems
-	}
+	d := &decoder{where: &Text{documents: map[string]*positions{}}, seen: map[model.Key]position{}, long: MaxDocument}
+	d.decode(sources)
+	return d.docs, d.where, d.problems
+}
+
+func (d *decoder) decode(sources []Source) {
 	for _, s := range sources {
 		d.where.sources = append(d.where.sources, s.Name)
 		if !d.readable(s) {
 			continue
 		}
-		for _, c := range split(s.Text) {
-			if d.full {
+		for c := range split(s.Text) {
+			if !d.room(s.Name, c) || d.full {
 				break
 			}
 			d.chunk(s.Name, c)
 		}
 	}
 	d.where.sort(d.problems)
-	return d.docs, d.where, d.problems
+}
+
+// room counts a document's size and reports one that there is no room for.
+func (d *decoder) room(source string, c chunk) bool {
+	counted, most, what := &d.total, MaxTotal, "documents"
+	if len(c.text) > d.long {
+		counted, most, what = &d.totalLong, MaxLong, "long documents"
+	}
+	if *counted += len(c.text); *counted <= most {
+		return true
+	}
+	if !d.full {
+		d.report(model.Problem{
+			Source: source, Line: 1 + c.before, Value: fmt.Sprint(*counted),
+			Message: fmt.Sprintf("all %s together have %d bytes or more; at most %d are read at once", what, *counted, most),
+			Hint:    "several smaller applies",
+		})
+		d.full = true
+	}
+	return false
 }
 
 // report keeps a problem, up to MaxProblems and one more that says so.
@@ -95,7 +111,7 @@ func more(p model.Problem) model.Problem {
 	}
 }
 
-// readable checks a source's size and characters.
+// readable checks a source's characters.
 func (d *decoder) readable(s Source) bool {
 	bad := func(offset int, value, message, hint string) bool {
 		d.report(model.Problem{
@@ -103,9 +119,6 @@ func (d *decoder) readable(s Source) bool {
 			Value: model.Shorten(value), Message: message, Hint: hint,
 		})
 		return false
-	}
-	if len(s.Text) > MaxSource {
-		return bad(0, fmt.Sprint(len(s.Text)), fmt.Sprintf("the source has %d bytes; at most %d are read", len(s.Text), MaxSource), "several smaller sources")
 	}
 	for i, r := range s.Text {
 		switch {
@@ -137,22 +150,25 @@ type chunk struct {
 // split cuts a source into its documents, so that one malformed document does
 // not hide what is wrong with the next. A line that begins with "---" and white
 // space ends a document wherever it stands (YAML 1.2, section 9.1.2).
-func split(text string) []chunk {
-	var chunks []chunk
-	start, startLine, line := 0, 0, 0
-	for at := 0; at < len(text); line++ {
-		next := len(text)
-		if i := strings.IndexByte(text[at:], '\n'); i >= 0 {
-			next = at + i + 1
+func split(text string) iter.Seq[chunk] {
+	return func(yield func(chunk) bool) {
+		start, startLine, line := 0, 0, 0
+		for at := 0; at < len(text); line++ {
+			next := len(text)
+			if i := strings.IndexByte(text[at:], '\n'); i >= 0 {
+				next = at + i + 1
+			}
+			rest, marker := strings.CutPrefix(text[at:next], "---")
+			if marker && at > start && (rest == "" || strings.ContainsAny(rest[:1], " \t\r\n")) {
+				if !yield(chunk{text[start:at], startLine}) {
+					return
+				}
+				start, startLine = at, line
+			}
+			at = next
 		}
-		rest, marker := strings.CutPrefix(text[at:next], "---")
-		if marker && at > start && (rest == "" || strings.ContainsAny(rest[:1], " \t\r\n")) {
-			chunks = append(chunks, chunk{text[start:at], startLine})
-			start, startLine = at, line
-		}
-		at = next
+		yield(chunk{text[start:], startLine})
 	}
-	return append(chunks, chunk{text[start:], startLine})
 }
 
 // Encode writes a spec as canonical JSON: the fields in the order of their

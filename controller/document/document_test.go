@@ -127,10 +127,10 @@ func TestHostileText(t *testing.T) {
 		line    int
 		want    string
 	}{
-		{"source too large", []document.Source{{Name: "a", Text: strings.Repeat("#", document.MaxSource+1)}}, 1, "at most 1048576"},
+		{"document too large", []document.Source{{Name: "a", Text: strings.Repeat("#", document.MaxDocument+1)}}, 1, "at most 1048576"},
 		{"too large together", []document.Source{
-			{Name: "a", Text: strings.Repeat("#", document.MaxSource)}, {Name: "b", Text: strings.Repeat("#", document.MaxSource)},
-			{Name: "c", Text: strings.Repeat("#", document.MaxSource)}, {Name: "d", Text: strings.Repeat("#", document.MaxSource)}, {Name: "e", Text: "#"},
+			{Name: "a", Text: strings.Repeat("#", document.MaxDocument)}, {Name: "b", Text: strings.Repeat("#", document.MaxDocument)},
+			{Name: "c", Text: strings.Repeat("#", document.MaxDocument)}, {Name: "d", Text: strings.Repeat("#", document.MaxDocument)}, {Name: "e", Text: "#"},
 		}, 1, "at most 4194304"},
 		{"not UTF-8", []document.Source{{Name: "a", Text: customer + "# \xff\n"}}, 5, "is no UTF-8"},
 		{"NUL", []document.Source{{Name: "a", Text: customer + "# \x00\n"}}, 5, "control character"},
@@ -150,7 +150,7 @@ func TestHostileText(t *testing.T) {
 				t.Fatal("no problem")
 			}
 			p := problems[0]
-			if !strings.Contains(p.Message, tt.want) || p.Line != tt.line || p.Source != "a" {
+			if !strings.Contains(p.Message, tt.want) || p.Line != tt.line || p.Source != tt.sources[len(tt.sources)-1].Name {
 				t.Errorf("got %s:%d: %s, want line %d and %q", p.Source, p.Line, p.Message, tt.line, tt.want)
 			}
 			checkShown(t, tt.sources, problems)
@@ -282,6 +282,10 @@ func fill(t *rapid.T, v reflect.Value, path string) {
 		a := drawAddr(t, path)
 		*p = netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, path+" bits"))
 		return
+	case *model.PortRange:
+		p.From = rapid.Uint16().Draw(t, path+" from")
+		p.To = rapid.Uint16Range(p.From, 65535).Draw(t, path+" to")
+		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:
@@ -298,6 +302,8 @@ func fill(t *rapid.T, v reflect.Value, path string) {
 		fill(t, v.Elem(), path)
 	case reflect.Int:
 		v.SetInt(int64(rapid.IntRange(-1000, 100_000).Draw(t, path)))
+	case reflect.Bool:
+		v.SetBool(rapid.Bool().Draw(t, path))
 	case reflect.String:
 		v.SetString(rapid.StringMatching(`[a-zA-Z0-9 <>&:#"'\\{}é…-]{1,20}`).Draw(t, path))
 	default:

@@ -3,6 +3,7 @@ package document
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/circuitseal/circuitseal/controller/model"
@@ -27,6 +28,9 @@ type positions struct {
 	lines  map[string]int
 	// meant are fields that unknown ones were probably meant to be.
 	meant map[string]bool
+	// items are the lines of the items of a long list, whose fields are not in
+	// lines.
+	items []int32
 }
 
 // Locate fills Source and Line of problems that have a Document of this text
@@ -52,11 +56,24 @@ func (p *positions) line(field string) int {
 		if line, ok := p.lines[field]; ok {
 			return line
 		}
+		if i, ok := longIndex(field); ok && i < len(p.items) {
+			return int(p.items[i])
+		}
 		if field == "" {
 			return 0
 		}
 		field = parent(field)
 	}
+}
+
+// longIndex is the index of an item of a long list, by its path.
+func longIndex(field string) (int, bool) {
+	index, ok := strings.CutPrefix(field, longKey+"[")
+	if !ok {
+		return 0, false
+	}
+	i, err := strconv.Atoi(strings.TrimSuffix(index, "]"))
+	return i, err == nil && i >= 0
 }
 
 func (t *Text) meant(document, field string) bool {

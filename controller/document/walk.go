@@ -1,12 +1,14 @@
 package document
 
 import (
+	"encoding"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 
@@ -17,7 +19,36 @@ var (
 	nodeType   = reflect.TypeFor[*yaml.Node]()
 	addrType   = reflect.TypeFor[netip.Addr]()
 	prefixType = reflect.TypeFor[netip.Prefix]()
+	textType   = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
+
+// shape is how a struct type reads: its fields by name, and all names.
+type shape struct {
+	fields map[string]int
+	names  []string
+}
+
+// shapes are those of all types that were read, by reflect.Type.
+var shapes sync.Map
+
+func shapeOf(t reflect.Type) shape {
+	if s, ok := shapes.Load(t); ok {
+		return s.(shape)
+	}
+	s := shape{fields: map[string]int{}}
+	for i := range t.NumField() {
+		name := jsonName(t.Field(i))
+		s.fields[name] = i
+		s.names = append(s.names, name)
+	}
+	shapes.Store(t, s)
+	return s
+}
+
+func jsonName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name
+}
 
 // value reads n into v and reports what does not fit. What cannot be read is
 // left zero, so that lists keep their indices.
@@ -38,6 +69,8 @@ func (w *walker) value(n *yaml.Node, v reflect.Value, path string) {
 		if s, ok := w.scalar(n, path, "a prefix"); ok {
 			w.prefix(n, v, path, s)
 		}
+	case reflect.PointerTo(v.Type()).Implements(textType):
+		w.unmarshal(n, v, path)
 	case v.Kind() == reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		w.value(n, v.Elem(), path)
@@ -47,6 +80,10 @@ func (w *walker) value(n *yaml.Node, v reflect.Value, path string) {
 		w.list(n, v, path)
 	case v.Kind() == reflect.Int:
 		w.integer(n, v, path)
+	case v.Kind() == reflect.Uint64:
+		w.revision(n, v, path)
+	case v.Kind() == reflect.Bool:
+		w.boolean(n, v, path)
 	case v.Kind() == reflect.String:
 		w.text(n, v, path)
 	default:
@@ -136,13 +173,8 @@ func (w *walker) structure(n *yaml.Node, v reflect.Value, path string) {
 		w.wrongType(n, path, "a group of fields")
 		return
 	}
-	fields := map[string]int{}
-	var names []string
-	for i := range v.NumField() {
-		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		fields[name] = i
-		names = append(names, name)
-	}
+	shape := shapeOf(v.Type())
+	fields, names := shape.fields, shape.names
 	first := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, value := n.Content[i], n.Content[i+1]
@@ -171,7 +203,7 @@ func (w *walker) structure(n *yaml.Node, v reflect.Value, path string) {
 			w.unknown(k, path, field, names, n)
 			continue
 		}
-		w.at.lines[field] = w.before + k.Line
+		w.keep(field, k.Line)
 		w.value(value, v.Field(index), field)
 	}
 }
@@ -208,8 +240,49 @@ func (w *walker) list(n *yaml.Node, v reflect.Value, path string) {
 	v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
 	for i, item := range n.Content {
 		field := path + "[" + strconv.Itoa(i) + "]"
-		w.at.lines[field] = w.before + item.Line
+		w.keep(field, item.Line)
 		w.value(item, v.Index(i), field)
+	}
+}
+
+// keep remembers the line of a field.
+func (w *walker) keep(field string, line int) {
+	if !w.brief {
+		w.at.lines[field] = w.before + line
+	}
+}
+
+func (w *walker) boolean(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" || n.Value != "true" && n.Value != "false" {
+		w.wrongType(n, path, "true or false")
+		return
+	}
+	v.SetBool(n.Value == "true")
+}
+
+// revision reads a number of the store.
+func (w *walker) revision(n *yaml.Node, v reflect.Value, path string) {
+	i, err := strconv.ParseUint(n.Value, 10, 64)
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil || i == 0 || strconv.FormatUint(i, 10) != n.Value {
+		w.problem(n, path, shown(n), "is no revision of a document", "the number that came with the document, or leave it out")
+		return
+	}
+	v.SetUint(i)
+}
+
+// unmarshal reads a value that has a spelling of its own, whatever YAML takes it
+// for.
+func (w *walker) unmarshal(n *yaml.Node, v reflect.Value, path string) {
+	hint := "a value"
+	if e, ok := v.Interface().(interface{ Example() string }); ok {
+		hint = e.Example()
+	}
+	s, ok := w.scalar(n, path, hint)
+	if !ok {
+		return
+	}
+	if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
+		w.problem(n, path, s, err.Error(), hint)
 	}
 }
 
