@@ -27,9 +27,13 @@ var comparer = cmp.Options{
 
 func sampleFiles(t testing.TB) []document.Source {
 	t.Helper()
-	files, err := filepath.Glob("../../deploy/samples/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no samples: %v", err)
+	var files []string
+	for _, pattern := range []string{"../../deploy/samples/*.yaml", "../../deploy/samples/kinds/*.yaml"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no samples: %v", err)
+		}
+		files = append(files, found...)
 	}
 	var sources []document.Source
 	for _, f := range files {

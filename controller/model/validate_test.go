@@ -19,9 +19,14 @@ import (
 var update = flag.Bool("update", false, "write golden files")
 
 // samples are the documents that are shipped.
-func samples(t testing.TB) string {
+func samples(t testing.TB) string { return shipped(t, "../../deploy/samples/*.yaml") }
+
+// kinds are those of the kinds that agents do not enforce yet.
+func kinds(t testing.TB) string { return shipped(t, "../../deploy/samples/kinds/*.yaml") }
+
+func shipped(t testing.TB, pattern string) string {
 	t.Helper()
-	files, err := filepath.Glob("../../deploy/samples/*.yaml")
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no samples: %v", err)
 	}
@@ -51,7 +56,7 @@ func decode(t testing.TB, text string) map[model.Key]model.Document {
 }
 
 // TestValidate goes through testdata/*.txtar. In each, "replace" has lines
-// "old => new" that change the samples, "add" documents that come on top, and
+// "old => new" that change the samples, "kinds" adds those of deploy/samples/kinds, "add" documents that come on top, and
 // "problems" what Validate then says.
 func TestValidate(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -69,6 +74,8 @@ func TestValidate(t *testing.T) {
 			golden := -1
 			for i, f := range archive.Files {
 				switch f.Name {
+				case "kinds":
+					text += kinds(t)
 				case "replace":
 					text = replace(t, text, string(f.Data))
 				case "add":
@@ -122,8 +129,18 @@ func render(problems []model.Problem) string {
 }
 
 func TestSamplesAreValid(t *testing.T) {
-	if got := render(model.Validate(decode(t, samples(t)))); got != "" {
+	set := decode(t, samples(t)+kinds(t))
+	if got := render(model.Validate(set)); got != "" {
 		t.Errorf("samples have problems:\n%s", got)
+	}
+	seen := map[model.Kind]bool{}
+	for k := range set {
+		seen[k.Kind] = true
+	}
+	for _, k := range model.Kinds() {
+		if !seen[k] {
+			t.Errorf("there is no sample of kind %s", k)
+		}
 	}
 }
 
