@@ -13,7 +13,8 @@ import (
 // The layout. Names are RFC 1123 labels (model.ValidName), so that neither "/"
 // nor "-" alone can come from one:
 //
-//	documents/<kind>/<customer or ->/<name>           canonical JSON of the spec
+//	documents/<kind>/<customer or ->/<name>           canonical JSON of the spec, or a root (see chunks.go)
+//	chunks/<SHA-256 in hexadecimal>                   a part of a long spec
 //	numbers/<class>/<name>...                         decimal
 //	keys/<node>/<customer>/<connection>/<circuit>/<link>   the 32 bytes
 //	enrolments/<node>                                 JSON
@@ -26,6 +27,7 @@ import (
 const (
 	root          = "/circuitseal/v1/"
 	documentsRoot = root + "documents/"
+	chunksRoot    = root + "chunks/"
 	numbersRoot   = root + "numbers/"
 	keysRoot      = root + "keys/"
 	enrolmentRoot = root + "enrolments/"

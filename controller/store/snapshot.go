@@ -11,6 +11,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/controller/document"
 	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/chunk"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -23,6 +24,8 @@ type view struct {
 	// seen is the etcd revision up to which the snapshot is the newest. It
 	// runs ahead of changed, since tokens are no part of a snapshot.
 	seen int64
+	// chunks are those that documents need.
+	chunks map[chunk.Sum]bool
 }
 
 // Snapshot is the whole model as it is now, consistent. It is shared: callers
@@ -81,7 +84,16 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 		written: answers[1][0].ModRevision,
 		seen:    t.Header.Revision,
 	}
-	v.snapshot, err = s.decode(answers[2], answers[3], answers[4], answers[5])
+	var old map[model.Key]model.Document
+	if s.last != nil {
+		old = s.last.snapshot.Documents
+	}
+	docs, chunks, err := s.decodeDocuments(ctx, answers[2], old, v.seen)
+	if err != nil {
+		return nil, fmt.Errorf("read store: %w", err)
+	}
+	v.chunks = chunks
+	v.snapshot, err = s.decode(docs, answers[3], answers[4], answers[5])
 	if err != nil {
 		return nil, unreadable{fmt.Errorf("read store: %w", err)}
 	}
@@ -90,39 +102,56 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 	return v, nil
 }
 
-// decode makes a snapshot. Documents that have not changed since the last one
-// are taken from it. What cannot be read is an error and never left out: a
-// state compiled without it would take tunnels down.
-func (s *Store) decode(documents, numbers, keys, enrolments []*mvccpb.KeyValue) (*model.Snapshot, error) {
+// decodeDocuments decodes documents as they were at an etcd revision, and says
+// which chunks they need. Those that have not changed are taken from old. What
+// cannot be read is an error and never left out: a state compiled without it
+// would take tunnels down.
+func (s *Store) decodeDocuments(ctx context.Context, kvs []*mvccpb.KeyValue, old map[model.Key]model.Document, revision int64) (map[model.Key]model.Document, map[chunk.Sum]bool, error) {
+	docs := make(map[model.Key]model.Document, len(kvs))
+	chunks := map[chunk.Sum]bool{}
+	for _, kv := range kvs {
+		k, err := parseDocumentKey(string(kv.Key))
+		if err != nil {
+			return nil, nil, unreadable{err}
+		}
+		value := kv.Value
+		size, sums, long, err := parseRoot(value)
+		if err != nil {
+			return nil, nil, unreadable{fmt.Errorf("decode %s: %w", k, err)}
+		}
+		for _, sum := range sums {
+			chunks[sum] = true
+		}
+		changed := uint64(kv.ModRevision)
+		if d, ok := old[k]; ok && d.Revision == changed {
+			docs[k] = d
+			continue
+		}
+		if long {
+			if value, err = s.assemble(ctx, size, sums, revision); err != nil {
+				return nil, nil, fmt.Errorf("decode %s: %w", k, err)
+			}
+		}
+		spec, err := document.DecodeSpec(string(k.Kind), value)
+		if err != nil {
+			return nil, nil, unreadable{fmt.Errorf("decode %s: %w", k, err)}
+		}
+		docs[k] = model.Document{Key: k, Spec: spec, Revision: changed}
+	}
+	return docs, chunks, nil
+}
+
+// decode makes a snapshot.
+func (s *Store) decode(docs map[model.Key]model.Document, numbers, keys, enrolments []*mvccpb.KeyValue) (*model.Snapshot, error) {
 	m := &model.Snapshot{
 		Epoch:     s.epoch,
-		Documents: make(map[model.Key]model.Document, len(documents)),
+		Documents: docs,
 		Numbers: model.Numbers{
 			Tenants: map[string]uint32{}, Links: map[string]uint16{},
 			Groups: map[string]uint32{}, Tunnels: map[string]uint16{},
 		},
 		Keys:       make(map[model.TunnelEnd]desired.PublicKey, len(keys)),
 		Enrolments: make(map[string]model.Enrolment, len(enrolments)),
-	}
-	var old map[model.Key]model.Document
-	if s.last != nil {
-		old = s.last.snapshot.Documents
-	}
-	for _, kv := range documents {
-		k, err := parseDocumentKey(string(kv.Key))
-		if err != nil {
-			return nil, err
-		}
-		revision := uint64(kv.ModRevision)
-		if d, ok := old[k]; ok && d.Revision == revision {
-			m.Documents[k] = d
-			continue
-		}
-		spec, err := document.DecodeSpec(string(k.Kind), kv.Value)
-		if err != nil {
-			return nil, fmt.Errorf("decode %s: %w", k, err)
-		}
-		m.Documents[k] = model.Document{Key: k, Spec: spec, Revision: revision}
 	}
 	for _, kv := range numbers {
 		if err := decodeNumber(&m.Numbers, kv); err != nil {

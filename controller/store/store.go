@@ -19,6 +19,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/chunk"
 )
 
 // What callers tell apart. Errors of this package wrap at most one of these,
@@ -50,6 +53,9 @@ var (
 	ErrOtherNode = errors.New("enrolment token is for another node")
 	// ErrTooLarge: the change does not fit into one transaction.
 	ErrTooLarge = errors.New("change is too large for one transaction")
+	// ErrCompacted: the revision is older than what the store keeps, or newer than
+	// what it has.
+	ErrCompacted = errors.New("that revision is not kept")
 	// ErrFull: the store has reached its quota, or its disk has too little room.
 	// Reads go on. Opening the store anew drops its history, which usually frees
 	// enough of the quota.
@@ -96,6 +102,15 @@ type Store struct {
 	// reading is held while the newest view is fetched; it guards last.
 	reading sync.Mutex
 	last    *view
+
+	// past guards the documents of the past revision that was asked for last.
+	past          sync.Mutex
+	pastRevision  uint64
+	pastDocuments map[model.Key]model.Document
+
+	// flight guards inFlight: how many writes under way need a chunk.
+	flight   sync.Mutex
+	inFlight map[chunk.Sum]int
 }
 
 // Open locks the data directory and starts the store, which takes some tenths
@@ -108,7 +123,7 @@ func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{log: c.Log, dir: c.Dir, lock: lock, died: &death{done: make(chan struct{})}}
+	s := &Store{log: c.Log, dir: c.Dir, lock: lock, died: &death{done: make(chan struct{})}, inFlight: map[chunk.Sum]int{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -147,7 +162,8 @@ func (s *Store) prepare(ctx context.Context) error {
 	if err := s.initialise(ctx); err != nil {
 		return err
 	}
-	_, err := s.read(ctx)
+	// What a write left behind that did not come to its end.
+	_, err := s.collectChunks(ctx)
 	return err
 }
 
@@ -285,6 +301,8 @@ func engineError(err error) error {
 		return nil
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return fmt.Errorf("%w: %w", ErrFull, err)
+	case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
+		return fmt.Errorf("%w: %w", ErrCompacted, err)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps):
 		return fmt.Errorf("%w: %w", ErrTooLarge, err)
 	case errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail),

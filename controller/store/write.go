@@ -54,31 +54,58 @@ func (s *Store) Write(ctx context.Context, base uint64, c Change) (uint64, error
 		if uint64(v.changed) < base {
 			return 0, fmt.Errorf("write documents: %w: base revision %d is newer than the store's %d", ErrConflict, base, v.changed)
 		}
-		ops, err := want.difference(v.snapshot)
+		revision, done, err := s.attempt(ctx, v, want)
 		if err != nil {
 			return 0, fmt.Errorf("write documents: %w", err)
 		}
-		if len(ops) == 0 {
-			return uint64(v.changed), nil
-		}
-		ops = append(ops, clientv3.OpPut(changedKey, ""), clientv3.OpPut(writtenKey, ""))
-		r, err := s.txn(ctx, []clientv3.Cmp{unchanged(changedKey, v.changed)}, ops, nil)
-		if err != nil {
-			return 0, fmt.Errorf("write documents: %w", err)
-		}
-		if r.Succeeded {
-			// What was acknowledged is shown even when the engine dies next.
-			_, _ = s.read(ctx)
-			return uint64(r.Header.Revision), nil
+		if done {
+			if _, err := s.collectChunks(ctx); err != nil {
+				s.log.Warn("what no document needs any more stays in the store until the next start", "error", err)
+			}
+			return revision, nil
 		}
 		// Something changed since the view was read; if it was a document, the
 		// next turn sees that.
 	}
 }
 
+// attempt writes a change on top of a view; it is not done when something has
+// changed since.
+func (s *Store) attempt(ctx context.Context, v *view, want encoded) (revision uint64, done bool, err error) {
+	ops, changed, err := want.difference(v.snapshot)
+	if err != nil {
+		return 0, false, err
+	}
+	if len(ops) == 0 {
+		return uint64(v.changed), true, nil
+	}
+	chunks := want.chunksOf(changed)
+	release, err := s.putChunks(ctx, chunks)
+	if err != nil {
+		return 0, false, err
+	}
+	defer release()
+	when := []clientv3.Cmp{unchanged(changedKey, v.changed)}
+	for _, p := range chunks {
+		when = append(when, exists(chunkKey(p.sum)))
+	}
+	ops = append(ops, clientv3.OpPut(changedKey, ""), clientv3.OpPut(writtenKey, ""))
+	r, err := s.txn(ctx, when, ops, nil)
+	if err != nil {
+		return 0, false, err
+	}
+	if r.Succeeded {
+		// What was acknowledged is shown even when the engine dies next.
+		_, _ = s.read(ctx)
+	}
+	return uint64(r.Header.Revision), r.Succeeded, nil
+}
+
 // encoded is a Change whose names were checked, by store key.
 type encoded struct {
-	put     map[string][]byte
+	put map[string][]byte
+	// pieces are the chunks of those that are too long to be kept whole.
+	pieces  map[string][]piece
 	docs    map[string]model.Document
 	delete  map[string]model.Key
 	numbers map[string]string
@@ -87,7 +114,7 @@ type encoded struct {
 
 func (c Change) encode() (encoded, error) {
 	e := encoded{
-		put: map[string][]byte{}, docs: map[string]model.Document{}, delete: map[string]model.Key{},
+		put: map[string][]byte{}, pieces: map[string][]piece{}, docs: map[string]model.Document{}, delete: map[string]model.Key{},
 		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels,
 	}
 	var errs []error
@@ -106,6 +133,10 @@ func (c Change) encode() (encoded, error) {
 		if e.put[key], err = document.Encode(d.Spec); err != nil {
 			errs = append(errs, fmt.Errorf("encode %s: %w", d.Key, err))
 		}
+		if n := len(e.put[key]); n > maxChunked {
+			errs = append(errs, fmt.Errorf("%w: %s has %d bytes; at most %d are kept", ErrTooLarge, d.Key, n, maxChunked))
+		}
+		e.pieces[key] = pieces(e.put[key])
 		e.docs[key] = d
 	}
 	for _, k := range c.Delete {
@@ -148,20 +179,24 @@ func encodeClass[N uint16 | uint32](to map[string]string, class string, numbers 
 	return errs
 }
 
-// difference is what leads from a snapshot to the change, sorted by key.
-func (e encoded) difference(have *model.Snapshot) ([]clientv3.Op, error) {
-	var ops []clientv3.Op
+// difference is what leads from a snapshot to the change, sorted by key, and the
+// keys of the documents that it puts.
+func (e encoded) difference(have *model.Snapshot) (ops []clientv3.Op, changed []string, err error) {
 	for _, key := range slices.Sorted(maps.Keys(e.put)) {
 		if old, ok := have.Documents[e.docs[key].Key]; ok {
 			b, err := document.Encode(old.Spec)
 			if err != nil {
-				return nil, fmt.Errorf("encode %s: %w", old.Key, err)
+				return nil, nil, fmt.Errorf("encode %s: %w", old.Key, err)
 			}
 			if bytes.Equal(b, e.put[key]) {
 				continue
 			}
 		}
-		ops = append(ops, clientv3.OpPut(key, string(e.put[key])))
+		value := string(e.put[key])
+		if parts := e.pieces[key]; parts != nil {
+			value = rootOf(e.put[key], parts)
+		}
+		ops, changed = append(ops, clientv3.OpPut(key, value)), append(changed, key)
 	}
 	gone := map[string]bool{}
 	for _, key := range slices.Sorted(maps.Keys(e.delete)) {
@@ -180,7 +215,7 @@ func (e encoded) difference(have *model.Snapshot) ([]clientv3.Op, error) {
 	}
 	old := map[string]string{}
 	if errs := encodeNumbers(old, have.Numbers); len(errs) > 0 {
-		return nil, errors.Join(errs...)
+		return nil, nil, errors.Join(errs...)
 	}
 	for _, key := range slices.Sorted(maps.Keys(e.numbers)) {
 		if old[key] != e.numbers[key] {
@@ -200,7 +235,7 @@ func (e encoded) difference(have *model.Snapshot) ([]clientv3.Op, error) {
 			ops = append(ops, clientv3.OpDelete(tunnelKey(end.Node, end.Tunnel)))
 		}
 	}
-	return ops, nil
+	return ops, changed, nil
 }
 
 // ends are the nodes at both ends of every tunnel after the change.

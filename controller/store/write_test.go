@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -151,12 +152,23 @@ func TestWriteRefuses(t *testing.T) {
 
 func TestWriteTooLarge(t *testing.T) {
 	s := start(t, dataDir(t))
-	d := model.Document{
-		Key:  model.Key{Kind: model.KindCustomer, Name: "contoso"},
-		Spec: &model.CustomerSpec{DisplayName: strings.Repeat("x", maxRequestBytes), Model: model.ConnectTo},
+	customer := func(name string, size int) model.Document {
+		return model.Document{
+			Key:  model.Key{Kind: model.KindCustomer, Name: name},
+			Spec: &model.CustomerSpec{DisplayName: strings.Repeat("x", size), Model: model.ConnectTo},
+		}
 	}
-	if _, err := s.Write(t.Context(), snapshot(t, s).Revision, Change{Put: []model.Document{d}}); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("Write: %v, want ErrTooLarge", err)
+	var many []model.Document
+	for i := range maxRequestBytes/(longSpec-1024) + 1 {
+		many = append(many, customer(fmt.Sprintf("c%d", i), longSpec-1024))
+	}
+	for name, put := range map[string][]model.Document{
+		"one":  {customer("contoso", maxChunked)},
+		"many": many,
+	} {
+		if _, err := s.Write(t.Context(), snapshot(t, s).Revision, Change{Put: put}); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: %v, want ErrTooLarge", name, err)
+		}
 	}
 }
 
