@@ -111,14 +111,14 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 
+	group, ctx := errgroup.WithContext(ctx)
 	hub := session.New(kept, authority, c.Log.With("part", "session"))
 	metrics := newMetrics(c.Version)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub,
-		Log: c.Log.With("part", "api"), Now: time.Now, Metrics: metrics,
+		Log: c.Log.With("part", "api"), Now: time.Now, Metrics: metrics, Stopping: ctx,
 	})
 
-	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return hub.Run(ctx) })
 	group.Go(func() error {
 		if err := kept.Await(ctx); ctx.Err() == nil {

@@ -38,20 +38,26 @@ type rule struct {
 
 const (
 	maxOperatorMessage = 5 << 20
-	maxEnrolMessage    = 64 << 10
-	maxSessionMessage  = desired.MaxStatus + framing
+	// maxChunkMessage has room for a chunk in base64.
+	maxChunkMessage   = 1 << 20
+	maxEnrolMessage   = 64 << 10
+	maxSessionMessage = desired.MaxStatus + framing
 )
 
 // rules is every procedure that exists for callers. What is not here is
 // refused, and a test fails for a procedure of the wire that is not here.
 var rules = map[string]rule{
-	circuitsealv1connect.AgentServiceEnrolProcedure:      {access: AccessToken, most: maxEnrolMessage, quantumSafe: true},
-	circuitsealv1connect.AgentServiceSessionProcedure:    {access: AccessNode, most: maxSessionMessage, stream: true, quantumSafe: true},
-	circuitsealv1connect.PolicyServiceApplyProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
-	circuitsealv1connect.PolicyServiceGetProcedure:       {access: AccessAdmin, most: maxOperatorMessage},
-	circuitsealv1connect.PolicyServiceDeleteProcedure:    {access: AccessAdmin, most: maxOperatorMessage},
-	circuitsealv1connect.NodeServiceCreateTokenProcedure: {access: AccessAdmin, most: maxOperatorMessage},
-	circuitsealv1connect.StatusServiceGetStatusProcedure: {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.AgentServiceEnrolProcedure:          {access: AccessToken, most: maxEnrolMessage, quantumSafe: true},
+	circuitsealv1connect.AgentServiceSessionProcedure:        {access: AccessNode, most: maxSessionMessage, stream: true, quantumSafe: true},
+	circuitsealv1connect.PolicyServiceApplyProcedure:         {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.PolicyServiceGetProcedure:           {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.PolicyServiceDeleteProcedure:        {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.PolicyServiceWatchProcedure:         {access: AccessAdmin, most: maxOperatorMessage, stream: true},
+	circuitsealv1connect.PolicyServiceMissingChunksProcedure: {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.PolicyServicePutChunkProcedure:      {access: AccessAdmin, most: maxChunkMessage},
+	circuitsealv1connect.PolicyServiceGetChunkProcedure:      {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.NodeServiceCreateTokenProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.StatusServiceGetStatusProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
 }
 
 // permit says whether a caller may call; the error is connect's.

@@ -8,6 +8,7 @@ package api
 import (
 	"context"
 	"crypto/x509"
+	"iter"
 	"log/slog"
 	"net/http"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/circuitseal/circuitseal/controller/pki"
 	"github.com/circuitseal/circuitseal/controller/session"
 	"github.com/circuitseal/circuitseal/controller/store"
+	"github.com/circuitseal/circuitseal/proto/chunk"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -26,6 +28,9 @@ import (
 // Store is what the API needs of the store; store.Store has it.
 type Store interface {
 	Snapshot(ctx context.Context) (*model.Snapshot, error)
+	DocumentsAt(ctx context.Context, revision uint64) (map[model.Key]model.Document, error)
+	Chunk(ctx context.Context, k model.Key, revision uint64, sum chunk.Sum) ([]byte, error)
+	Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error]
 	Write(ctx context.Context, base uint64, c store.Change) (revision uint64, err error)
 	PutToken(ctx context.Context, t store.Token) error
 	Redeem(ctx context.Context, q store.Redemption, issue func(node string) (store.Issued, error)) (node string, _ store.Issued, err error)
@@ -52,6 +57,8 @@ type Config struct {
 	Authority Authority
 	Sessions  Sessions
 	Log       *slog.Logger
+	// Stopping is done when calls that last are to end.
+	Stopping context.Context
 	// Now is the clock.
 	Now func() time.Time
 	// Metrics takes what is counted here, once; nil is nobody.
@@ -85,7 +92,7 @@ func New(c Config) http.Handler {
 		store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now,
 		failures: newFailures(c.Now), told: told,
 	}, perProcedure))
-	mount(circuitsealv1connect.NewPolicyServiceHandler(&policy{store: c.Store, log: c.Log}, perProcedure))
+	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, c.Log, c.Now), perProcedure))
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	return &gate{

@@ -1,17 +1,19 @@
 package api
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/circuitseal/circuitseal/controller/document"
 	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/controller/store"
+	"github.com/circuitseal/circuitseal/proto/chunk"
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
 
@@ -69,33 +71,44 @@ func validNames(fields ...field) error {
 // selected are the keys of some kinds, a customer and a name, where empty means
 // any, in the order of kinds, customers and names.
 func selected(docs map[model.Key]model.Document, kinds []model.Kind, customer, name string) []model.Key {
-	var keys []model.Key
-	for k := range docs {
-		if slices.Contains(kinds, k.Kind) && (customer == "" || k.Customer == customer) && (name == "" || k.Name == name) {
-			keys = append(keys, k)
-		}
-	}
-	slices.SortFunc(keys, func(a, b model.Key) int {
-		return cmp.Or(
-			cmp.Compare(slices.Index(kinds, a.Kind), slices.Index(kinds, b.Kind)),
-			cmp.Compare(a.Customer, b.Customer), cmp.Compare(a.Name, b.Name))
-	})
-	return keys
+	return filter{kinds, customer, name}.keys(docs)
 }
 
-func documentToWire(d model.Document) (*v1.Document, error) {
+// identityToWire is everything of a document but its spec.
+func identityToWire(d model.Document) *v1.Document {
+	return &v1.Document{
+		ApiVersion: model.APIVersion, Kind: string(d.Key.Kind), Customer: d.Key.Customer, Name: d.Key.Name, Revision: d.Revision,
+	}
+}
+
+func keyToWire(k model.Key) *v1.DocumentKey {
+	return &v1.DocumentKey{Kind: string(k.Kind), Customer: k.Customer, Name: k.Name}
+}
+
+func keyFromWire(k *v1.DocumentKey) model.Key {
+	return model.Key{Kind: model.Kind(k.GetKind()), Customer: k.GetCustomer(), Name: k.GetName()}
+}
+
+// documentToWire is a document and about how large it is. A spec that is too long
+// for a message is given by its chunks.
+func documentToWire(d model.Document) (w *v1.Document, size int, err error) {
 	b, err := document.Encode(d.Spec)
 	if err != nil {
-		return nil, fmt.Errorf("show %s: %w", d.Key, err)
+		return nil, 0, fmt.Errorf("show %s: %w", d.Key, err)
 	}
-	spec := &structpb.Struct{}
-	if err := spec.UnmarshalJSON(b); err != nil {
-		return nil, fmt.Errorf("show %s: %w", d.Key, err)
+	w = identityToWire(d)
+	if len(b) > store.LongSpec {
+		for piece := range chunk.Split(b) {
+			sum := chunk.Of(piece)
+			w.SpecChunks = append(w.SpecChunks, sum[:])
+		}
+		return w, len(w.SpecChunks) * len(chunk.Sum{}), nil
 	}
-	return &v1.Document{
-		ApiVersion: model.APIVersion, Kind: string(d.Key.Kind), Customer: d.Key.Customer, Name: d.Key.Name,
-		Revision: d.Revision, Spec: spec,
-	}, nil
+	w.Spec = &structpb.Struct{}
+	if err := w.Spec.UnmarshalJSON(b); err != nil {
+		return nil, 0, fmt.Errorf("show %s: %w", d.Key, err)
+	}
+	return w, len(b), nil
 }
 
 func problemsToWire(problems []model.Problem) *v1.InvalidDocuments {
@@ -116,36 +129,64 @@ func invalid(problems []model.Problem) error {
 	if len(problems) == 1 {
 		count = "1 problem"
 	}
-	return withProblems(connect.CodeInvalidArgument, "the documents are not valid: "+count+"; nothing was changed", problems)
+	return withDetail(connect.CodeInvalidArgument, "the documents are not valid: "+count+"; nothing was changed", problemsToWire(problems))
 }
 
-// referenced is the answer to a delete that would leave others broken.
-func referenced(key model.Key, broken []model.Problem) error {
+// inUse is the answer to a delete of what others name.
+func inUse(uses []model.Use) error {
+	detail := &v1.InUse{}
+	for _, u := range uses[:min(len(uses), maxProblems)] {
+		detail.Uses = append(detail.Uses, &v1.Use{Document: u.From.String(), Field: u.Field, RefersTo: u.To.String()})
+	}
+	first := uses[0].To
+	same := slices.IndexFunc(uses, func(u model.Use) bool { return u.To != first })
+	about := uses
+	if same > 0 {
+		about = uses[:same]
+	}
+	message := fmt.Sprintf("%s is in use by %s; delete or change these first", first, list(about, func(u model.Use) string {
+		return u.From.String() + " (" + u.Field + ")"
+	}))
+	if n := len(uses) - len(about); n > 0 {
+		message += fmt.Sprintf("; %d more references lead to others that were to be deleted", n)
+	}
+	return withDetail(connect.CodeFailedPrecondition, message, detail)
+}
+
+// broken is the answer to a delete that would leave others wrong though none of
+// them names what is deleted.
+func broken(problems []model.Problem) error {
+	return withDetail(connect.CodeFailedPrecondition, "without these documents others are not valid: "+list(problems, func(p model.Problem) string {
+		return p.Document + " (" + p.Field + ": " + p.Message + ")"
+	}), problemsToWire(problems))
+}
+
+// list names the first of some things in a sentence.
+func list[T any](all []T, name func(T) string) string {
 	var names []string
-	for _, p := range broken {
-		name := p.Document
-		if p.Field != "" {
-			name += " (" + p.Field + ")"
-		}
-		if !slices.Contains(names, name) {
-			names = append(names, name)
-		}
+	for _, x := range all[:min(len(all), maxNamed)] {
+		names = append(names, name(x))
 	}
-	more := ""
-	if n := len(names) - maxNamed; n > 0 {
-		names = names[:maxNamed]
-		more = fmt.Sprintf(" and %d more", n)
+	text := strings.Join(names, ", ")
+	if n := len(all) - maxNamed; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
 	}
-	return withProblems(connect.CodeFailedPrecondition,
-		fmt.Sprintf("%s is in use by %s%s; delete or change these first", key, strings.Join(names, ", "), more), broken)
+	return text
 }
 
-func withProblems(code connect.Code, message string, problems []model.Problem) error {
+// outdated is the answer to documents that were made from a revision which is
+// not the current one any more.
+func outdated(problems []model.Problem) error {
+	return withDetail(connect.CodeAborted, list(problems, func(p model.Problem) string { return p.Document + " " + p.Message })+
+		"; nothing was changed; get them again, make the change there, and apply that", problemsToWire(problems))
+}
+
+func withDetail(code connect.Code, message string, detail proto.Message) error {
 	e := connect.NewError(code, errors.New(message))
-	detail, err := connect.NewErrorDetail(problemsToWire(problems))
+	d, err := connect.NewErrorDetail(detail)
 	if err != nil {
 		return connect.NewError(connect.CodeInternal, fmt.Errorf("describe what is wrong: %w", err))
 	}
-	e.AddDetail(detail)
+	e.AddDetail(d)
 	return e
 }

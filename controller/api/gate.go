@@ -81,7 +81,7 @@ func callOf(ctx context.Context) call {
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := call{address: host(r.RemoteAddr), deadlines: http.NewResponseController(w)}
 	rule, handler, err := g.admit(r, &c)
-	if err == nil && rule.stream {
+	if err == nil && rule.stream && rule.access == AccessNode {
 		if err = g.enter(c.caller.Name); err == nil {
 			defer g.leave(c.caller.Name)
 		}

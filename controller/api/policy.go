@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strconv"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -33,6 +35,15 @@ const (
 type policy struct {
 	store Store
 	log   *slog.Logger
+	// stopping is done when the controller stops.
+	stopping context.Context
+	// watches has room for those who watch.
+	watches chan struct{}
+	uploads *uploads
+}
+
+func newPolicy(stopping context.Context, s Store, log *slog.Logger, now func() time.Time) *policy {
+	return &policy{store: s, log: log, stopping: stopping, watches: make(chan struct{}, maxWatches), uploads: newUploads(now)}
 }
 
 // Apply implements circuitsealv1connect.PolicyServiceHandler.
@@ -57,16 +68,29 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 	if n := len(q.GetSources()); n > maxSources {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources: %d are more than the %d that are taken; put several documents into one", n, maxSources))
 	}
+	release, err := p.uploads.turn(ctx, q.GetSources())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	sources := make([]document.Source, len(q.GetSources()))
 	for i, s := range q.GetSources() {
 		if n := len(s.GetName()); n > maxSourceName {
 			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources[%d].name has %d bytes; at most %d are taken", i, n, maxSourceName))
 		}
-		sources[i] = document.Source{Name: s.GetName(), Text: s.GetText()}
+		text, err := p.uploads.text(i, s)
+		if err != nil {
+			return nil, err
+		}
+		sources[i] = document.Source{Name: s.GetName(), Text: text}
 	}
 	docs, where, malformed := document.Decode(sources)
 	if len(docs) == 0 && len(malformed) == 0 {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("there is no document in %s", sourceNames(sources)))
+	}
+	// The text has told all but lines, which where has.
+	for i := range sources {
+		sources[i].Text = ""
 	}
 	for range writeAttempts {
 		s, err := p.store.Snapshot(ctx)
@@ -76,6 +100,10 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 		all, changes, err := overlay(s.Documents, docs)
 		if err != nil {
 			return nil, connect.NewError(connect.CodeInternal, err)
+		}
+		if old := conflicts(s.Documents, docs, changes); len(old) > 0 {
+			where.Locate(old)
+			return nil, outdated(old)
 		}
 		if problems := where.Merge(malformed, model.Validate(all)); len(problems) > 0 {
 			return nil, invalid(problems)
@@ -94,6 +122,7 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 		if err != nil {
 			return nil, writeError(err)
 		}
+		p.uploads.forget(q.GetSources())
 		return &v1.ApplyResponse{Revision: revision, Changes: changes}, nil
 	}
 	return nil, errBusy
@@ -155,110 +184,23 @@ func equalSpecs(a, b model.Spec) (bool, error) {
 	return bytes.Equal(x, y), err
 }
 
-// Get implements circuitsealv1connect.PolicyServiceHandler.
-func (p *policy) Get(ctx context.Context, q *connect.Request[v1.GetRequest]) (*connect.Response[v1.GetResponse], error) {
-	kinds := model.Kinds()
-	if !strings.EqualFold(q.Msg.GetKind(), "all") {
-		kind, err := parseKind(q.Msg.GetKind())
-		if err != nil {
-			return nil, err
-		}
-		kinds = []model.Kind{kind}
-	}
-	if err := validNames(field{"customer", q.Msg.GetCustomer(), false}, field{"name", q.Msg.GetName(), false}); err != nil {
-		return nil, err
-	}
-	s, err := p.store.Snapshot(ctx)
-	if err != nil {
-		return nil, storeError(err)
-	}
-	if name := q.Msg.GetCustomer(); name != "" {
-		key := model.Key{Kind: model.KindCustomer, Name: name}
-		if _, ok := s.Documents[key]; !ok {
-			return nil, notFound(s, key, false)
-		}
-	}
-	answer := &v1.GetResponse{Revision: s.Revision}
-	for _, k := range selected(s.Documents, kinds, q.Msg.GetCustomer(), q.Msg.GetName()) {
-		d, err := documentToWire(s.Documents[k])
-		if err != nil {
-			return nil, connect.NewError(connect.CodeInternal, err)
-		}
-		answer.Documents = append(answer.Documents, d)
-	}
-	if q.Msg.GetName() != "" && len(answer.Documents) == 0 {
-		return nil, notFound(s, model.Key{Kind: kinds[0], Customer: q.Msg.GetCustomer(), Name: q.Msg.GetName()}, len(kinds) > 1)
-	}
-	return connect.NewResponse(answer), nil
-}
-
-// Delete implements circuitsealv1connect.PolicyServiceHandler.
-func (p *policy) Delete(ctx context.Context, q *connect.Request[v1.DeleteRequest]) (*connect.Response[v1.DeleteResponse], error) {
-	revision, err := p.delete(ctx, q.Msg)
-	audit(ctx, p.log, "delete", err, "kind", model.Shorten(q.Msg.GetKind()), "customer", model.Shorten(q.Msg.GetCustomer()),
-		"name", model.Shorten(q.Msg.GetName()))
-	if err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&v1.DeleteResponse{Revision: revision}), nil
-}
-
-func (p *policy) delete(ctx context.Context, q *v1.DeleteRequest) (uint64, error) {
-	kind, err := parseKind(q.GetKind())
-	if err != nil {
-		return 0, err
-	}
-	key := model.Key{Kind: kind, Customer: q.GetCustomer(), Name: q.GetName()}
-	if kind.HasCustomer() && key.Customer == "" {
-		return 0, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer is required: documents of kind %s belong to a customer", kind))
-	}
-	if err := validNames(field{"customer", key.Customer, false}, field{"name", key.Name, true}); err != nil {
-		return 0, err
-	}
-	if !kind.HasCustomer() && key.Customer != "" {
-		return 0, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer: documents of kind %s belong to the provider and have no customer; leave it out", kind))
-	}
-	for range writeAttempts {
-		s, err := p.store.Snapshot(ctx)
-		if err != nil {
-			return 0, storeError(err)
-		}
-		if _, ok := s.Documents[key]; !ok {
-			return 0, notFound(s, key, false)
-		}
-		rest := maps.Clone(s.Documents)
-		delete(rest, key)
-		if broken := newProblems(model.Validate(s.Documents), model.Validate(rest)); len(broken) > 0 {
-			return 0, referenced(key, broken)
-		}
-		numbers, err := compile.Number(rest, s.Numbers)
-		if err != nil {
-			return 0, connect.NewError(connect.CodeResourceExhausted, err)
-		}
-		revision, err := p.store.Write(ctx, s.Revision, store.Change{Delete: []model.Key{key}, Numbers: numbers})
-		if errors.Is(err, store.ErrConflict) {
+// conflicts are the documents whose writer has seen another revision than the
+// stored one. What changes nothing is none: an apply may be repeated.
+func conflicts(stored map[model.Key]model.Document, docs []model.Document, changes []*v1.Change) []model.Problem {
+	var problems []model.Problem
+	for i, d := range docs {
+		old, ok := stored[d.Key]
+		if d.Base == 0 || d.Base == old.Revision || changes[i].GetAction() == v1.ChangeAction_CHANGE_ACTION_UNCHANGED {
 			continue
 		}
-		if err != nil {
-			return 0, writeError(err)
+		message := fmt.Sprintf("was made from revision %d, and the document is at revision %d by now", d.Base, old.Revision)
+		if !ok {
+			message = fmt.Sprintf("was made from revision %d, and there is no such document any more", d.Base)
 		}
-		return revision, nil
+		problems = append(problems, model.Problem{
+			Document: d.Key.String(), Field: "metadata.revision", Value: strconv.FormatUint(d.Base, 10), Message: message,
+			Hint: "the document as it is now, with the change made there; without metadata.revision it is replaced whatever it is",
+		})
 	}
-	return 0, errBusy
-}
-
-// newProblems are those of after that before does not have: a set that was
-// stored by an older version is not the caller's fault.
-func newProblems(before, after []model.Problem) []model.Problem {
-	old := make(map[model.Problem]bool, len(before))
-	for _, p := range before {
-		old[p] = true
-	}
-	var news []model.Problem
-	for _, p := range after {
-		if !old[p] {
-			news = append(news, p)
-		}
-	}
-	return news
+	return problems
 }

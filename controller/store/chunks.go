@@ -15,15 +15,15 @@ import (
 	"github.com/circuitseal/circuitseal/proto/chunk"
 )
 
-// A spec that is longer than longSpec is kept as chunks, by the SHA-256 of what
+// A spec that is longer than LongSpec is kept as chunks, by the SHA-256 of what
 // they hold, and the document's key has a root that names them. Chunks are
 // written first. The transaction that writes a root asks that all of its chunks
 // be there, and the one that removes chunks that no root names asks that no root
 // have changed since it looked: whichever comes first, no root ever lacks one.
 
 const (
-	// longSpec is the longest spec in bytes that stands in its document's key.
-	longSpec = 256 << 10
+	// LongSpec is the longest spec in bytes that is not kept as chunks.
+	LongSpec = 256 << 10
 	// rootPrefix begins a root; canonical JSON begins with a brace.
 	rootPrefix = "chunks/1 "
 	// maxChunked is the longest spec in bytes.
@@ -42,7 +42,7 @@ func chunkKey(s chunk.Sum) string { return chunksRoot + s.String() }
 
 // pieces are the chunks of a spec, nil where it is short enough to be kept whole.
 func pieces(spec []byte) []piece {
-	if len(spec) <= longSpec {
+	if len(spec) <= LongSpec {
 		return nil
 	}
 	var all []piece
@@ -187,6 +187,33 @@ func (s *Store) collectChunks(ctx context.Context) (int, error) {
 			removed += len(ops)
 		}
 	}
+}
+
+// Chunk is a part of the spec of a document at the revision of its last change.
+// ErrNoChunk when the document is at another one, or has no such part.
+func (s *Store) Chunk(ctx context.Context, k model.Key, revision uint64, sum chunk.Sum) ([]byte, error) {
+	key, err := documentKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("read chunk %s: %w", sum, err)
+	}
+	r, err := s.txn(ctx, []clientv3.Cmp{unchanged(key, int64(revision))}, []clientv3.Op{clientv3.OpGet(key), clientv3.OpGet(chunkKey(sum))}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read chunk %s: %w", sum, err)
+	}
+	if !r.Succeeded || revision == 0 {
+		return nil, fmt.Errorf("read chunk %s: %w", sum, ErrNoChunk)
+	}
+	roots, chunks := r.Responses[0].GetResponseRange().Kvs, r.Responses[1].GetResponseRange().Kvs
+	if len(roots) != 1 || len(chunks) != 1 {
+		return nil, fmt.Errorf("read chunk %s: %w", sum, ErrNoChunk)
+	}
+	if _, sums, _, err := parseRoot(roots[0].Value); err != nil || !slices.Contains(sums, sum) {
+		return nil, fmt.Errorf("read chunk %s: %w", sum, ErrNoChunk)
+	}
+	if chunk.Of(chunks[0].Value) != sum {
+		return nil, fmt.Errorf("read chunk %s: it holds something else", sum)
+	}
+	return chunks[0].Value, nil
 }
 
 // DocumentsAt are the documents as they were in the snapshot of an earlier

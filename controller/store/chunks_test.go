@@ -222,7 +222,7 @@ func TestDamagedChunks(t *testing.T) {
 }
 
 func FuzzParseRoot(f *testing.F) {
-	spec := []byte(strings.Repeat("0123456789", longSpec/10+1))
+	spec := []byte(strings.Repeat("0123456789", LongSpec/10+1))
 	f.Add([]byte(rootOf(spec, pieces(spec))))
 	f.Add([]byte(rootPrefix))
 	f.Add([]byte(`{"direction":"inbound"}`))

@@ -56,6 +56,8 @@ var (
 	// ErrCompacted: the revision is older than what the store keeps, or newer than
 	// what it has.
 	ErrCompacted = errors.New("that revision is not kept")
+	// ErrNoChunk: the document has no such chunk at that revision.
+	ErrNoChunk = errors.New("there is no such chunk")
 	// ErrFull: the store has reached its quota, or its disk has too little room.
 	// Reads go on. Opening the store anew drops its history, which usually frees
 	// enough of the quota.

@@ -159,8 +159,8 @@ func TestWriteTooLarge(t *testing.T) {
 		}
 	}
 	var many []model.Document
-	for i := range maxRequestBytes/(longSpec-1024) + 1 {
-		many = append(many, customer(fmt.Sprintf("c%d", i), longSpec-1024))
+	for i := range maxRequestBytes/(LongSpec-1024) + 1 {
+		many = append(many, customer(fmt.Sprintf("c%d", i), LongSpec-1024))
 	}
 	for name, put := range map[string][]model.Document{
 		"one":  {customer("contoso", maxChunked)},

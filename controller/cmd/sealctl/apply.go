@@ -11,9 +11,9 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
-	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
 func applyCommand(o *options) *cobra.Command {
@@ -88,8 +88,7 @@ was applied stays applied.`,
 func applySources(cmd *cobra.Command, o *options, c connection, sources []*v1.Source, dryRun bool) (*v1.ApplyResponse, error) {
 	p := startProgress(cmd.ErrOrStderr(), fmt.Sprintf("applying %d files", len(sources)))
 	defer p.end()
-	service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-	return call(cmd.Context(), o, service.Apply, &v1.ApplyRequest{Sources: sources, DryRun: dryRun})
+	return newPolicyClient(c, o).apply(cmd.Context(), sources, dryRun)
 }
 
 func printChanges(w io.Writer, o *options, changes []*v1.Change, dryRun bool) error {
@@ -133,18 +132,29 @@ func name(d named) string {
 
 // problemsOf is the detail of an error that refuses documents, or nil.
 func problemsOf(err error) *v1.InvalidDocuments {
+	for _, code := range []connect.Code{connect.CodeInvalidArgument, connect.CodeAborted} {
+		if p := detailOf[*v1.InvalidDocuments](err, code); len(p.GetProblems()) > 0 {
+			return p
+		}
+	}
+	return nil
+}
+
+// detailOf is the first detail of a type that an error of a code has, or the
+// type's zero value.
+func detailOf[M proto.Message](err error, code connect.Code) (none M) {
 	rpc := new(connect.Error)
-	if !errors.As(err, &rpc) || rpc.Code() != connect.CodeInvalidArgument {
-		return nil
+	if !errors.As(err, &rpc) || rpc.Code() != code {
+		return none
 	}
 	for _, d := range rpc.Details() {
 		if m, err := d.Value(); err == nil {
-			if p, ok := m.(*v1.InvalidDocuments); ok && len(p.GetProblems()) > 0 {
+			if p, ok := m.(M); ok {
 				return p
 			}
 		}
 	}
-	return nil
+	return none
 }
 
 // printProblems prints all problems, on stdout as JSON where that is asked for

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
-	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
 // completionTimeout is how long a shell's user waits for words of a controller.
@@ -137,8 +136,7 @@ func (o *options) names(ctx context.Context, kind, customer string) []string {
 	if ctx == nil {
 		ctx = context.Background()
 	}
-	service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-	answer, err := call(ctx, &short, service.Get, &v1.GetRequest{Kind: kind, Customer: customer})
+	answer, err := newPolicyClient(c, &short).get(ctx, &v1.GetRequest{Kind: kind, Customer: customer})
 	if err != nil {
 		return nil
 	}

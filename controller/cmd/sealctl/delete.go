@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -15,7 +13,6 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
-	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
 func deleteCommand(o *options) *cobra.Command {
@@ -26,9 +23,9 @@ func deleteCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete KIND NAME | KIND/CUSTOMER/NAME | -f FILE",
 		Short: "Delete a document, or those of files",
-		Long: `Delete a document that no other one names, or all documents of files: the last
-one first, and those that are named by others after these. Each is deleted by
-itself; what is gone already is no error with -f.`,
+		Long: `Delete a document that no other one names, or all documents of files in one
+transaction: all of them or none. Those of the files may name each other; what is
+gone already is no error with -f.`,
 		Example: `  sealctl delete connection hq-weu --customer contoso
   sealctl delete -f policies/`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -45,19 +42,19 @@ itself; what is gone already is no error with -f.`,
 		},
 		ValidArgsFunction: completeDocuments(o, &customer),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			requests := []*v1.DeleteRequest{}
+			keys := []*v1.DocumentKey{}
 			if len(files.names) == 0 {
 				q, err := parseReference(args, customer)
 				if err != nil {
 					return err
 				}
-				requests = append(requests, &v1.DeleteRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
+				keys = append(keys, &v1.DocumentKey{Kind: q.kind, Customer: q.customer, Name: q.name})
 			} else {
 				sources, err := files.read(cmd.InOrStdin())
 				if err != nil {
 					return err
 				}
-				if requests, err = identities(sources); err != nil {
+				if keys, err = identities(sources); err != nil {
 					return err
 				}
 			}
@@ -66,22 +63,18 @@ itself; what is gone already is no error with -f.`,
 				return err
 			}
 			defer c.close()
-			service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-			remove := func(ctx context.Context, q *v1.DeleteRequest) (*v1.DeleteResponse, error) {
-				return call(ctx, o, service.Delete, q)
-			}
-			if len(files.names) > 0 {
-				return deleteAll(cmd, o, requests, remove)
-			}
-			answer, err := remove(cmd.Context(), requests[0])
+			answer, err := newPolicyClient(c, o).remove(cmd.Context(), keys, len(files.names) > 0)
 			if rpc := new(connect.Error); errors.As(err, &rpc) && strings.HasPrefix(rpc.Message(), "customer is required") {
 				// The flag has the field's name.
 				return fmt.Errorf("%w: --%s", errUsage, rpc.Message())
 			}
+			if uses := usesOf(err); len(uses) > 0 {
+				return printUses(cmd, o, uses)
+			}
 			if err != nil {
 				return usage(err)
 			}
-			return printDeleted(cmd.OutOrStdout(), o, requests[0], answer)
+			return printDeleted(cmd, o, keys, answer)
 		},
 	}
 	files.register(cmd)
@@ -89,10 +82,10 @@ itself; what is gone already is no error with -f.`,
 	return formats(cmd, "json", "yaml", "name")
 }
 
-// identities are the documents that sources name, the last first. The specs are
-// of no interest, so they may be malformed.
-func identities(sources []*v1.Source) ([]*v1.DeleteRequest, error) {
-	var requests []*v1.DeleteRequest
+// identities are the documents that sources name. The specs are of no interest,
+// so they may be malformed.
+func identities(sources []*v1.Source) ([]*v1.DocumentKey, error) {
+	var keys []*v1.DocumentKey
 	for _, s := range sources {
 		d := yaml.NewDecoder(bytes.NewReader([]byte(s.GetText())))
 		for {
@@ -110,60 +103,58 @@ func identities(sources []*v1.Source) ([]*v1.DeleteRequest, error) {
 			if document.Kind == "" && document.Metadata.Name == "" {
 				continue
 			}
-			requests = append(requests, &v1.DeleteRequest{
+			keys = append(keys, &v1.DocumentKey{
 				Kind: document.Kind, Customer: document.Metadata.Customer, Name: document.Metadata.Name,
 			})
 		}
 	}
-	if requests == nil {
+	if keys == nil {
 		return nil, fmt.Errorf("there is no document in %s", names(sources))
 	}
-	slices.Reverse(requests)
-	return requests, nil
+	return keys, nil
 }
 
-// deleteAll deletes documents in turns: one that others name is tried again
-// after these are gone, as long as anything goes.
-func deleteAll(cmd *cobra.Command, o *options, requests []*v1.DeleteRequest, remove func(context.Context, *v1.DeleteRequest) (*v1.DeleteResponse, error)) error {
-	for len(requests) > 0 {
-		var named []*v1.DeleteRequest
-		var errs []error
-		for _, q := range requests {
-			answer, err := remove(cmd.Context(), q)
-			switch connect.CodeOf(err) {
-			case connect.CodeFailedPrecondition:
-				named, errs = append(named, q), append(errs, err)
-				continue
-			case connect.CodeNotFound:
-				if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s is not there\n", line(name(q))); err != nil {
-					return err
-				}
-				continue
-			default:
-				if err != nil {
-					return err
-				}
-			}
-			if err := printDeleted(cmd.OutOrStdout(), o, q, answer); err != nil {
-				return err
-			}
+// printUses prints what still names documents that were to be deleted.
+func printUses(cmd *cobra.Command, o *options, uses []*v1.Use) error {
+	if o.structured() {
+		if err := o.print(cmd.OutOrStdout(), &v1.InUse{Uses: uses}); err != nil {
+			return err
 		}
-		if len(named) == len(requests) {
-			return fmt.Errorf("%d documents are left: %w", len(named), errs[0])
+		return errTold
+	}
+	var b strings.Builder
+	for _, u := range uses {
+		fmt.Fprintf(&b, "%s is in use by %s (%s)\n", line(u.GetRefersTo()), line(u.GetDocument()), line(u.GetField()))
+	}
+	b.WriteString("nothing was deleted; delete or change these first\n")
+	if _, err := io.WriteString(cmd.ErrOrStderr(), b.String()); err != nil {
+		return err
+	}
+	return errTold
+}
+
+func printDeleted(cmd *cobra.Command, o *options, asked []*v1.DocumentKey, answer *v1.DeleteResponse) error {
+	if o.structured() {
+		return o.print(cmd.OutOrStdout(), answer)
+	}
+	suffix := " deleted"
+	if o.output == "name" {
+		suffix = ""
+	}
+	gone := map[string]bool{}
+	for _, k := range answer.GetDeleted() {
+		gone[name(k)] = true
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s%s\n", line(name(k)), suffix); err != nil {
+			return err
 		}
-		requests = named
+	}
+	for _, k := range asked {
+		if gone[name(k)] || len(answer.GetDeleted()) == len(asked) {
+			continue
+		}
+		if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s is not there\n", line(name(k))); err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-func printDeleted(w io.Writer, o *options, q *v1.DeleteRequest, answer *v1.DeleteResponse) error {
-	if o.structured() {
-		return o.print(w, answer)
-	}
-	text := line(name(q))
-	if o.output != "name" {
-		text += " deleted"
-	}
-	_, err := fmt.Fprintln(w, text)
-	return err
 }

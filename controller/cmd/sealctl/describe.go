@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
-	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
 func describeCommand(o *options) *cobra.Command {
@@ -67,8 +66,8 @@ type description struct {
 }
 
 func ask(cmd *cobra.Command, o *options, c connection, q reference) (*description, error) {
-	policy := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-	one, err := call(cmd.Context(), o, policy.Get, &v1.GetRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
+	policy := newPolicyClient(c, o)
+	one, err := policy.get(cmd.Context(), &v1.GetRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
 	if err != nil {
 		return nil, usage(err)
 	}
@@ -79,8 +78,11 @@ func ask(cmd *cobra.Command, o *options, c connection, q reference) (*descriptio
 		}
 		return nil, fmt.Errorf("%w: %d documents have that name, want one of them: %s", errUsage, n, or(have))
 	}
+	if err := policy.fill(cmd.Context(), one.GetDocuments()); err != nil {
+		return nil, err
+	}
 	// Whatever names it, and whatever these lead to.
-	all, err := call(cmd.Context(), o, policy.Get, &v1.GetRequest{Kind: "all"})
+	all, err := policy.get(cmd.Context(), &v1.GetRequest{Kind: "all"})
 	if err != nil {
 		return nil, usage(err)
 	}

@@ -20,10 +20,10 @@ import (
 const (
 	// maxSource and maxSources are a little above what the controller takes,
 	// so that its own error, which says more, is what is seen.
-	maxSource  = 4 << 20
+	maxSource  = 64<<20 + 1<<20
 	maxSources = 1000
 	// maxTotal is the most that the controller takes at once, in bytes.
-	maxTotal = 4 << 20
+	maxTotal = 64 << 20
 	// maxDepth is how deep -R looks.
 	maxDepth = 32
 )

@@ -9,11 +9,13 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
-	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
 func getCommand(o *options) *cobra.Command {
-	var customer string
+	var (
+		customer  string
+		revisions bool
+	)
 	cmd := &cobra.Command{
 		Use:   "get KIND [NAME] | KIND/CUSTOMER/NAME",
 		Short: "Show documents of a kind, or of all",
@@ -27,6 +29,7 @@ and delete take in place of a kind and a name.`,
 		Example: `  sealctl get all
   sealctl get connections --customer contoso
   sealctl get site/contoso/hq -o json
+  sealctl get site/contoso/hq -o yaml --revisions | sed s/10.1./10.9./ | sealctl apply -f -
   sealctl get all -o yaml > backup.yaml`,
 		Args: arguments(1, 2, "a kind (or all) and maybe a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -39,25 +42,31 @@ and delete take in place of a kind and a name.`,
 				return err
 			}
 			defer c.close()
-			service := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
-			answer, err := call(cmd.Context(), o, service.Get, &v1.GetRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
+			service := newPolicyClient(c, o)
+			answer, err := service.get(cmd.Context(), &v1.GetRequest{Kind: q.kind, Customer: q.customer, Name: q.name})
 			if err != nil {
 				return usage(err)
 			}
-			return printDocuments(cmd.OutOrStdout(), o, answer)
+			if o.structured() || o.wide() {
+				if err := service.fill(cmd.Context(), answer.GetDocuments()); err != nil {
+					return err
+				}
+			}
+			return printDocuments(cmd.OutOrStdout(), o, answer, revisions)
 		},
 		ValidArgsFunction: completeDocuments(o, &customer),
 	}
 	cmd.Flags().StringVar(&customer, "customer", "", "documents of this `customer` only")
+	cmd.Flags().BoolVar(&revisions, "revisions", false, "with -o yaml, print metadata.revision too: sealctl apply then refuses what was changed meanwhile")
 	return formats(cmd, "wide", "json", "yaml", "name")
 }
 
-func printDocuments(w io.Writer, o *options, answer *v1.GetResponse) error {
+func printDocuments(w io.Writer, o *options, answer *v1.GetResponse, revisions bool) error {
 	switch o.output {
 	case "json":
 		return printJSON(w, answer)
 	case "yaml":
-		return printManifests(w, answer.GetDocuments())
+		return printManifests(w, answer.GetDocuments(), revisions)
 	case "name":
 		for _, d := range answer.GetDocuments() {
 			if _, err := fmt.Fprintln(w, line(name(d))); err != nil {
@@ -82,6 +91,9 @@ const maxSummary = 80
 
 // summary is a document's spec, up to so many characters; 0 for all.
 func summary(d *v1.Document, most int) string {
+	if n := len(d.GetSpecChunks()); n > 0 {
+		return fmt.Sprintf("(long: %d parts; -o wide, yaml or json shows all of it)", n)
+	}
 	b, err := protojson.MarshalOptions{}.Marshal(d.GetSpec())
 	if err != nil {
 		return ""

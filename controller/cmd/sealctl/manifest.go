@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -12,14 +13,16 @@ import (
 )
 
 // printManifests prints documents as files hold them, for sealctl apply.
-func printManifests(w io.Writer, docs []*v1.Document) error {
+// Their revisions, where they are wanted, let sealctl apply notice that somebody
+// else was faster.
+func printManifests(w io.Writer, docs []*v1.Document, revisions bool) error {
 	for i, d := range docs {
 		if i > 0 {
 			if _, err := io.WriteString(w, "---\n"); err != nil {
 				return err
 			}
 		}
-		n, err := manifest(d)
+		n, err := manifest(d, revisions)
 		if err != nil {
 			return err
 		}
@@ -31,7 +34,7 @@ func printManifests(w io.Writer, docs []*v1.Document) error {
 }
 
 // manifest is a document as a tree of YAML, its fields in the schema's order.
-func manifest(d *v1.Document) (*yaml.Node, error) {
+func manifest(d *v1.Document, revision bool) (*yaml.Node, error) {
 	spec, err := specNode(d)
 	if err != nil {
 		return nil, err
@@ -41,6 +44,9 @@ func manifest(d *v1.Document) (*yaml.Node, error) {
 		set(metadata, "customer", text(d.GetCustomer()))
 	}
 	set(metadata, "name", text(d.GetName()))
+	if revision {
+		set(metadata, "revision", &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.FormatUint(d.GetRevision(), 10)})
+	}
 	n := mapping()
 	set(n, "apiVersion", text(d.GetApiVersion()))
 	set(n, "kind", text(d.GetKind()))

@@ -81,10 +81,10 @@ func askStatus(ctx context.Context, o *options, c connection, f statusFilter) (*
 	if err != nil || f == (statusFilter{}) {
 		return answer, err
 	}
-	policy := circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits())
+	policy := newPolicyClient(c, o)
 	var documents []*v1.Document
 	for _, kind := range []string{"Endpoint", "Connection"} {
-		got, err := call(ctx, o, policy.Get, &v1.GetRequest{Kind: kind, Customer: f.customer})
+		got, err := policy.get(ctx, &v1.GetRequest{Kind: kind, Customer: f.customer})
 		if err != nil {
 			return nil, usage(err)
 		}

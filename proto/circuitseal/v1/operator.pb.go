@@ -76,12 +76,72 @@ func (ChangeAction) EnumDescriptor() ([]byte, []int) {
 	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{0}
 }
 
+type WatchEvent int32
+
+const (
+	WatchEvent_WATCH_EVENT_UNSPECIFIED WatchEvent = 0
+	WatchEvent_WATCH_EVENT_CREATED     WatchEvent = 1
+	WatchEvent_WATCH_EVENT_CHANGED     WatchEvent = 2
+	// The document has no spec then.
+	WatchEvent_WATCH_EVENT_DELETED WatchEvent = 3
+	// Everything up to the revision was sent. There is no document.
+	WatchEvent_WATCH_EVENT_BOOKMARK WatchEvent = 4
+)
+
+// Enum value maps for WatchEvent.
+var (
+	WatchEvent_name = map[int32]string{
+		0: "WATCH_EVENT_UNSPECIFIED",
+		1: "WATCH_EVENT_CREATED",
+		2: "WATCH_EVENT_CHANGED",
+		3: "WATCH_EVENT_DELETED",
+		4: "WATCH_EVENT_BOOKMARK",
+	}
+	WatchEvent_value = map[string]int32{
+		"WATCH_EVENT_UNSPECIFIED": 0,
+		"WATCH_EVENT_CREATED":     1,
+		"WATCH_EVENT_CHANGED":     2,
+		"WATCH_EVENT_DELETED":     3,
+		"WATCH_EVENT_BOOKMARK":    4,
+	}
+)
+
+func (x WatchEvent) Enum() *WatchEvent {
+	p := new(WatchEvent)
+	*p = x
+	return p
+}
+
+func (x WatchEvent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchEvent) Descriptor() protoreflect.EnumDescriptor {
+	return file_circuitseal_v1_operator_proto_enumTypes[1].Descriptor()
+}
+
+func (WatchEvent) Type() protoreflect.EnumType {
+	return &file_circuitseal_v1_operator_proto_enumTypes[1]
+}
+
+func (x WatchEvent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchEvent.Descriptor instead.
+func (WatchEvent) EnumDescriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{1}
+}
+
 // Source is text with one or more documents, YAML or JSON.
 type Source struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What errors call it: a file's path, or "-".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// In place of text: the SHA-256 of each of its parts, in order, which PutChunk
+	// has brought. The parts of all sources together have at most 64 MiB.
+	Chunks        [][]byte `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,6 +188,13 @@ func (x *Source) GetText() string {
 		return x.Text
 	}
 	return ""
+}
+
+func (x *Source) GetChunks() [][]byte {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
 }
 
 type ApplyRequest struct {
@@ -454,7 +521,13 @@ type GetRequest struct {
 	// Empty for all customers and for the provider's own documents.
 	Customer string `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
 	// Empty for all.
-	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The most documents in the answer, at most 1000; 0 for 1000. A page has fewer
+	// where they are large.
+	PageSize uint32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Where an earlier answer said to go on. Pages of one list show the documents
+	// as they were when the first was made; OutOfRange when that is too long ago.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,10 +583,29 @@ func (x *GetRequest) GetName() string {
 	return ""
 }
 
+func (x *GetRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// The documents are sorted by kind, in the order of their use, then by customer,
+// then by name.
 type GetResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Documents     []*Document            `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
-	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Documents []*Document            `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
+	// The revision at which they are seen.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,6 +654,13 @@ func (x *GetResponse) GetRevision() uint64 {
 	return 0
 }
 
+func (x *GetResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type Document struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	ApiVersion string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
@@ -569,8 +668,12 @@ type Document struct {
 	Customer   string                 `protobuf:"bytes,3,opt,name=customer,proto3" json:"customer,omitempty"`
 	Name       string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// The store's revision of the last change.
-	Revision      uint64           `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
-	Spec          *structpb.Struct `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
+	Revision uint64           `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Spec     *structpb.Struct `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
+	// In place of a spec that is longer than 256 KiB: the SHA-256 of each part of
+	// its JSON, in order, for GetChunk. The parts are there as long as the document
+	// has this revision.
+	SpecChunks    [][]byte `protobuf:"bytes,7,rep,name=spec_chunks,json=specChunks,proto3" json:"spec_chunks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -647,18 +750,99 @@ func (x *Document) GetSpec() *structpb.Struct {
 	return nil
 }
 
+func (x *Document) GetSpecChunks() [][]byte {
+	if x != nil {
+		return x.SpecChunks
+	}
+	return nil
+}
+
+// DocumentKey names a document.
+type DocumentKey struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Kind     string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Customer string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
+	Name     string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The revision at which the document is wanted; 0 for any.
+	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DocumentKey) Reset() {
+	*x = DocumentKey{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DocumentKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DocumentKey) ProtoMessage() {}
+
+func (x *DocumentKey) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DocumentKey.ProtoReflect.Descriptor instead.
+func (*DocumentKey) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DocumentKey) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DocumentKey) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *DocumentKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DocumentKey) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// Either kind, customer and name of one document, or keys.
 type DeleteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Customer      string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Kind     string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Customer string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
+	Name     string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Keys     []*DocumentKey         `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+	// What is not there is no error.
+	MissingOk     bool `protobuf:"varint,5,opt,name=missing_ok,json=missingOk,proto3" json:"missing_ok,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +854,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +867,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{9}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -707,16 +891,33 @@ func (x *DeleteRequest) GetName() string {
 	return ""
 }
 
+func (x *DeleteRequest) GetKeys() []*DocumentKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *DeleteRequest) GetMissingOk() bool {
+	if x != nil {
+		return x.MissingOk
+	}
+	return false
+}
+
 type DeleteResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What was there and is gone, in the order of a list from its end on: what
+	// names others before these.
+	Deleted       []*DocumentKey `protobuf:"bytes,2,rep,name=deleted,proto3" json:"deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +929,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +942,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{10}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteResponse) GetRevision() uint64 {
@@ -749,6 +950,532 @@ func (x *DeleteResponse) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *DeleteResponse) GetDeleted() []*DocumentKey {
+	if x != nil {
+		return x.Deleted
+	}
+	return nil
+}
+
+// InUse is an error detail: what still names documents that were to be deleted.
+type InUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uses          []*Use                 `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InUse) Reset() {
+	*x = InUse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InUse) ProtoMessage() {}
+
+func (x *InUse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InUse.ProtoReflect.Descriptor instead.
+func (*InUse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *InUse) GetUses() []*Use {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+// Use is a field of a document that names another one.
+type Use struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Both as kind/customer/name.
+	Document string `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
+	RefersTo string `protobuf:"bytes,2,opt,name=refers_to,json=refersTo,proto3" json:"refers_to,omitempty"`
+	// Such as spec.underlay[1].circuit.
+	Field         string `protobuf:"bytes,3,opt,name=field,proto3" json:"field,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Use) Reset() {
+	*x = Use{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Use) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Use) ProtoMessage() {}
+
+func (x *Use) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Use.ProtoReflect.Descriptor instead.
+func (*Use) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Use) GetDocument() string {
+	if x != nil {
+		return x.Document
+	}
+	return ""
+}
+
+func (x *Use) GetRefersTo() string {
+	if x != nil {
+		return x.RefersTo
+	}
+	return ""
+}
+
+func (x *Use) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as Site, any case, singular or plural; or all.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Empty for all customers and for the provider's own documents.
+	Customer string `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
+	// Empty for all.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The revision of the last bookmark that the caller has seen: only what has
+	// changed since is sent. 0 for everything. OutOfRange when it is too long ago:
+	// begin anew with 0, and forget what is not sent again.
+	FromRevision  uint64 `protobuf:"varint,4,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WatchRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetFromRevision() uint64 {
+	if x != nil {
+		return x.FromRevision
+	}
+	return 0
+}
+
+type WatchResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Event    WatchEvent             `protobuf:"varint,1,opt,name=event,proto3,enum=circuitseal.v1.WatchEvent" json:"event,omitempty"`
+	Document *Document              `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"`
+	// The revision of the documents that this is a part of.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *WatchResponse) GetEvent() WatchEvent {
+	if x != nil {
+		return x.Event
+	}
+	return WatchEvent_WATCH_EVENT_UNSPECIFIED
+}
+
+func (x *WatchResponse) GetDocument() *Document {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type MissingChunksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of each, at most 4096.
+	Chunks        [][]byte `protobuf:"bytes,1,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingChunksRequest) Reset() {
+	*x = MissingChunksRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingChunksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingChunksRequest) ProtoMessage() {}
+
+func (x *MissingChunksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingChunksRequest.ProtoReflect.Descriptor instead.
+func (*MissingChunksRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *MissingChunksRequest) GetChunks() [][]byte {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
+type MissingChunksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Missing       [][]byte               `protobuf:"bytes,1,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingChunksResponse) Reset() {
+	*x = MissingChunksResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingChunksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingChunksResponse) ProtoMessage() {}
+
+func (x *MissingChunksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingChunksResponse.ProtoReflect.Descriptor instead.
+func (*MissingChunksResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MissingChunksResponse) GetMissing() [][]byte {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type PutChunkRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 byte to 512 KiB.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutChunkRequest) Reset() {
+	*x = PutChunkRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutChunkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutChunkRequest) ProtoMessage() {}
+
+func (x *PutChunkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutChunkRequest.ProtoReflect.Descriptor instead.
+func (*PutChunkRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PutChunkRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type PutChunkResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The SHA-256 of the data.
+	Chunk         []byte `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutChunkResponse) Reset() {
+	*x = PutChunkResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutChunkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutChunkResponse) ProtoMessage() {}
+
+func (x *PutChunkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutChunkResponse.ProtoReflect.Descriptor instead.
+func (*PutChunkResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PutChunkResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type GetChunkRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The document and the revision that named the chunk.
+	Document      *DocumentKey `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
+	Chunk         []byte       `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetChunkRequest) Reset() {
+	*x = GetChunkRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetChunkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetChunkRequest) ProtoMessage() {}
+
+func (x *GetChunkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetChunkRequest.ProtoReflect.Descriptor instead.
+func (*GetChunkRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *GetChunkRequest) GetDocument() *DocumentKey {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+func (x *GetChunkRequest) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type GetChunkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetChunkResponse) Reset() {
+	*x = GetChunkResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetChunkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetChunkResponse) ProtoMessage() {}
+
+func (x *GetChunkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetChunkResponse.ProtoReflect.Descriptor instead.
+func (*GetChunkResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GetChunkResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
 }
 
 type CreateTokenRequest struct {
@@ -762,7 +1489,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[11]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +1501,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[11]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +1514,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{11}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateTokenRequest) GetNode() string {
@@ -817,7 +1544,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[12]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1556,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[12]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1569,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{12}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateTokenResponse) GetNode() string {
@@ -881,7 +1608,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[13]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1620,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[13]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1633,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{13}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{24}
 }
 
 type GetStatusResponse struct {
@@ -920,7 +1647,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[14]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1659,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[14]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1672,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{14}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetStatusResponse) GetNodes() []*NodeReport {
@@ -985,7 +1712,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[15]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1724,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[15]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1737,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{15}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -1063,7 +1790,7 @@ type ConnectionReport struct {
 
 func (x *ConnectionReport) Reset() {
 	*x = ConnectionReport{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[16]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1802,7 @@ func (x *ConnectionReport) String() string {
 func (*ConnectionReport) ProtoMessage() {}
 
 func (x *ConnectionReport) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[16]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1815,7 @@ func (x *ConnectionReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionReport.ProtoReflect.Descriptor instead.
 func (*ConnectionReport) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{16}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConnectionReport) GetCustomer() string {
@@ -1130,10 +1857,11 @@ var File_circuitseal_v1_operator_proto protoreflect.FileDescriptor
 
 const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x1dcircuitseal/v1/operator.proto\x12\x0ecircuitseal.v1\x1a\x1acircuitseal/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"0\n" +
+	"\x1dcircuitseal/v1/operator.proto\x12\x0ecircuitseal.v1\x1a\x1acircuitseal/v1/agent.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"Y\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06chunks\x18\x03 \x03(\fR\x06chunks\"Y\n" +
 	"\fApplyRequest\x120\n" +
 	"\asources\x18\x01 \x03(\v2\x16.circuitseal.v1.SourceR\asources\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x82\x01\n" +
@@ -1154,15 +1882,19 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x05field\x18\x04 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x05 \x01(\tR\x05value\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\a \x01(\tR\x04hint\"P\n" +
+	"\x04hint\x18\a \x01(\tR\x04hint\"\x8c\x01\n" +
 	"\n" +
 	"GetRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"a\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"\x89\x01\n" +
 	"\vGetResponse\x126\n" +
 	"\tdocuments\x18\x01 \x03(\v2\x18.circuitseal.v1.DocumentR\tdocuments\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xb8\x01\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12&\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xd9\x01\n" +
 	"\bDocument\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -1170,13 +1902,52 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\bcustomer\x18\x03 \x01(\tR\bcustomer\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12+\n" +
-	"\x04spec\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x04spec\"S\n" +
+	"\x04spec\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x04spec\x12\x1f\n" +
+	"\vspec_chunks\x18\a \x03(\fR\n" +
+	"specChunks\"m\n" +
+	"\vDocumentKey\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"\xa3\x01\n" +
 	"\rDeleteRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\",\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12/\n" +
+	"\x04keys\x18\x04 \x03(\v2\x1b.circuitseal.v1.DocumentKeyR\x04keys\x12\x1d\n" +
+	"\n" +
+	"missing_ok\x18\x05 \x01(\bR\tmissingOk\"c\n" +
 	"\x0eDeleteResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"_\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x125\n" +
+	"\adeleted\x18\x02 \x03(\v2\x1b.circuitseal.v1.DocumentKeyR\adeleted\"0\n" +
+	"\x05InUse\x12'\n" +
+	"\x04uses\x18\x01 \x03(\v2\x13.circuitseal.v1.UseR\x04uses\"T\n" +
+	"\x03Use\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\tR\bdocument\x12\x1b\n" +
+	"\trefers_to\x18\x02 \x01(\tR\brefersTo\x12\x14\n" +
+	"\x05field\x18\x03 \x01(\tR\x05field\"w\n" +
+	"\fWatchRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12#\n" +
+	"\rfrom_revision\x18\x04 \x01(\x04R\ffromRevision\"\x93\x01\n" +
+	"\rWatchResponse\x120\n" +
+	"\x05event\x18\x01 \x01(\x0e2\x1a.circuitseal.v1.WatchEventR\x05event\x124\n" +
+	"\bdocument\x18\x02 \x01(\v2\x18.circuitseal.v1.DocumentR\bdocument\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\".\n" +
+	"\x14MissingChunksRequest\x12\x16\n" +
+	"\x06chunks\x18\x01 \x03(\fR\x06chunks\"1\n" +
+	"\x15MissingChunksResponse\x12\x18\n" +
+	"\amissing\x18\x01 \x03(\fR\amissing\"%\n" +
+	"\x0fPutChunkRequest\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"(\n" +
+	"\x10PutChunkResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"`\n" +
+	"\x0fGetChunkRequest\x127\n" +
+	"\bdocument\x18\x01 \x01(\v2\x1b.circuitseal.v1.DocumentKeyR\bdocument\x12\x14\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"&\n" +
+	"\x10GetChunkResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"_\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x125\n" +
 	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"\x90\x01\n" +
@@ -1210,11 +1981,22 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x19CHANGE_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CHANGE_ACTION_CREATED\x10\x01\x12\x1c\n" +
 	"\x18CHANGE_ACTION_CONFIGURED\x10\x02\x12\x1b\n" +
-	"\x17CHANGE_ACTION_UNCHANGED\x10\x032\xde\x01\n" +
+	"\x17CHANGE_ACTION_UNCHANGED\x10\x03*\x8e\x01\n" +
+	"\n" +
+	"WatchEvent\x12\x1b\n" +
+	"\x17WATCH_EVENT_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13WATCH_EVENT_CREATED\x10\x01\x12\x17\n" +
+	"\x13WATCH_EVENT_CHANGED\x10\x02\x12\x17\n" +
+	"\x13WATCH_EVENT_DELETED\x10\x03\x12\x18\n" +
+	"\x14WATCH_EVENT_BOOKMARK\x10\x042\xa2\x04\n" +
 	"\rPolicyService\x12D\n" +
 	"\x05Apply\x12\x1c.circuitseal.v1.ApplyRequest\x1a\x1d.circuitseal.v1.ApplyResponse\x12>\n" +
 	"\x03Get\x12\x1a.circuitseal.v1.GetRequest\x1a\x1b.circuitseal.v1.GetResponse\x12G\n" +
-	"\x06Delete\x12\x1d.circuitseal.v1.DeleteRequest\x1a\x1e.circuitseal.v1.DeleteResponse2e\n" +
+	"\x06Delete\x12\x1d.circuitseal.v1.DeleteRequest\x1a\x1e.circuitseal.v1.DeleteResponse\x12F\n" +
+	"\x05Watch\x12\x1c.circuitseal.v1.WatchRequest\x1a\x1d.circuitseal.v1.WatchResponse0\x01\x12\\\n" +
+	"\rMissingChunks\x12$.circuitseal.v1.MissingChunksRequest\x1a%.circuitseal.v1.MissingChunksResponse\x12M\n" +
+	"\bPutChunk\x12\x1f.circuitseal.v1.PutChunkRequest\x1a .circuitseal.v1.PutChunkResponse\x12M\n" +
+	"\bGetChunk\x12\x1f.circuitseal.v1.GetChunkRequest\x1a .circuitseal.v1.GetChunkResponse2e\n" +
 	"\vNodeService\x12V\n" +
 	"\vCreateToken\x12\".circuitseal.v1.CreateTokenRequest\x1a#.circuitseal.v1.CreateTokenResponse2a\n" +
 	"\rStatusService\x12P\n" +
@@ -1232,61 +2014,87 @@ func file_circuitseal_v1_operator_proto_rawDescGZIP() []byte {
 	return file_circuitseal_v1_operator_proto_rawDescData
 }
 
-var file_circuitseal_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_circuitseal_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_circuitseal_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_circuitseal_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_circuitseal_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: circuitseal.v1.ChangeAction
-	(*Source)(nil),                // 1: circuitseal.v1.Source
-	(*ApplyRequest)(nil),          // 2: circuitseal.v1.ApplyRequest
-	(*Change)(nil),                // 3: circuitseal.v1.Change
-	(*ApplyResponse)(nil),         // 4: circuitseal.v1.ApplyResponse
-	(*InvalidDocuments)(nil),      // 5: circuitseal.v1.InvalidDocuments
-	(*Problem)(nil),               // 6: circuitseal.v1.Problem
-	(*GetRequest)(nil),            // 7: circuitseal.v1.GetRequest
-	(*GetResponse)(nil),           // 8: circuitseal.v1.GetResponse
-	(*Document)(nil),              // 9: circuitseal.v1.Document
-	(*DeleteRequest)(nil),         // 10: circuitseal.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 11: circuitseal.v1.DeleteResponse
-	(*CreateTokenRequest)(nil),    // 12: circuitseal.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 13: circuitseal.v1.CreateTokenResponse
-	(*GetStatusRequest)(nil),      // 14: circuitseal.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 15: circuitseal.v1.GetStatusResponse
-	(*NodeReport)(nil),            // 16: circuitseal.v1.NodeReport
-	(*ConnectionReport)(nil),      // 17: circuitseal.v1.ConnectionReport
-	(*structpb.Struct)(nil),       // 18: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*Position)(nil),              // 21: circuitseal.v1.Position
-	(*NodeStatus)(nil),            // 22: circuitseal.v1.NodeStatus
+	(WatchEvent)(0),               // 1: circuitseal.v1.WatchEvent
+	(*Source)(nil),                // 2: circuitseal.v1.Source
+	(*ApplyRequest)(nil),          // 3: circuitseal.v1.ApplyRequest
+	(*Change)(nil),                // 4: circuitseal.v1.Change
+	(*ApplyResponse)(nil),         // 5: circuitseal.v1.ApplyResponse
+	(*InvalidDocuments)(nil),      // 6: circuitseal.v1.InvalidDocuments
+	(*Problem)(nil),               // 7: circuitseal.v1.Problem
+	(*GetRequest)(nil),            // 8: circuitseal.v1.GetRequest
+	(*GetResponse)(nil),           // 9: circuitseal.v1.GetResponse
+	(*Document)(nil),              // 10: circuitseal.v1.Document
+	(*DocumentKey)(nil),           // 11: circuitseal.v1.DocumentKey
+	(*DeleteRequest)(nil),         // 12: circuitseal.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 13: circuitseal.v1.DeleteResponse
+	(*InUse)(nil),                 // 14: circuitseal.v1.InUse
+	(*Use)(nil),                   // 15: circuitseal.v1.Use
+	(*WatchRequest)(nil),          // 16: circuitseal.v1.WatchRequest
+	(*WatchResponse)(nil),         // 17: circuitseal.v1.WatchResponse
+	(*MissingChunksRequest)(nil),  // 18: circuitseal.v1.MissingChunksRequest
+	(*MissingChunksResponse)(nil), // 19: circuitseal.v1.MissingChunksResponse
+	(*PutChunkRequest)(nil),       // 20: circuitseal.v1.PutChunkRequest
+	(*PutChunkResponse)(nil),      // 21: circuitseal.v1.PutChunkResponse
+	(*GetChunkRequest)(nil),       // 22: circuitseal.v1.GetChunkRequest
+	(*GetChunkResponse)(nil),      // 23: circuitseal.v1.GetChunkResponse
+	(*CreateTokenRequest)(nil),    // 24: circuitseal.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 25: circuitseal.v1.CreateTokenResponse
+	(*GetStatusRequest)(nil),      // 26: circuitseal.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 27: circuitseal.v1.GetStatusResponse
+	(*NodeReport)(nil),            // 28: circuitseal.v1.NodeReport
+	(*ConnectionReport)(nil),      // 29: circuitseal.v1.ConnectionReport
+	(*structpb.Struct)(nil),       // 30: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*Position)(nil),              // 33: circuitseal.v1.Position
+	(*NodeStatus)(nil),            // 34: circuitseal.v1.NodeStatus
 }
 var file_circuitseal_v1_operator_proto_depIdxs = []int32{
-	1,  // 0: circuitseal.v1.ApplyRequest.sources:type_name -> circuitseal.v1.Source
+	2,  // 0: circuitseal.v1.ApplyRequest.sources:type_name -> circuitseal.v1.Source
 	0,  // 1: circuitseal.v1.Change.action:type_name -> circuitseal.v1.ChangeAction
-	3,  // 2: circuitseal.v1.ApplyResponse.changes:type_name -> circuitseal.v1.Change
-	6,  // 3: circuitseal.v1.InvalidDocuments.problems:type_name -> circuitseal.v1.Problem
-	9,  // 4: circuitseal.v1.GetResponse.documents:type_name -> circuitseal.v1.Document
-	18, // 5: circuitseal.v1.Document.spec:type_name -> google.protobuf.Struct
-	19, // 6: circuitseal.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	20, // 7: circuitseal.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	16, // 8: circuitseal.v1.GetStatusResponse.nodes:type_name -> circuitseal.v1.NodeReport
-	17, // 9: circuitseal.v1.GetStatusResponse.connections:type_name -> circuitseal.v1.ConnectionReport
-	21, // 10: circuitseal.v1.NodeReport.wanted:type_name -> circuitseal.v1.Position
-	22, // 11: circuitseal.v1.NodeReport.status:type_name -> circuitseal.v1.NodeStatus
-	2,  // 12: circuitseal.v1.PolicyService.Apply:input_type -> circuitseal.v1.ApplyRequest
-	7,  // 13: circuitseal.v1.PolicyService.Get:input_type -> circuitseal.v1.GetRequest
-	10, // 14: circuitseal.v1.PolicyService.Delete:input_type -> circuitseal.v1.DeleteRequest
-	12, // 15: circuitseal.v1.NodeService.CreateToken:input_type -> circuitseal.v1.CreateTokenRequest
-	14, // 16: circuitseal.v1.StatusService.GetStatus:input_type -> circuitseal.v1.GetStatusRequest
-	4,  // 17: circuitseal.v1.PolicyService.Apply:output_type -> circuitseal.v1.ApplyResponse
-	8,  // 18: circuitseal.v1.PolicyService.Get:output_type -> circuitseal.v1.GetResponse
-	11, // 19: circuitseal.v1.PolicyService.Delete:output_type -> circuitseal.v1.DeleteResponse
-	13, // 20: circuitseal.v1.NodeService.CreateToken:output_type -> circuitseal.v1.CreateTokenResponse
-	15, // 21: circuitseal.v1.StatusService.GetStatus:output_type -> circuitseal.v1.GetStatusResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	4,  // 2: circuitseal.v1.ApplyResponse.changes:type_name -> circuitseal.v1.Change
+	7,  // 3: circuitseal.v1.InvalidDocuments.problems:type_name -> circuitseal.v1.Problem
+	10, // 4: circuitseal.v1.GetResponse.documents:type_name -> circuitseal.v1.Document
+	30, // 5: circuitseal.v1.Document.spec:type_name -> google.protobuf.Struct
+	11, // 6: circuitseal.v1.DeleteRequest.keys:type_name -> circuitseal.v1.DocumentKey
+	11, // 7: circuitseal.v1.DeleteResponse.deleted:type_name -> circuitseal.v1.DocumentKey
+	15, // 8: circuitseal.v1.InUse.uses:type_name -> circuitseal.v1.Use
+	1,  // 9: circuitseal.v1.WatchResponse.event:type_name -> circuitseal.v1.WatchEvent
+	10, // 10: circuitseal.v1.WatchResponse.document:type_name -> circuitseal.v1.Document
+	11, // 11: circuitseal.v1.GetChunkRequest.document:type_name -> circuitseal.v1.DocumentKey
+	31, // 12: circuitseal.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	32, // 13: circuitseal.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	28, // 14: circuitseal.v1.GetStatusResponse.nodes:type_name -> circuitseal.v1.NodeReport
+	29, // 15: circuitseal.v1.GetStatusResponse.connections:type_name -> circuitseal.v1.ConnectionReport
+	33, // 16: circuitseal.v1.NodeReport.wanted:type_name -> circuitseal.v1.Position
+	34, // 17: circuitseal.v1.NodeReport.status:type_name -> circuitseal.v1.NodeStatus
+	3,  // 18: circuitseal.v1.PolicyService.Apply:input_type -> circuitseal.v1.ApplyRequest
+	8,  // 19: circuitseal.v1.PolicyService.Get:input_type -> circuitseal.v1.GetRequest
+	12, // 20: circuitseal.v1.PolicyService.Delete:input_type -> circuitseal.v1.DeleteRequest
+	16, // 21: circuitseal.v1.PolicyService.Watch:input_type -> circuitseal.v1.WatchRequest
+	18, // 22: circuitseal.v1.PolicyService.MissingChunks:input_type -> circuitseal.v1.MissingChunksRequest
+	20, // 23: circuitseal.v1.PolicyService.PutChunk:input_type -> circuitseal.v1.PutChunkRequest
+	22, // 24: circuitseal.v1.PolicyService.GetChunk:input_type -> circuitseal.v1.GetChunkRequest
+	24, // 25: circuitseal.v1.NodeService.CreateToken:input_type -> circuitseal.v1.CreateTokenRequest
+	26, // 26: circuitseal.v1.StatusService.GetStatus:input_type -> circuitseal.v1.GetStatusRequest
+	5,  // 27: circuitseal.v1.PolicyService.Apply:output_type -> circuitseal.v1.ApplyResponse
+	9,  // 28: circuitseal.v1.PolicyService.Get:output_type -> circuitseal.v1.GetResponse
+	13, // 29: circuitseal.v1.PolicyService.Delete:output_type -> circuitseal.v1.DeleteResponse
+	17, // 30: circuitseal.v1.PolicyService.Watch:output_type -> circuitseal.v1.WatchResponse
+	19, // 31: circuitseal.v1.PolicyService.MissingChunks:output_type -> circuitseal.v1.MissingChunksResponse
+	21, // 32: circuitseal.v1.PolicyService.PutChunk:output_type -> circuitseal.v1.PutChunkResponse
+	23, // 33: circuitseal.v1.PolicyService.GetChunk:output_type -> circuitseal.v1.GetChunkResponse
+	25, // 34: circuitseal.v1.NodeService.CreateToken:output_type -> circuitseal.v1.CreateTokenResponse
+	27, // 35: circuitseal.v1.StatusService.GetStatus:output_type -> circuitseal.v1.GetStatusResponse
+	27, // [27:36] is the sub-list for method output_type
+	18, // [18:27] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_operator_proto_init() }
@@ -1300,8 +2108,8 @@ func file_circuitseal_v1_operator_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_operator_proto_rawDesc), len(file_circuitseal_v1_operator_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   17,
+			NumEnums:      2,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

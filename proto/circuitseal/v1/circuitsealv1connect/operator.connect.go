@@ -43,6 +43,15 @@ const (
 	PolicyServiceGetProcedure = "/circuitseal.v1.PolicyService/Get"
 	// PolicyServiceDeleteProcedure is the fully-qualified name of the PolicyService's Delete RPC.
 	PolicyServiceDeleteProcedure = "/circuitseal.v1.PolicyService/Delete"
+	// PolicyServiceWatchProcedure is the fully-qualified name of the PolicyService's Watch RPC.
+	PolicyServiceWatchProcedure = "/circuitseal.v1.PolicyService/Watch"
+	// PolicyServiceMissingChunksProcedure is the fully-qualified name of the PolicyService's
+	// MissingChunks RPC.
+	PolicyServiceMissingChunksProcedure = "/circuitseal.v1.PolicyService/MissingChunks"
+	// PolicyServicePutChunkProcedure is the fully-qualified name of the PolicyService's PutChunk RPC.
+	PolicyServicePutChunkProcedure = "/circuitseal.v1.PolicyService/PutChunk"
+	// PolicyServiceGetChunkProcedure is the fully-qualified name of the PolicyService's GetChunk RPC.
+	PolicyServiceGetChunkProcedure = "/circuitseal.v1.PolicyService/GetChunk"
 	// NodeServiceCreateTokenProcedure is the fully-qualified name of the NodeService's CreateToken RPC.
 	NodeServiceCreateTokenProcedure = "/circuitseal.v1.NodeService/CreateToken"
 	// StatusServiceGetStatusProcedure is the fully-qualified name of the StatusService's GetStatus RPC.
@@ -53,11 +62,25 @@ const (
 type PolicyServiceClient interface {
 	// Apply creates or replaces documents in one transaction: all or none.
 	// Invalid documents are InvalidArgument with an InvalidDocuments detail.
+	// A document that names a revision that is not its current one is Aborted.
 	Apply(context.Context, *connect.Request[v1.ApplyRequest]) (*connect.Response[v1.ApplyResponse], error)
-	// Get returns one document, or all of a kind.
+	// Get returns one document, or all of a kind, a page at a time.
 	Get(context.Context, *connect.Request[v1.GetRequest]) (*connect.Response[v1.GetResponse], error)
-	// Delete removes one document; FailedPrecondition while others name it.
+	// Delete removes documents in one transaction: all or none. While others that
+	// stay name them it is FailedPrecondition with an InUse detail.
 	Delete(context.Context, *connect.Request[v1.DeleteRequest]) (*connect.Response[v1.DeleteResponse], error)
+	// Watch sends what there is, or what has changed since a revision, and then
+	// every change. Changes that come faster than the caller reads are joined: it
+	// sees the newest. A caller that takes nothing for 30 seconds is cut off.
+	Watch(context.Context, *connect.Request[v1.WatchRequest]) (*connect.ServerStreamForClient[v1.WatchResponse], error)
+	// MissingChunks says which chunks of texts have to be sent before an Apply can
+	// name them.
+	MissingChunks(context.Context, *connect.Request[v1.MissingChunksRequest]) (*connect.Response[v1.MissingChunksResponse], error)
+	// PutChunk keeps a part of a text that is too long for one message, for an
+	// Apply that names it. It is forgotten 10 minutes after it was last asked for.
+	PutChunk(context.Context, *connect.Request[v1.PutChunkRequest]) (*connect.Response[v1.PutChunkResponse], error)
+	// GetChunk returns a part of a spec that is too long for one message.
+	GetChunk(context.Context, *connect.Request[v1.GetChunkRequest]) (*connect.Response[v1.GetChunkResponse], error)
 }
 
 // NewPolicyServiceClient constructs a client for the circuitseal.v1.PolicyService service. By
@@ -89,14 +112,42 @@ func NewPolicyServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(policyServiceMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		watch: connect.NewClient[v1.WatchRequest, v1.WatchResponse](
+			httpClient,
+			baseURL+PolicyServiceWatchProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
+		missingChunks: connect.NewClient[v1.MissingChunksRequest, v1.MissingChunksResponse](
+			httpClient,
+			baseURL+PolicyServiceMissingChunksProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("MissingChunks")),
+			connect.WithClientOptions(opts...),
+		),
+		putChunk: connect.NewClient[v1.PutChunkRequest, v1.PutChunkResponse](
+			httpClient,
+			baseURL+PolicyServicePutChunkProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("PutChunk")),
+			connect.WithClientOptions(opts...),
+		),
+		getChunk: connect.NewClient[v1.GetChunkRequest, v1.GetChunkResponse](
+			httpClient,
+			baseURL+PolicyServiceGetChunkProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("GetChunk")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // policyServiceClient implements PolicyServiceClient.
 type policyServiceClient struct {
-	apply  *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	get    *connect.Client[v1.GetRequest, v1.GetResponse]
-	delete *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	apply         *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	get           *connect.Client[v1.GetRequest, v1.GetResponse]
+	delete        *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	watch         *connect.Client[v1.WatchRequest, v1.WatchResponse]
+	missingChunks *connect.Client[v1.MissingChunksRequest, v1.MissingChunksResponse]
+	putChunk      *connect.Client[v1.PutChunkRequest, v1.PutChunkResponse]
+	getChunk      *connect.Client[v1.GetChunkRequest, v1.GetChunkResponse]
 }
 
 // Apply calls circuitseal.v1.PolicyService.Apply.
@@ -114,15 +165,49 @@ func (c *policyServiceClient) Delete(ctx context.Context, req *connect.Request[v
 	return c.delete.CallUnary(ctx, req)
 }
 
+// Watch calls circuitseal.v1.PolicyService.Watch.
+func (c *policyServiceClient) Watch(ctx context.Context, req *connect.Request[v1.WatchRequest]) (*connect.ServerStreamForClient[v1.WatchResponse], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
+// MissingChunks calls circuitseal.v1.PolicyService.MissingChunks.
+func (c *policyServiceClient) MissingChunks(ctx context.Context, req *connect.Request[v1.MissingChunksRequest]) (*connect.Response[v1.MissingChunksResponse], error) {
+	return c.missingChunks.CallUnary(ctx, req)
+}
+
+// PutChunk calls circuitseal.v1.PolicyService.PutChunk.
+func (c *policyServiceClient) PutChunk(ctx context.Context, req *connect.Request[v1.PutChunkRequest]) (*connect.Response[v1.PutChunkResponse], error) {
+	return c.putChunk.CallUnary(ctx, req)
+}
+
+// GetChunk calls circuitseal.v1.PolicyService.GetChunk.
+func (c *policyServiceClient) GetChunk(ctx context.Context, req *connect.Request[v1.GetChunkRequest]) (*connect.Response[v1.GetChunkResponse], error) {
+	return c.getChunk.CallUnary(ctx, req)
+}
+
 // PolicyServiceHandler is an implementation of the circuitseal.v1.PolicyService service.
 type PolicyServiceHandler interface {
 	// Apply creates or replaces documents in one transaction: all or none.
 	// Invalid documents are InvalidArgument with an InvalidDocuments detail.
+	// A document that names a revision that is not its current one is Aborted.
 	Apply(context.Context, *connect.Request[v1.ApplyRequest]) (*connect.Response[v1.ApplyResponse], error)
-	// Get returns one document, or all of a kind.
+	// Get returns one document, or all of a kind, a page at a time.
 	Get(context.Context, *connect.Request[v1.GetRequest]) (*connect.Response[v1.GetResponse], error)
-	// Delete removes one document; FailedPrecondition while others name it.
+	// Delete removes documents in one transaction: all or none. While others that
+	// stay name them it is FailedPrecondition with an InUse detail.
 	Delete(context.Context, *connect.Request[v1.DeleteRequest]) (*connect.Response[v1.DeleteResponse], error)
+	// Watch sends what there is, or what has changed since a revision, and then
+	// every change. Changes that come faster than the caller reads are joined: it
+	// sees the newest. A caller that takes nothing for 30 seconds is cut off.
+	Watch(context.Context, *connect.Request[v1.WatchRequest], *connect.ServerStream[v1.WatchResponse]) error
+	// MissingChunks says which chunks of texts have to be sent before an Apply can
+	// name them.
+	MissingChunks(context.Context, *connect.Request[v1.MissingChunksRequest]) (*connect.Response[v1.MissingChunksResponse], error)
+	// PutChunk keeps a part of a text that is too long for one message, for an
+	// Apply that names it. It is forgotten 10 minutes after it was last asked for.
+	PutChunk(context.Context, *connect.Request[v1.PutChunkRequest]) (*connect.Response[v1.PutChunkResponse], error)
+	// GetChunk returns a part of a spec that is too long for one message.
+	GetChunk(context.Context, *connect.Request[v1.GetChunkRequest]) (*connect.Response[v1.GetChunkResponse], error)
 }
 
 // NewPolicyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -150,6 +235,30 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(policyServiceMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	policyServiceWatchHandler := connect.NewServerStreamHandler(
+		PolicyServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(policyServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceMissingChunksHandler := connect.NewUnaryHandler(
+		PolicyServiceMissingChunksProcedure,
+		svc.MissingChunks,
+		connect.WithSchema(policyServiceMethods.ByName("MissingChunks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServicePutChunkHandler := connect.NewUnaryHandler(
+		PolicyServicePutChunkProcedure,
+		svc.PutChunk,
+		connect.WithSchema(policyServiceMethods.ByName("PutChunk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceGetChunkHandler := connect.NewUnaryHandler(
+		PolicyServiceGetChunkProcedure,
+		svc.GetChunk,
+		connect.WithSchema(policyServiceMethods.ByName("GetChunk")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/circuitseal.v1.PolicyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PolicyServiceApplyProcedure:
@@ -158,6 +267,14 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 			policyServiceGetHandler.ServeHTTP(w, r)
 		case PolicyServiceDeleteProcedure:
 			policyServiceDeleteHandler.ServeHTTP(w, r)
+		case PolicyServiceWatchProcedure:
+			policyServiceWatchHandler.ServeHTTP(w, r)
+		case PolicyServiceMissingChunksProcedure:
+			policyServiceMissingChunksHandler.ServeHTTP(w, r)
+		case PolicyServicePutChunkProcedure:
+			policyServicePutChunkHandler.ServeHTTP(w, r)
+		case PolicyServiceGetChunkProcedure:
+			policyServiceGetChunkHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -177,6 +294,22 @@ func (UnimplementedPolicyServiceHandler) Get(context.Context, *connect.Request[v
 
 func (UnimplementedPolicyServiceHandler) Delete(context.Context, *connect.Request[v1.DeleteRequest]) (*connect.Response[v1.DeleteResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.PolicyService.Delete is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) Watch(context.Context, *connect.Request[v1.WatchRequest], *connect.ServerStream[v1.WatchResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.PolicyService.Watch is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) MissingChunks(context.Context, *connect.Request[v1.MissingChunksRequest]) (*connect.Response[v1.MissingChunksResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.PolicyService.MissingChunks is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) PutChunk(context.Context, *connect.Request[v1.PutChunkRequest]) (*connect.Response[v1.PutChunkResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.PolicyService.PutChunk is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) GetChunk(context.Context, *connect.Request[v1.GetChunkRequest]) (*connect.Response[v1.GetChunkResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.PolicyService.GetChunk is not implemented"))
 }
 
 // NodeServiceClient is a client for the circuitseal.v1.NodeService service.
