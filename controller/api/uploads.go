@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,9 @@ const (
 	maxUploads = document.MaxLong
 	// uploadLife is how long one waits after it was last asked for.
 	uploadLife = 10 * time.Minute
+	// longGCPercent is how much garbage there may be beside what is in use, in
+	// percent, while a long text is read.
+	longGCPercent = 20
 	// maxAsked is how many chunks a caller asks about at once.
 	maxAsked = 4096
 )
@@ -123,7 +127,9 @@ func sumOf(path string, b []byte) (chunk.Sum, error) {
 }
 
 // turn waits until no other Apply reads a long text, where sources have one:
-// what a long text costs in memory is there once.
+// what a long text costs in memory is there once. A long text leaves several
+// times its size as garbage, so until release it is collected early, and then
+// given back to the system.
 func (u *uploads) turn(ctx context.Context, sources []*v1.Source) (release func(), err error) {
 	long := false
 	for _, s := range sources {
@@ -134,7 +140,12 @@ func (u *uploads) turn(ctx context.Context, sources []*v1.Source) (release func(
 	}
 	select {
 	case u.long <- struct{}{}:
-		return func() { <-u.long }, nil
+		percent := debug.SetGCPercent(longGCPercent)
+		return func() {
+			debug.SetGCPercent(percent)
+			debug.FreeOSMemory()
+			<-u.long
+		}, nil
 	case <-ctx.Done():
 		return nil, storeError(ctx.Err())
 	}

@@ -188,8 +188,11 @@ func (w *walker) structure(n *yaml.Node, v reflect.Value, path string) {
 			w.problem(k, path, shown(k), what, "one of "+strings.Join(names, ", "))
 			continue
 		}
-		field := join(path, k.Value)
 		index, ok := fields[k.Value]
+		field := path + "." + k.Value
+		if !ok || path == "" {
+			field = join(path, k.Value)
+		}
 		if line, twice := first[k.Value]; twice {
 			text := ""
 			if ok {
