@@ -26,7 +26,9 @@ const (
 	uploadLife = 10 * time.Minute
 	// longGCPercent is how much garbage there may be beside what is in use, in
 	// percent, while a long text is read.
-	longGCPercent = 20
+	longGCPercent = 25
+	// longTimeout is how long an Apply of a long text may take.
+	longTimeout = 5 * time.Minute
 	// maxAsked is how many chunks a caller asks about at once.
 	maxAsked = 4096
 )
@@ -140,6 +142,12 @@ func (u *uploads) turn(ctx context.Context, sources []*v1.Source) (release func(
 	}
 	select {
 	case u.long <- struct{}{}:
+		if d := callOf(ctx).deadlines; d != nil {
+			if err := d.SetWriteDeadline(time.Now().Add(longTimeout)); err != nil {
+				<-u.long
+				return nil, connect.NewError(connect.CodeInternal, err)
+			}
+		}
 		percent := debug.SetGCPercent(longGCPercent)
 		return func() {
 			debug.SetGCPercent(percent)

@@ -40,7 +40,8 @@ func Number(docs map[model.Key]model.Document, old model.Numbers) (model.Numbers
 					tunnels = append(tunnels, model.TunnelID(k.Customer, k.Name, circuit, link))
 				}
 			}
-		case model.KindSite, model.KindNode, model.KindEndpoint, model.KindEncryptionPolicy:
+		case model.KindSite, model.KindNode, model.KindEndpoint, model.KindEncryptionPolicy,
+			model.KindSecurityRuleSet, model.KindAppliance, model.KindServiceChain, model.KindExemption, model.KindCryptoProfile:
 		}
 	}
 	var n model.Numbers

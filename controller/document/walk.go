@@ -277,7 +277,7 @@ func (w *walker) revision(n *yaml.Node, v reflect.Value, path string) {
 // for.
 func (w *walker) unmarshal(n *yaml.Node, v reflect.Value, path string) {
 	hint := "a value"
-	if e, ok := v.Interface().(interface{ Example() string }); ok {
+	if e, ok := reflect.TypeAssert[interface{ Example() string }](v); ok {
 		hint = e.Example()
 	}
 	s, ok := w.scalar(n, path, hint)

@@ -26,18 +26,17 @@ func (d Duration) Parse() (time.Duration, bool) {
 	return time.Duration(n) * unit, true
 }
 
-// duration reports a length of time outside its range; low and high are
-// spelled as operators would. It is false where nothing is set, too.
-func (c *checker) duration(k Key, field string, d, low, high Duration) bool {
+// duration reports a length of time that is set and outside its range; low and
+// high are spelled as operators would.
+func (c *checker) duration(k Key, field string, d, low, high Duration) {
 	if d == "" {
-		return false
+		return
 	}
 	least, _ := low.Parse()
 	most, _ := high.Parse()
 	if v, ok := d.Parse(); ok && v >= least && v <= most {
-		return true
+		return
 	}
 	c.add(k, field, string(d), "is no time from "+string(low)+" to "+string(high),
 		"a whole number with ms, s, m, h or d, such as "+string(low))
-	return false
 }

@@ -67,8 +67,8 @@ func texts(v reflect.Value, f func(string)) {
 		if v.NumField() > 0 && v.Type().PkgPath() == "net/netip" {
 			return
 		}
-		for i := range v.NumField() {
-			texts(v.Field(i), f)
+		for _, field := range v.Fields() {
+			texts(field, f)
 		}
 	case reflect.Slice:
 		for i := range v.Len() {
@@ -120,8 +120,8 @@ func number(v reflect.Value, n *int) {
 		if v.Type().PkgPath() == "net/netip" {
 			return
 		}
-		for i := range v.NumField() {
-			number(v.Field(i), n)
+		for _, f := range v.Fields() {
+			number(f, n)
 		}
 	case reflect.Slice:
 		if v.Type() == reflect.TypeFor[[]model.InterfaceSpec]() {

@@ -149,20 +149,19 @@ func (s *Store) putChunks(ctx context.Context, all []piece) (done func(), err er
 	return done, nil
 }
 
-// collectChunks removes the chunks that no document needs, and says how many.
-func (s *Store) collectChunks(ctx context.Context) (int, error) {
-	removed := 0
+// collectChunks removes the chunks that no document needs.
+func (s *Store) collectChunks(ctx context.Context) error {
 	for {
 		have, err := s.get(ctx, chunksRoot, clientv3.WithPrefix(), clientv3.WithKeysOnly())
 		if err != nil {
-			return removed, fmt.Errorf("collect chunks: %w", err)
+			return fmt.Errorf("collect chunks: %w", err)
 		}
 		if len(have.Kvs) == 0 {
-			return removed, nil
+			return nil
 		}
 		v, err := s.read(ctx)
 		if err != nil {
-			return removed, fmt.Errorf("collect chunks: %w", err)
+			return fmt.Errorf("collect chunks: %w", err)
 		}
 		var ops []clientv3.Op
 		s.flight.Lock()
@@ -177,14 +176,11 @@ func (s *Store) collectChunks(ctx context.Context) (int, error) {
 		}
 		s.flight.Unlock()
 		if len(ops) == 0 {
-			return removed, nil
+			return nil
 		}
-		r, err := s.txn(ctx, []clientv3.Cmp{unchanged(writtenKey, v.written)}, ops, nil)
-		if err != nil {
-			return removed, fmt.Errorf("collect chunks: %w", err)
-		}
-		if r.Succeeded {
-			removed += len(ops)
+		// Where a document has changed since, the next turn sees that.
+		if _, err := s.txn(ctx, []clientv3.Cmp{unchanged(writtenKey, v.written)}, ops, nil); err != nil {
+			return fmt.Errorf("collect chunks: %w", err)
 		}
 	}
 }

@@ -165,7 +165,10 @@ func (s *Store) prepare(ctx context.Context) error {
 		return err
 	}
 	// What a write left behind that did not come to its end.
-	_, err := s.collectChunks(ctx)
+	if err := s.collectChunks(ctx); err != nil {
+		return err
+	}
+	_, err := s.read(ctx)
 	return err
 }
 

@@ -59,7 +59,7 @@ func (s *Store) Write(ctx context.Context, base uint64, c Change) (uint64, error
 			return 0, fmt.Errorf("write documents: %w", err)
 		}
 		if done {
-			if _, err := s.collectChunks(ctx); err != nil {
+			if err := s.collectChunks(ctx); err != nil {
 				s.log.Warn("what no document needs any more stays in the store until the next start", "error", err)
 			}
 			return revision, nil

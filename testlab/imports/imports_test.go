@@ -39,6 +39,9 @@ var rules = []rule{
 	{from: "proto/desired", never: []string{module + "agent", module + "controller", module + "testlab", etcd, kernel, ebpf, connect},
 		why: "what both sides share knows neither of them, nor stores or kernels"},
 
+	{from: "proto/chunk", never: []string{module, etcd, connect, "os", "net/http"},
+		why: "cutting texts knows neither where they come from nor where they go"},
+
 	{from: "agent", never: []string{module + "controller", module + "testlab"},
 		why: "agent and controller meet in proto/desired only; the product does not know its lab"},
 	{from: "controller", never: []string{module + "agent", module + "testlab"},

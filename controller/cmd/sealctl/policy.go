@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -17,11 +18,20 @@ import (
 // message.
 type policyClient struct {
 	circuitsealv1connect.PolicyServiceClient
+	c connection
 	o *options
 }
 
 func newPolicyClient(c connection, o *options) policyClient {
-	return policyClient{circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits()), o}
+	return policyClient{circuitsealv1connect.NewPolicyServiceClient(c.client, c.server, limits()), c, o}
+}
+
+// patient is the same client for calls that take long.
+func (p policyClient) patient() policyClient {
+	o, client := *p.o, *p.c.client
+	o.timeout = max(o.timeout, longTimeout)
+	client.Timeout = o.timeout
+	return newPolicyClient(connection{&client, p.c.server}, &o)
 }
 
 const (
@@ -29,6 +39,8 @@ const (
 	// many parts are asked about at once.
 	longText = 512 << 10
 	maxAsked = 1024
+	// longTimeout is how long the controller may take over a long text at least.
+	longTimeout = 5 * time.Minute
 )
 
 // apply sends texts that are long in parts, of which only those that the
@@ -64,6 +76,9 @@ func (p policyClient) apply(ctx context.Context, sources []*v1.Source, dryRun bo
 				return nil, err
 			}
 		}
+	}
+	if len(sums) > 0 {
+		p = p.patient()
 	}
 	return call(ctx, p.o, p.Apply, &v1.ApplyRequest{Sources: sent, DryRun: dryRun})
 }
