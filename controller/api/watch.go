@@ -13,12 +13,11 @@ import (
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
 
-const (
-	// maxWatches is how many callers may watch at once.
-	maxWatches = 64
-	// takeTimeout is how long a watcher may take over one message.
-	takeTimeout = 30 * time.Second
-)
+// maxWatches is how many callers may watch at once.
+const maxWatches = 64
+
+// takeTimeout is how long a watcher may take over one message; tests have less.
+var takeTimeout = 30 * time.Second
 
 // Watch implements circuitsealv1connect.PolicyServiceHandler. Nothing is queued
 // for a watcher: it gets the difference between what it has and the newest
