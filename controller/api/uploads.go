@@ -143,7 +143,8 @@ func (u *uploads) turn(ctx context.Context, sources []*v1.Source) (release func(
 	select {
 	case u.long <- struct{}{}:
 		if d := callOf(ctx).deadlines; d != nil {
-			if err := d.SetWriteDeadline(time.Now().Add(longTimeout)); err != nil {
+			until := time.Now().Add(longTimeout)
+			if err := errors.Join(d.SetReadDeadline(until), d.SetWriteDeadline(until)); err != nil {
 				<-u.long
 				return nil, connect.NewError(connect.CodeInternal, err)
 			}
