@@ -86,7 +86,7 @@ func TestNoReferenceIsForgotten(t *testing.T) {
 	// How many texts of each kind are no references: words, host names, ports.
 	want := map[model.Kind]int{
 		model.KindCustomer: 2, model.KindCircuit: 2, model.KindSite: 1, model.KindNode: 2, model.KindEndpoint: 11,
-		model.KindEncryptionPolicy: 5, model.KindConnection: 0, model.KindSecurityRuleSet: 7, model.KindAppliance: 6,
+		model.KindEncryptionPolicy: 7, model.KindConnection: 0, model.KindSecurityRuleSet: 7, model.KindAppliance: 6,
 		model.KindServiceChain: 2, model.KindExemption: 3, model.KindCryptoProfile: 9,
 	}
 	for _, kind := range model.Kinds() {

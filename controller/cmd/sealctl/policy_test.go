@@ -29,7 +29,7 @@ func TestLongFile(t *testing.T) {
 	write(strings.Replace(b.String(), "priority: 15000\n", "priority: 1\n", 1))
 	code, out, stderr := sealctl(t, "", "apply", "-f", file)
 	// Rule i begins in line 12 + 4 i, and what a rule says wrong is told there.
-	if want := fmt.Sprintf("long.yaml:%d: spec.rules[14999].priority: is the priority of spec.rules[0]", 12+4*14999); code != 1 || !strings.Contains(stderr, want) {
+	if want := fmt.Sprintf("long.yaml:%d: spec.rules[14999].priority: is the priority of spec.rules[0]", 12+4*14999); code != 3 || !strings.Contains(stderr, want) {
 		t.Errorf("exit code %d, %s%s, want %q", code, out, stderr, want)
 	}
 	write(b.String())
@@ -43,10 +43,30 @@ func TestLongFile(t *testing.T) {
 		t.Errorf("get -o json: exit code %d, %d rules, %s", code, strings.Count(out, `"rule-`), stderr)
 	}
 	stale := "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: c\n  revision: 1\nspec: {model: connect-through}\n"
-	if code, _, stderr := sealctl(t, stale, "apply", "-f", "-"); code != 1 || !strings.Contains(stderr, "-:5: metadata.revision: was made from revision 1, and the document is at revision ") {
+	if code, _, stderr := sealctl(t, stale, "apply", "-f", "-"); code != 3 || !strings.Contains(stderr, "-:5: metadata.revision: was made from revision 1, and the document is at revision ") {
 		t.Errorf("from an old revision: exit code %d, %s", code, stderr)
 	}
 	if code, out, stderr := sealctl(t, "", "delete", "-f", file); code != 0 || out != "securityruleset/c/long deleted\ncustomer/c deleted\n" {
 		t.Errorf("delete: exit code %d, %s%s", code, out, stderr)
+	}
+}
+
+// What get --revisions prints is refused once somebody else was faster.
+func TestRevisionsInYAML(t *testing.T) {
+	start(t)
+	must(t, "", "apply", "-f", samples)
+	mine := must(t, "", "get", "site/contoso/hq", "-o", "yaml", "--revisions")
+	if !strings.Contains(mine, "revision: ") {
+		t.Fatalf("no revision in\n%s", mine)
+	}
+	changed := func(text string) string { return strings.Replace(text, "10.1.0.0/16", "10.9.0.0/16", 1) }
+	if code, _, stderr := sealctl(t, changed(mine), "apply", "-f", "-"); code != 0 {
+		t.Fatalf("apply what was just read: exit code %d, %s", code, stderr)
+	}
+	if code, _, stderr := sealctl(t, strings.Replace(mine, "10.1.0.0/16", "10.8.0.0/16", 1), "apply", "-f", "-"); code != exitRefused || !strings.Contains(stderr, "metadata.revision") {
+		t.Errorf("apply what is old: exit code %d, %s", code, stderr)
+	}
+	if code, _, stderr := sealctl(t, changed(mine), "apply", "-f", "-"); code != 0 {
+		t.Errorf("apply what is there already: exit code %d, %s", code, stderr)
 	}
 }
