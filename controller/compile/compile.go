@@ -21,7 +21,10 @@ import (
 // A state holds what its node needs and no more: all circuit interfaces, so
 // that they are closed from the start; for each customer with an endpoint on
 // the node its LAN interface and its section; the links that tunnels use.
-func Compile(s *model.Snapshot) map[string]desired.State {
+func Compile(s *model.Snapshot) map[string]desired.State { return Next(nil, s).States }
+
+// compileAll makes the states of one part of a snapshot; see part.
+func compileAll(s *model.Snapshot) map[string]desired.State {
 	c := &compiler{snapshot: s, builders: map[string]*builder{}}
 	for _, k := range sorted(s.Documents, model.KindNode) {
 		if spec, ok := model.Lookup[*model.NodeSpec](s.Documents, k); ok {

@@ -1,5 +1,5 @@
-// Package session keeps agents up to date: it compiles every snapshot of the
-// model once for all nodes, hands each connected node the newest state that is
+// Package session keeps agents up to date: it compiles of every snapshot of the
+// model what has changed, once for all nodes, hands each connected node the newest state that is
 // its own, signed, and takes its status back. It knows the agents' stream and
 // what a node's state names. It refuses to know who a peer is (its caller has
 // authenticated the node), what operators may do, and where keys are kept.
@@ -52,6 +52,17 @@ type Hub struct {
 	// advanced is closed, and made anew, when snapshot is replaced.
 	advanced chan struct{}
 	nodes    map[string]*node
+	work     Work
+
+	// result is the last compilation. Only update uses it.
+	result *compile.Result
+}
+
+// Work counts what following the store has cost since the start.
+type Work struct {
+	// Snapshots were compiled, for which Nodes were compiled again and States
+	// of these came out different. A change costs the nodes that it can touch.
+	Snapshots, Nodes, States uint64
 }
 
 // node is a Node document, whether it is connected or not.
@@ -106,18 +117,27 @@ func (h *Hub) Run(ctx context.Context) error {
 	return nil
 }
 
-// update compiles a snapshot and wakes the sessions whose state has changed.
+// update compiles what a snapshot has changed and wakes the sessions whose state
+// is another one. It is never called twice at once.
 func (h *Hub) update(s *model.Snapshot) error {
 	began := time.Now()
-	states := compile.Compile(s)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	changed := 0
-	for name, want := range states {
+	result := compile.Next(h.result, s)
+	encoded := make(map[string][]byte, len(result.Compiled))
+	for _, name := range result.Compiled {
+		want, ok := result.States[name]
+		if !ok {
+			continue
+		}
 		b, err := want.Marshal()
 		if err != nil {
 			return fmt.Errorf("compile state of node %s: %w", name, err)
 		}
+		encoded[name] = b
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	changed := 0
+	for name, b := range encoded {
 		n := h.nodes[name]
 		if n == nil {
 			n = &node{}
@@ -131,7 +151,7 @@ func (h *Hub) update(s *model.Snapshot) error {
 		// was ever given.
 		n.newest = &state{
 			position: desired.Position{Epoch: s.Epoch, Revision: s.Revision},
-			bytes:    b, tunnels: tunnelsOf(want),
+			bytes:    b, tunnels: tunnelsOf(result.States[name]),
 		}
 		changed++
 		if n.session != nil {
@@ -139,7 +159,7 @@ func (h *Hub) update(s *model.Snapshot) error {
 		}
 	}
 	for name, n := range h.nodes {
-		if _, ok := states[name]; !ok {
+		if _, ok := result.States[name]; !ok {
 			if n.session != nil {
 				n.session.end(errUnknownNode(name))
 			}
@@ -151,11 +171,21 @@ func (h *Hub) update(s *model.Snapshot) error {
 			n.session.end(errOldCertificate(name))
 		}
 	}
-	h.snapshot = s
+	h.snapshot, h.result = s, result
 	close(h.advanced)
 	h.advanced = make(chan struct{})
-	h.log.Debug("compiled states", "revision", s.Revision, "nodes", len(states), "changed", changed, "took", time.Since(began))
+	h.work.Snapshots++
+	h.work.Nodes += uint64(len(encoded))
+	h.work.States += uint64(changed)
+	h.log.Debug("compiled states", "revision", s.Revision, "nodes", len(result.States), "compiled", len(encoded), "changed", changed, "took", time.Since(began))
 	return nil
+}
+
+// Work is what following the store has cost since the start.
+func (h *Hub) Work() Work {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.work
 }
 
 func tunnelsOf(s desired.State) map[string]bool {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -338,6 +339,50 @@ func TestKeysOfOwnTunnelsOnly(t *testing.T) {
 		h.stop()
 		<-p.out
 		if err := errors.Join(<-done, <-h.ran); connect.CodeOf(err) != connect.CodeUnavailable {
+			t.Error(err)
+		}
+	})
+}
+
+// What a snapshot has not changed is neither compiled nor encoded again.
+func TestWorkFollowsChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := run(t)
+		first := samples(t, 1, "1400")
+		nodes := uint64(0)
+		for k := range first.Documents {
+			if k.Kind == model.KindNode {
+				nodes++
+			}
+		}
+		enrolled := *first
+		enrolled.Revision = 2
+		enrolled.Enrolments = map[string]model.Enrolment{"nva-1": {Serial: "b"}}
+		added := *first
+		added.Revision = 3
+		added.Documents = maps.Clone(first.Documents)
+		key := model.Key{Kind: model.KindNode, Name: "spare"}
+		added.Documents[key] = model.Document{Key: key, Spec: &model.NodeSpec{
+			Owner: model.OwnerProvider, Interfaces: []model.InterfaceSpec{{Name: "mgmt0", Role: model.RoleManagement}},
+		}}
+		for _, tt := range []struct {
+			next *model.Snapshot
+			want Work
+		}{
+			{first, Work{Snapshots: 1, Nodes: nodes, States: nodes}},
+			{&enrolled, Work{Snapshots: 2, Nodes: nodes, States: nodes}},
+			{&added, Work{Snapshots: 3, Nodes: nodes + 1, States: nodes + 1}},
+			{samples(t, 4, "1400"), Work{Snapshots: 4, Nodes: nodes + 1, States: nodes + 1}},
+			{samples(t, 5, "1360"), Work{Snapshots: 5, Nodes: 2*nodes + 1, States: 2*nodes + 1}},
+		} {
+			h.store.set(tt.next)
+			synctest.Wait()
+			if got := h.hub.Work(); got != tt.want {
+				t.Errorf("at revision %d: %+v, want %+v", tt.next.Revision, got, tt.want)
+			}
+		}
+		h.stop()
+		if err := <-h.ran; err != nil {
 			t.Error(err)
 		}
 	})
