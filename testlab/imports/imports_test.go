@@ -77,6 +77,8 @@ var rules = []rule{
 		why: "what documents look like is read from the model alone"},
 	{from: "controller/compile", never: []string{wire, etcd, connect, "os", "net/http", "log/slog", module + "controller/store", module + "controller/api"},
 		why: "compile is pure: no I/O, clock or log"},
+	{from: "controller/preview", never: []string{wire, etcd, connect, "os", "net/http", "log/slog", module + "controller/store", module + "controller/api", module + "controller/session"},
+		why: "what a change does is found out without doing any of it: no I/O, clock or log"},
 	{from: "controller/store", never: []string{wire, connect, module + "controller/api", module + "controller/session", module + "controller/compile"},
 		why: "the store keeps; it neither serves nor decides"},
 	{from: "controller/cmd/sealctl", never: []string{module + "controller", module + "proto/desired", etcd}, but: []string{module + "controller/cmd/sealctl"},

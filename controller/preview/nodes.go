@@ -1,0 +1,187 @@
+package preview
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// Node is a node whose state is not what it was.
+type Node struct {
+	Name   string
+	Action Action
+	// Objects are sorted as in a state.
+	Objects []Object
+}
+
+// Object is a part of a node's state that operators have a word for.
+type Object struct {
+	// Kind is interface, link, customer, connection or tunnel, or node for what
+	// is of none of these.
+	Kind   string
+	Name   string
+	Action Action
+	// What says in a few words what that means on the wire.
+	What string
+	// Fields are what is another one: of what is created or deleted, all.
+	Fields []Field
+}
+
+// kinds are the words for what a state is made of.
+var kinds = map[reflect.Type]string{
+	reflect.TypeFor[desired.Interface](): "interface",
+	reflect.TypeFor[desired.Link]():      "link",
+	reflect.TypeFor[desired.Section]():   "customer",
+	reflect.TypeFor[desired.Group]():     "connection",
+	reflect.TypeFor[desired.Tunnel]():    "tunnel",
+}
+
+// Nodes compares the states of all nodes, by name.
+func Nodes(before, after map[string]desired.State) []Node {
+	names := maps.Clone(before)
+	maps.Copy(names, after)
+	var changes []Node
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		old, had := before[name]
+		now, has := after[name]
+		n := Node{Name: name, Action: Changed, Objects: objects(old, now)}
+		switch {
+		case !had:
+			n.Action = Created
+		case !has:
+			n.Action = Deleted
+		case n.Objects == nil:
+			continue
+		}
+		changes = append(changes, n)
+	}
+	return changes
+}
+
+// objects compares two states.
+func objects(old, now desired.State) []Object {
+	var c objectsOf
+	// What a state says beside its lists.
+	d := stateFields()
+	d.compare("", reflect.ValueOf(old), reflect.ValueOf(now))
+	if d.found != nil {
+		c.found = append(c.found, Object{Kind: "node", Action: Changed, What: "changed", Fields: d.found})
+	}
+	c.within(reflect.ValueOf(old), reflect.ValueOf(now))
+	return c.found
+}
+
+// stateFields compares what is no object of its own.
+func stateFields() fields {
+	return fields{
+		join: func(path string, f reflect.StructField) string {
+			return strings.TrimPrefix(path+" "+words(f.Name), " ")
+		},
+		apart: func(t reflect.Type) bool { return kinds[t] != "" },
+	}
+}
+
+type objectsOf struct{ found []Object }
+
+// within compares the objects in lists of two structs of one type.
+func (c *objectsOf) within(a, b reflect.Value) {
+	for f, x := range a.Fields() {
+		if f.Type.Kind() == reflect.Slice && kinds[f.Type.Elem()] != "" {
+			c.list(f.Type.Elem(), x, b.FieldByIndex(f.Index))
+		}
+	}
+}
+
+func (c *objectsOf) list(t reflect.Type, a, b reflect.Value) {
+	old, now := elements(a), elements(b)
+	names := slices.Concat(old.keys, now.keys)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		o := Object{Kind: kinds[t], Name: name, Action: Changed}
+		was, is := reflect.Zero(t), reflect.Zero(t)
+		i, had := old.at[name]
+		j, has := now.at[name]
+		if had {
+			was = a.Index(i)
+		}
+		if has {
+			is = b.Index(j)
+		}
+		switch {
+		case !had:
+			o.Action = Created
+		case !has:
+			o.Action = Deleted
+		}
+		d := stateFields()
+		for f, x := range was.Fields() {
+			// The first field is the name.
+			if f.Index[0] > 0 {
+				d.compare(words(f.Name), x, is.FieldByIndex(f.Index))
+			}
+		}
+		if o.Fields = d.found; o.Action != Changed || o.Fields != nil {
+			o.What = what(o, was, is)
+			c.found = append(c.found, o)
+		}
+		c.within(was, is)
+	}
+}
+
+// what says what a change means, the most telling first.
+func what(o Object, was, is reflect.Value) string {
+	if o.Kind == kinds[reflect.TypeFor[desired.Interface]()] {
+		return whatInterface(o.Action, was, is)
+	}
+	if o.Kind != kinds[reflect.TypeFor[desired.Tunnel]()] {
+		return map[Action]string{Created: "added", Changed: "changed", Deleted: "removed"}[o.Action]
+	}
+	switch o.Action {
+	case Created:
+		t, _ := reflect.TypeAssert[desired.Tunnel](is)
+		s := "made, " + t.Local.String() + " -> " + t.Remote.String() + " over link " + t.Link
+		if t.Pending() {
+			s += ", once its peer has reported a key"
+		}
+		return s
+	case Deleted:
+		return "ended"
+	case Changed:
+	}
+	old, _ := reflect.TypeAssert[desired.Tunnel](was)
+	now, _ := reflect.TypeAssert[desired.Tunnel](is)
+	var words []string
+	if old.Number != now.Number {
+		words = append(words, "made anew")
+	}
+	if old.Link != now.Link || old.Local != now.Local || old.Remote != now.Remote {
+		words = append(words, "moved")
+	}
+	if slices.ContainsFunc(o.Fields, func(f Field) bool { return strings.HasPrefix(f.Path, "WireGuard") && strings.Contains(f.Path, "key") }) {
+		words = append(words, "re-keyed")
+	}
+	return cmp.Or(strings.Join(words, ", "), "changed")
+}
+
+func whatInterface(action Action, was, is reflect.Value) string {
+	v := is
+	if action == Deleted {
+		v = was
+	}
+	in, _ := reflect.TypeAssert[desired.Interface](v)
+	switch {
+	case action == Changed:
+		return "changed"
+	case in.Role == desired.RoleCircuit && action == Created:
+		return "guarded: only tunnels pass"
+	case in.Role == desired.RoleCircuit:
+		return "released: nothing guards it any more"
+	case action == Created:
+		return "judged: only what policy names passes"
+	}
+	return "not judged any more: the host's own routes decide"
+}

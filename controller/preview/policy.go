@@ -1,0 +1,191 @@
+package preview
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// Verdict is what becomes of a packet that comes from a LAN.
+type Verdict uint8
+
+// The verdicts, the most dangerous first. The zero value is none.
+const (
+	// VerdictClear: nothing of circuitseal judges the LAN, so the packet goes
+	// where the host's own routes lead, unencrypted. A guarded circuit interface
+	// is no such way.
+	VerdictClear Verdict = iota + 1
+	// VerdictBlocked: dropped, since its source is not behind that LAN, or no
+	// connection leads to its destination.
+	VerdictBlocked
+	// VerdictUnreachable: it belongs to a connection of which no tunnel can
+	// carry it, and is dropped.
+	VerdictUnreachable
+	// VerdictEncrypted: it leaves through a tunnel of a connection.
+	VerdictEncrypted
+)
+
+// String is the word that operators read.
+func (v Verdict) String() string {
+	switch v {
+	case VerdictClear:
+		return "clear"
+	case VerdictBlocked:
+		return "blocked"
+	case VerdictUnreachable:
+		return "unreachable"
+	case VerdictEncrypted:
+		return "encrypted"
+	}
+	return "none"
+}
+
+// Outcome is a verdict with the connection that it is about.
+type Outcome struct {
+	Verdict Verdict
+	// Connection is customer/connection where the packet belongs to one.
+	Connection string
+}
+
+// Policy is what nodes are to do: their compiled states.
+type Policy struct {
+	States map[string]desired.State
+	// Expected are ends of tunnels whose keys are not known yet, and will be as
+	// soon as their nodes have these states.
+	Expected map[model.TunnelEnd]bool
+}
+
+// end is one end of a tunnel.
+type end struct {
+	node   string
+	tunnel desired.Tunnel
+}
+
+// tunnels are a policy's tunnels by their ID, each with all its ends.
+func (p Policy) tunnels() map[string][]end {
+	all := map[string][]end{}
+	for _, node := range slices.Sorted(maps.Keys(p.States)) {
+		for _, x := range p.States[node].Sections {
+			for _, g := range x.Groups {
+				for _, t := range g.Tunnels {
+					all[t.ID] = append(all[t.ID], end{node, t})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// carrying are the tunnels that can carry packets: each end that is a node's
+// has the other's key, or will have it, and both mean each other. The other end
+// of a tunnel may be no node of ours; then this one decides.
+func (p Policy) carrying() map[string]bool {
+	carrying := map[string]bool{}
+	for id, ends := range p.tunnels() {
+		ok := true
+		for i, e := range ends {
+			far := model.TunnelEnd{Tunnel: id}
+			if len(ends) == 2 {
+				other := ends[1-i]
+				far.Node = other.node
+				ok = ok && e.tunnel.Local == other.tunnel.Remote
+			}
+			ok = ok && (!e.tunnel.Pending() || p.Expected[far])
+		}
+		carrying[id] = ok
+	}
+	return carrying
+}
+
+// lan is what a node's state says of one of its LANs; nil where it says nothing.
+type lan struct {
+	name    string
+	section desired.Section
+	// carrying are the groups that have a tunnel that can carry packets.
+	carrying map[string]bool
+}
+
+// place is where packets come in.
+type place struct{ node, lan string }
+
+// lans are all LANs that are judged.
+func (p Policy) lans() map[place]*lan {
+	carrying := p.carrying()
+	all := map[place]*lan{}
+	for node, s := range p.States {
+		for _, in := range s.Interfaces {
+			i := slices.IndexFunc(s.Sections, func(x desired.Section) bool { return x.Customer == in.Customer })
+			if in.Role != desired.RoleLAN || i < 0 {
+				continue
+			}
+			l := &lan{name: in.Name, section: s.Sections[i], carrying: map[string]bool{}}
+			for _, g := range l.section.Groups {
+				l.carrying[g.ID] = slices.ContainsFunc(g.Tunnels, func(t desired.Tunnel) bool { return carrying[t.ID] })
+			}
+			all[place{node, in.Name}] = l
+		}
+	}
+	return all
+}
+
+// reserved are addresses that no packet may have that is forwarded: see "nobody"
+// in the classifier. The agents' own probes have theirs inside tunnels only.
+var reserved = []rule[bool]{
+	{netip.MustParsePrefix("0.0.0.0/8"), true},
+	{netip.MustParsePrefix("127.0.0.0/8"), true},
+	{netip.MustParsePrefix("169.254.0.0/16"), true},
+	{netip.MustParsePrefix("224.0.0.0/3"), true},
+	{netip.MustParsePrefix("::/127"), true},
+	{netip.MustParsePrefix("::ffff:0:0/96"), true},
+	{netip.MustParsePrefix("fe80::/10"), true},
+	{netip.MustParsePrefix("ff00::/8"), true},
+	{desired.ProbePrefix, true},
+}
+
+// sources cuts a family by whether a packet from there may come from the LAN.
+func (l *lan) sources(four bool) []span[bool] {
+	var rules []rule[bool]
+	if l != nil {
+		for _, x := range l.section.Locals {
+			rules = append(rules, rule[bool]{x.Prefix, x.Interface == l.name})
+		}
+	}
+	return overlay(partition(four, rules, false), partition(four, reserved, false),
+		func(here, never bool) bool { return here && !never })
+}
+
+// destinations cuts a family by the connection that packets there belong to, ""
+// for none.
+func (l *lan) destinations(four bool) []span[string] {
+	var rules []rule[string]
+	if l != nil {
+		for _, g := range l.section.Groups {
+			for _, r := range g.Remotes {
+				rules = append(rules, rule[string]{r, g.ID})
+			}
+		}
+	}
+	return overlay(partition(four, rules, ""), partition(four, reserved, false), func(group string, never bool) string {
+		if never {
+			return ""
+		}
+		return group
+	})
+}
+
+// judge says what becomes of packets from a class of sources to one of
+// destinations.
+func (l *lan) judge(source bool, group string) Outcome {
+	switch {
+	case l == nil:
+		return Outcome{Verdict: VerdictClear}
+	case !source, group == "":
+		return Outcome{Verdict: VerdictBlocked}
+	case !l.carrying[group]:
+		return Outcome{VerdictUnreachable, group}
+	}
+	return Outcome{VerdictEncrypted, group}
+}
