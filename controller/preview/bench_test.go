@@ -2,7 +2,9 @@ package preview
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/circuitseal/circuitseal/proto/desired"
@@ -46,16 +48,21 @@ func big(customers, prefixes int) Policy {
 	return p
 }
 
-// BenchmarkFlows compares all customers' policies with none, and with ones of
-// which every LAN has lost a prefix.
+// BenchmarkFlows compares all customers' policies with none, with ones of which
+// every LAN has lost a prefix, and with ones in which only one customer's have.
 func BenchmarkFlows(b *testing.B) {
 	for _, size := range []struct{ customers, prefixes int }{{1, 1000}, {1, 4000}, {200, 4000}} {
 		whole := big(size.customers, size.prefixes)
 		less := big(size.customers, size.prefixes-1)
+		one := Policy{States: maps.Clone(whole.States)}
+		shared := one.States["shared"]
+		shared.Sections = slices.Clone(shared.Sections)
+		shared.Sections[0] = less.States["shared"].Sections[0]
+		one.States["shared"], one.States["nva-customer-0"] = shared, less.States["nva-customer-0"]
 		for _, bb := range []struct {
 			name          string
 			before, after Policy
-		}{{"from-nothing", Policy{}, whole}, {"one-prefix-less", whole, less}} {
+		}{{"from-nothing", Policy{}, whole}, {"one-prefix-less-everywhere", whole, less}, {"one-prefix-less-of-one-customer", whole, one}} {
 			b.Run(fmt.Sprintf("%dx%d/%s", size.customers, size.prefixes, bb.name), func(b *testing.B) {
 				for b.Loop() {
 					if len(Flows(bb.before, bb.after)) == 0 {

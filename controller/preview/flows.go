@@ -28,6 +28,9 @@ func Flows(before, after Policy) []Flow {
 	var flows []Flow
 	for at := range places {
 		old, now := was[at], is[at]
+		if old.same(now) {
+			continue
+		}
 		customer := ""
 		switch {
 		case now != nil:

@@ -3,6 +3,7 @@ package preview
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -111,7 +112,7 @@ func drawPrefix(t *rapid.T) netip.Prefix {
 	for range rapid.IntRange(0, 31).Draw(t, "host") {
 		a = a.Next()
 	}
-	return netip.PrefixFrom(a, rapid.IntRange(n.Bits(), a.BitLen()).Draw(t, "bits")).Masked()
+	return netip.PrefixFrom(a, n.Bits()+rapid.SampledFrom([]int{0, 0, 1, 1, 2, 3, 4, 5}).Draw(t, "bits")).Masked()
 }
 
 var lans = []string{"lan0", "lan1"}
@@ -171,6 +172,23 @@ func drawGroup(t *rapid.T, node, id string) desired.Group {
 	return g
 }
 
+// otherKeys is a state in which other keys are known.
+func otherKeys(t *rapid.T, s desired.State) desired.State {
+	sections := slices.Clone(s.Sections)
+	for i := range sections {
+		sections[i].Groups = slices.Clone(sections[i].Groups)
+		for j := range sections[i].Groups {
+			g := &sections[i].Groups[j]
+			g.Tunnels = slices.Clone(g.Tunnels)
+			for k := range g.Tunnels {
+				g.Tunnels[k].WireGuard = &desired.WireGuard{PeerKey: desired.PublicKey{byte(rapid.IntRange(0, 1).Draw(t, "other key"))}}
+			}
+		}
+	}
+	s.Sections = sections
+	return s
+}
+
 // drawExpected draws which keys will be known.
 func drawExpected(t *rapid.T, p Policy) {
 	for id, ends := range p.tunnels() {
@@ -182,51 +200,42 @@ func drawExpected(t *rapid.T, p Policy) {
 	}
 }
 
+// change is a policy before and after.
+type change struct{ before, after Policy }
+
+var changes = rapid.Custom(func(t *rapid.T) change {
+	c := change{drawPolicy(t), drawPolicy(t)}
+	// Mostly the same, as real changes are.
+	switch rapid.IntRange(0, 2).Draw(t, "near") {
+	case 1:
+		c.after.States["a"] = c.before.States["a"]
+	case 2:
+		c.after.States = map[string]desired.State{"a": c.before.States["a"], "b": otherKeys(t, c.before.States["b"])}
+	}
+	drawExpected(t, c.before)
+	drawExpected(t, c.after)
+	return c
+})
+
 // For every pair of addresses at every LAN, Flows has exactly one flow with the
 // outcomes that the oracle gives where these differ, and none where they do not.
 func TestFlowsAgainstOracle(t *testing.T) {
-	addresses := universe()
-	seen := map[both[Verdict]]int{}
 	rapid.Check(t, func(t *rapid.T) {
-		before := drawPolicy(t)
-		after := drawPolicy(t)
-		if rapid.Bool().Draw(t, "near") {
-			// Mostly the same, as real changes are.
-			after.States = map[string]desired.State{"a": before.States["a"], "b": drawPolicy(t).States["b"]}
+		c := changes.Draw(t, "change")
+		if wrong := c.judge(map[both[Verdict]]int{}); wrong != "" {
+			t.Fatal(wrong)
 		}
-		drawExpected(t, before)
-		drawExpected(t, after)
-		flows := Flows(before, after)
-		for _, node := range []string{"a", "b"} {
-			for _, lan := range lans {
-				for _, src := range addresses {
-					for _, dst := range addresses {
-						if src.Is4() != dst.Is4() {
-							continue
-						}
-						was, is := oracle(before, node, lan, src, dst), oracle(after, node, lan, src, dst)
-						var found []Flow
-						for _, f := range flows {
-							if f.Node == node && f.Interface == lan && f.Source.Contains(src) && f.Destination.Contains(dst) {
-								found = append(found, f)
-							}
-						}
-						switch {
-						case was == is && len(found) > 0:
-							t.Fatalf("%s at %s: %s -> %s stays %v, and %+v says it does not", lan, node, src, dst, was, found)
-						case was != is && (len(found) != 1 || found[0].Before != was || found[0].After != is):
-							t.Fatalf("%s at %s: %s -> %s was %v and is %v, but the flows say %+v", lan, node, src, dst, was, is, found)
-						case was != is:
-							seen[both[Verdict]{was.Verdict, is.Verdict}]++
-						}
-					}
-				}
-			}
-		}
-		if same := Flows(before, before); len(same) != 0 {
+		if same := Flows(c.before, c.before); len(same) != 0 {
 			t.Fatalf("nothing changes, and yet %+v", same)
 		}
 	})
+	// What is drawn goes from everything to everything: the same draws each time.
+	seen := map[both[Verdict]]int{}
+	for seed := range 100 {
+		if wrong := changes.Example(seed).judge(seen); wrong != "" {
+			t.Fatal(wrong)
+		}
+	}
 	for _, was := range verdicts {
 		for _, is := range verdicts {
 			if was != is && seen[both[Verdict]{was, is}] == 0 {
@@ -235,6 +244,41 @@ func TestFlowsAgainstOracle(t *testing.T) {
 		}
 	}
 }
+
+// judge says where flows and oracle do not agree, and counts by seen what they
+// agree on.
+func (c change) judge(seen map[both[Verdict]]int) (wrong string) {
+	flows := Flows(c.before, c.after)
+	for _, node := range []string{"a", "b"} {
+		for _, lan := range lans {
+			for _, src := range addresses {
+				for _, dst := range addresses {
+					if src.Is4() != dst.Is4() {
+						continue
+					}
+					was, is := oracle(c.before, node, lan, src, dst), oracle(c.after, node, lan, src, dst)
+					var found []Flow
+					for _, f := range flows {
+						if f.Node == node && f.Interface == lan && f.Source.Contains(src) && f.Destination.Contains(dst) {
+							found = append(found, f)
+						}
+					}
+					switch {
+					case was == is && len(found) > 0:
+						return fmt.Sprintf("%s at %s: %s -> %s stays %v, and %+v says it does not", lan, node, src, dst, was, found)
+					case was != is && (len(found) != 1 || found[0].Before != was || found[0].After != is):
+						return fmt.Sprintf("%s at %s: %s -> %s was %v and is %v, but the flows say %+v", lan, node, src, dst, was, is, found)
+					case was != is:
+						seen[both[Verdict]{was.Verdict, is.Verdict}]++
+					}
+				}
+			}
+		}
+	}
+	return ""
+}
+
+var addresses = universe()
 
 var verdicts = []Verdict{VerdictClear, VerdictBlocked, VerdictUnreachable, VerdictEncrypted}
 

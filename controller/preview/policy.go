@@ -108,6 +108,14 @@ type lan struct {
 	carrying map[string]bool
 }
 
+// same reports whether two policies surely judge the LAN's packets alike.
+func (l *lan) same(m *lan) bool {
+	return l != nil && m != nil && slices.Equal(l.section.Locals, m.section.Locals) && maps.Equal(l.carrying, m.carrying) &&
+		slices.EqualFunc(l.section.Groups, m.section.Groups, func(a, b desired.Group) bool {
+			return a.ID == b.ID && slices.Equal(a.Remotes, b.Remotes)
+		})
+}
+
 // place is where packets come in.
 type place struct{ node, lan string }
 
