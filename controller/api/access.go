@@ -56,6 +56,7 @@ var rules = map[string]rule{
 	circuitsealv1connect.PolicyServiceMissingChunksProcedure: {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.PolicyServicePutChunkProcedure:      {access: AccessAdmin, most: maxChunkMessage},
 	circuitsealv1connect.PolicyServiceGetChunkProcedure:      {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.PlanServicePlanProcedure:            {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.NodeServiceCreateTokenProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.StatusServiceGetStatusProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
 }

@@ -86,13 +86,15 @@ func New(c Config) http.Handler {
 	})
 	told := &bucket{now: c.Now, burst: refusalBurst, every: refusalEvery}
 
+	texts := newUploads(c.Now)
 	handlers := map[string]http.Handler{}
 	mount := func(path string, h http.Handler) { handlers[path] = h }
 	mount(circuitsealv1connect.NewAgentServiceHandler(&agents{
 		store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now,
 		failures: newFailures(c.Now), told: told,
 	}, perProcedure))
-	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, c.Log, c.Now), perProcedure))
+	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, texts, c.Log), perProcedure))
+	mount(circuitsealv1connect.NewPlanServiceHandler(&plans{store: c.Store, uploads: texts, log: c.Log}, perProcedure))
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	return &gate{

@@ -45,6 +45,24 @@ func parseKind(s string) (model.Kind, error) {
 	return "", connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("kind: there is no kind \"%s\"; %s", model.Shorten(s), hint))
 }
 
+// parseKey reads what names one document.
+func parseKey(kindText, customer, name string) (model.Key, error) {
+	kind, err := parseKind(kindText)
+	if err != nil {
+		return model.Key{}, err
+	}
+	if kind.HasCustomer() && customer == "" {
+		return model.Key{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer is required: documents of kind %s belong to a customer", kind))
+	}
+	if err := validNames(field{"customer", customer, false}, field{"name", name, true}); err != nil {
+		return model.Key{}, err
+	}
+	if !kind.HasCustomer() && customer != "" {
+		return model.Key{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer: documents of kind %s belong to the provider and have no customer; leave it out", kind))
+	}
+	return model.Key{Kind: kind, Customer: customer, Name: name}, nil
+}
+
 // field is a name in a request.
 type field struct {
 	path, value string

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"strconv"
 	"strings"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -42,8 +41,8 @@ type policy struct {
 	uploads *uploads
 }
 
-func newPolicy(stopping context.Context, s Store, log *slog.Logger, now func() time.Time) *policy {
-	return &policy{store: s, log: log, stopping: stopping, watches: make(chan struct{}, maxWatches), uploads: newUploads(now)}
+func newPolicy(stopping context.Context, s Store, u *uploads, log *slog.Logger) *policy {
+	return &policy{store: s, log: log, stopping: stopping, watches: make(chan struct{}, maxWatches), uploads: u}
 }
 
 // Apply implements circuitsealv1connect.PolicyServiceHandler.
@@ -65,25 +64,11 @@ func (p *policy) Apply(ctx context.Context, q *connect.Request[v1.ApplyRequest])
 }
 
 func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyResponse, error) {
-	if n := len(q.GetSources()); n > maxSources {
-		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources: %d are more than the %d that are taken; put several documents into one", n, maxSources))
-	}
-	release, err := p.uploads.turn(ctx, q.GetSources())
+	sources, release, err := p.uploads.sources(ctx, q.GetSources())
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	sources := make([]document.Source, len(q.GetSources()))
-	for i, s := range q.GetSources() {
-		if n := len(s.GetName()); n > maxSourceName {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources[%d].name has %d bytes; at most %d are taken", i, n, maxSourceName))
-		}
-		text, err := p.uploads.text(i, s)
-		if err != nil {
-			return nil, err
-		}
-		sources[i] = document.Source{Name: s.GetName(), Text: text}
-	}
 	docs, where, malformed := document.Decode(sources)
 	if len(docs) == 0 && len(malformed) == 0 {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("there is no document in %s", sourceNames(sources)))

@@ -256,3 +256,32 @@ func (p *policy) GetChunk(ctx context.Context, q *connect.Request[v1.GetChunkReq
 	}
 	return connect.NewResponse(&v1.GetChunkResponse{Data: data}), nil
 }
+
+// sources are texts as they are decoded, their parts put together. Between this
+// and release, which is not nil without an error, no other long text is read.
+func (u *uploads) sources(ctx context.Context, wire []*v1.Source) (_ []document.Source, release func(), err error) {
+	if n := len(wire); n > maxSources {
+		return nil, nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources: %d are more than the %d that are taken; put several documents into one", n, maxSources))
+	}
+	release, err = u.turn(ctx, wire)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	sources := make([]document.Source, len(wire))
+	for i, s := range wire {
+		if n := len(s.GetName()); n > maxSourceName {
+			return nil, nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources[%d].name has %d bytes; at most %d are taken", i, n, maxSourceName))
+		}
+		text, err := u.text(i, s)
+		if err != nil {
+			return nil, nil, err
+		}
+		sources[i] = document.Source{Name: s.GetName(), Text: text}
+	}
+	return sources, release, nil
+}

@@ -43,6 +43,11 @@ func (v Verdict) String() string {
 	return "none"
 }
 
+// Verdicts are all verdicts, the most dangerous first.
+func Verdicts() []Verdict {
+	return []Verdict{VerdictClear, VerdictBlocked, VerdictUnreachable, VerdictEncrypted}
+}
+
 // Outcome is a verdict with the connection that it is about.
 type Outcome struct {
 	Verdict Verdict

@@ -26,7 +26,7 @@ var exitCodes = []string{
 	exitRefused:     "documents are refused; every problem is printed and nothing was changed",
 	exitUnreachable: "the controller cannot be reached, or did not answer in time",
 	exitIdentity:    "no trust: your identity is missing, expired, unsafe or may not do this, or it is another controller",
-	exitNotYet:      "not as it should be (yet): apply --wait ran out of time, or status --check found problems",
+	exitNotYet:      "not as it should be (yet): apply --wait ran out of time, status --check found problems, or plan found changes",
 }
 
 // exitHelp is the table of exit codes for --help.

@@ -99,7 +99,7 @@ then the context of CIRCUITSEAL_CONTEXT, or else the current one.
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
-		applyCommand(o), getCommand(o), describeCommand(o), explainCommand(o), deleteCommand(o),
+		planCommand(o), applyCommand(o), getCommand(o), describeCommand(o), explainCommand(o), deleteCommand(o),
 		statusCommand(o), watchCommand(o), tokenCommand(o), contextCommand(o), completionCommand(), versionCommand(o),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true

@@ -43,9 +43,29 @@ const (
 	longTimeout = 5 * time.Minute
 )
 
-// apply sends texts that are long in parts, of which only those that the
-// controller lacks, and applies all sources.
+// apply applies all sources.
 func (p policyClient) apply(ctx context.Context, sources []*v1.Source, dryRun bool) (*v1.ApplyResponse, error) {
+	sent, p, err := p.send(ctx, sources)
+	if err != nil {
+		return nil, err
+	}
+	return call(ctx, p.o, p.Apply, &v1.ApplyRequest{Sources: sent, DryRun: dryRun})
+}
+
+// plan asks what applying and deleting would change.
+func (p policyClient) plan(ctx context.Context, q *v1.PlanRequest) (*v1.PlanResponse, error) {
+	sent, p, err := p.send(ctx, q.GetSources())
+	if err != nil {
+		return nil, err
+	}
+	service := circuitsealv1connect.NewPlanServiceClient(p.c.client, p.c.server, limits())
+	return call(ctx, p.o, service.Plan, &v1.PlanRequest{Sources: sent, Deletes: q.GetDeletes()})
+}
+
+// send sends texts that are long in parts, of which only those that the
+// controller lacks. The sources that it returns name these, and the client has
+// the patience that long texts take.
+func (p policyClient) send(ctx context.Context, sources []*v1.Source) ([]*v1.Source, policyClient, error) {
 	sent := make([]*v1.Source, len(sources))
 	parts := map[chunk.Sum][]byte{}
 	var sums [][]byte
@@ -66,21 +86,21 @@ func (p policyClient) apply(ctx context.Context, sources []*v1.Source, dryRun bo
 	for asked := range slices.Chunk(sums, maxAsked) {
 		answer, err := call(ctx, p.o, p.MissingChunks, &v1.MissingChunksRequest{Chunks: asked})
 		if err != nil {
-			return nil, err
+			return nil, p, err
 		}
 		for _, b := range answer.GetMissing() {
 			if len(b) != len(chunk.Sum{}) {
-				return nil, fmt.Errorf("%s asks for a part of a text by a name of %d bytes", p.o.server, len(b))
+				return nil, p, fmt.Errorf("%s asks for a part of a text by a name of %d bytes", p.o.server, len(b))
 			}
 			if _, err := call(ctx, p.o, p.PutChunk, &v1.PutChunkRequest{Data: parts[chunk.Sum(b)]}); err != nil {
-				return nil, err
+				return nil, p, err
 			}
 		}
 	}
 	if len(sums) > 0 {
 		p = p.patient()
 	}
-	return call(ctx, p.o, p.Apply, &v1.ApplyRequest{Sources: sent, DryRun: dryRun})
+	return sent, p, nil
 }
 
 // get reads all pages of a list.

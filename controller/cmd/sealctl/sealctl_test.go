@@ -23,9 +23,22 @@ func TestCommands(t *testing.T) {
 		code        int
 		out, err    string // regular expressions
 	}{
+		{"plan everything", "", []string{"plan", "-f", samples}, 3, `(?s)^Documents\n  \+ customer/contoso\n      spec.displayName: Contoso Ltd\n.*\nNodes\n  \+ nva-1\n      \+ interface circ0: guarded: only tunnels pass\n.*\nFlows that become blocked\n  nva-1 lan0 \(contoso\): any IPv4 but 10.2.0.0/16 -> any IPv4, was clear\n.*\nFlows that become unreachable\n.* for contoso/hq-weu, was clear\nPlan at revision \d+: 10 to create, 0 to change, 0 to delete; 2 nodes change; 8 flows become blocked; 4 flows become unreachable.\n$`, `^$`},
+		{"plan changes nothing", "", []string{"get", "all"}, 0, `^KIND +CUSTOMER +NAME +REVISION +SPEC\n$`, `^$`},
 		{"dry run", "", []string{"apply", "-f", samples, "--dry-run"}, 0, `^customer/contoso created \(dry run\)\n`, `^$`},
 		{"nothing yet", "", []string{"get", "all"}, 0, `^KIND +CUSTOMER +NAME +REVISION +SPEC\n$`, `^$`},
 		{"apply a directory", "", []string{"apply", "-f", samples}, 0, `(?s)^customer/contoso created\nnode/prem-1 created\n.*connection/contoso/hq-weu created\n$`, `^$`},
+		{"plan nothing", "", []string{"plan", "-f", samples}, 0, `^No changes: everything is at revision \d+ as it was planned.\n$`, `^$`},
+		{"plan a change", "apiVersion: circuitseal.io/v1\nkind: Site\nmetadata: {customer: contoso, name: hq}\nspec: {type: on-premises, prefixes: [10.1.0.0/17, 'fd00:c0:1::/48']}\n", []string{"plan", "-f", "-"}, 6,
+			`(?s)^Documents\n  ~ site/contoso/hq\n      spec.prefixes:\n        - 10.1.0.0/16\n        \+ 10.1.0.0/17\nNodes\n  ~ nva-1\n      ~ connection contoso/hq-weu: changed\n          remotes:\n            - 10.1.0.0/16\n.*\nFlows that become blocked\n  nva-1 lan0 \(contoso\): 10.2.0.0/16 -> 10.1.128.0/17, was unreachable for contoso/hq-weu\n.*; 2 nodes change; 2 flows become blocked.\n$`, `^$`},
+		{"plan what the wire does not show", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata: {name: contoso}\nspec: {model: connect-to}\n", []string{"plan", "-f", "-"}, 6,
+			`(?s)spec.displayName: Contoso Ltd -> nothing\n.*nothing changes on the wire.\n$`, `^$`},
+		{"plan a delete", "", []string{"plan", "--delete", "connection/contoso/hq-weu", "-o", "json"}, 6, `"what": "ended"`, `^$`},
+		{"plan a delete of what is in use", "", []string{"plan", "--delete", "site/contoso/hq"}, 3, `^$`, `(?s)^Endpoint/contoso/hq: spec.site: .*\d problems?; nothing was changed\n$`},
+		{"plan a delete of what is not there", "", []string{"plan", "--delete", "node/moon"}, 1, `^$`, `there is no Node/moon`},
+		{"plan a delete of no document", "", []string{"plan", "--delete", "hq"}, 2, `^$`, `want kind/customer/name`},
+		{"plan without anything", "", []string{"plan"}, 2, `^$`, `--delete`},
+		{"plan problems", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata: {name: x}\nspec: {model: moon}\n", []string{"plan", "-f", "-"}, 3, `^$`, `^-:4: spec.model: must be`},
 		{"apply it again, by file", "", []string{"apply", "-f", samples + "/10-nodes.yaml", "-f", samples + "/20-contoso.yaml"}, 0, `(?s)^customer/contoso unchanged\n.*connection/contoso/hq-weu unchanged\n$`, `^$`},
 		{"apply stdin", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata: {name: fabrikam}\nspec: {model: connect-to}\n", []string{"apply", "-f", "-"}, 0, `^customer/fabrikam created\n$`, `^$`},
 		{"problems", "apiVersion: circuitseal.io/v1\nkind: Customer\nmetadata:\n  name: Fabrikam\nspec:\n  model: moon\n", []string{"apply", "-f", "-"}, 3, `^$`,
