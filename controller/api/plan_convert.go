@@ -28,7 +28,7 @@ func planToWire(base uint64, r preview.Report) *v1.PlanResponse {
 		w.Flows = append(w.Flows, &v1.FlowChange{
 			Node: f.Node, Interface: f.Interface, Customer: f.Customer,
 			Before: outcomeToWire(f.Before), After: outcomeToWire(f.After),
-			Source: regionToWire(f.Source), Destination: regionToWire(f.Destination),
+			Source: regionToWire(f.Source), Destination: regionToWire(f.Destination), Why: f.Why,
 		})
 	}
 	for _, v := range preview.Verdicts() {

@@ -15,6 +15,8 @@ type Flow struct {
 	Customer            string
 	Before, After       Outcome
 	Source, Destination Region
+	// Why says, of packets that become unreachable, what their connection lacks.
+	Why string
 }
 
 // Flows are all pairs of addresses at all LANs whose outcome is another one
@@ -89,10 +91,14 @@ func compare(old, now *lan, four bool) []Flow {
 	var flows []Flow
 	for o, cells := range changes {
 		for _, r := range rectangles(cells) {
-			flows = append(flows, Flow{
+			f := Flow{
 				Before: o.was, After: o.is,
 				Source: region(pick(fromOf, r.rows)), Destination: region(pick(toOf, r.columns)),
-			})
+			}
+			if o.is.Verdict == VerdictUnreachable {
+				f.Why = now.lacking[o.is.Connection]
+			}
+			flows = append(flows, f)
 		}
 	}
 	return flows

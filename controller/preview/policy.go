@@ -1,6 +1,7 @@
 package preview
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -84,38 +85,42 @@ func (p Policy) tunnels() map[string][]end {
 	return all
 }
 
-// carrying are the tunnels that can carry packets: each end that is a node's
-// has the other's key, or will have it, and both mean each other. The other end
-// of a tunnel may be no node of ours; then this one decides.
-func (p Policy) carrying() map[string]bool {
-	carrying := map[string]bool{}
+// lacking says of every tunnel why it cannot carry packets, "" where it can: each
+// end that is a node's has the other's key, or will have it, and both mean each
+// other. The other end of a tunnel may be no node of ours; then this one decides.
+func (p Policy) lacking() map[string]string {
+	lacking := map[string]string{}
 	for id, ends := range p.tunnels() {
-		ok := true
+		why := ""
 		for i, e := range ends {
 			far := model.TunnelEnd{Tunnel: id}
 			if len(ends) == 2 {
 				other := ends[1-i]
 				far.Node = other.node
-				ok = ok && e.tunnel.Local == other.tunnel.Remote
+				if e.tunnel.Local != other.tunnel.Remote {
+					why = "the ends of its tunnels do not name each other"
+				}
 			}
-			ok = ok && (!e.tunnel.Pending() || p.Expected[far])
+			if e.tunnel.Pending() && !p.Expected[far] {
+				why = "no key of " + cmp.Or(far.Node, "its far end") + " is known"
+			}
 		}
-		carrying[id] = ok
+		lacking[id] = why
 	}
-	return carrying
+	return lacking
 }
 
 // lan is what a node's state says of one of its LANs; nil where it says nothing.
 type lan struct {
 	name    string
 	section desired.Section
-	// carrying are the groups that have a tunnel that can carry packets.
-	carrying map[string]bool
+	// lacking says why no tunnel of a group can carry packets, "" where one can.
+	lacking map[string]string
 }
 
 // same reports whether two policies surely judge the LAN's packets alike.
 func (l *lan) same(m *lan) bool {
-	return l != nil && m != nil && slices.Equal(l.section.Locals, m.section.Locals) && maps.Equal(l.carrying, m.carrying) &&
+	return l != nil && m != nil && slices.Equal(l.section.Locals, m.section.Locals) && maps.Equal(l.lacking, m.lacking) &&
 		slices.EqualFunc(l.section.Groups, m.section.Groups, func(a, b desired.Group) bool {
 			return a.ID == b.ID && slices.Equal(a.Remotes, b.Remotes)
 		})
@@ -126,7 +131,7 @@ type place struct{ node, lan string }
 
 // lans are all LANs that are judged.
 func (p Policy) lans() map[place]*lan {
-	carrying := p.carrying()
+	lacking := p.lacking()
 	all := map[place]*lan{}
 	for node, s := range p.States {
 		for _, in := range s.Interfaces {
@@ -134,14 +139,28 @@ func (p Policy) lans() map[place]*lan {
 			if in.Role != desired.RoleLAN || i < 0 {
 				continue
 			}
-			l := &lan{name: in.Name, section: s.Sections[i], carrying: map[string]bool{}}
+			l := &lan{name: in.Name, section: s.Sections[i], lacking: map[string]string{}}
 			for _, g := range l.section.Groups {
-				l.carrying[g.ID] = slices.ContainsFunc(g.Tunnels, func(t desired.Tunnel) bool { return carrying[t.ID] })
+				l.lacking[g.ID] = lackingAll(g, lacking)
 			}
 			all[place{node, in.Name}] = l
 		}
 	}
 	return all
+}
+
+// lackingAll says why no tunnel of a group can carry packets, "" where one can.
+func lackingAll(g desired.Group, lacking map[string]string) string {
+	why := "it has no tunnel"
+	for i, t := range g.Tunnels {
+		switch l := lacking[t.ID]; {
+		case l == "":
+			return ""
+		case i == 0:
+			why = l
+		}
+	}
+	return why
 }
 
 // reserved are addresses that no packet may have that is forwarded: see "nobody"
@@ -197,7 +216,7 @@ func (l *lan) judge(source bool, group string) Outcome {
 		return Outcome{Verdict: VerdictClear}
 	case !source, group == "":
 		return Outcome{Verdict: VerdictBlocked}
-	case !l.carrying[group]:
+	case l.lacking[group] != "":
 		return Outcome{VerdictUnreachable, group}
 	}
 	return Outcome{VerdictEncrypted, group}

@@ -111,8 +111,8 @@ func lines(r Report) []string {
 		}
 	}
 	for _, f := range r.Flows {
-		all = append(all, fmt.Sprintf("%s %s %v%v -> %v%v: %v -> %v", f.Node, f.Interface,
-			f.Source.Prefixes, f.Source.Except, f.Destination.Prefixes, f.Destination.Except, f.Before, f.After))
+		all = append(all, strings.TrimSpace(fmt.Sprintf("%s %s %v%v -> %v%v: %v -> %v %s", f.Node, f.Interface,
+			f.Source.Prefixes, f.Source.Except, f.Destination.Prefixes, f.Destination.Except, f.Before, f.After, f.Why)))
 	}
 	return all
 }

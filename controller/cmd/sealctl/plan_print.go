@@ -22,7 +22,7 @@ func printPlan(w io.Writer, p *v1.PlanResponse) error {
 	}
 	for _, d := range p.GetDocuments() {
 		b.line("  %s %s", sign(d.GetAction()), name(d))
-		b.fields("      ", d.GetFields())
+		b.fields("      ", d.GetAction(), d.GetFields())
 	}
 	if len(p.GetNodes()) > 0 {
 		b.line("Nodes")
@@ -33,7 +33,7 @@ func printPlan(w io.Writer, p *v1.PlanResponse) error {
 			b.line("      %s %s: %s", sign(o.GetAction()), strings.TrimSuffix(o.GetKind()+" "+o.GetName(), " "), o.GetWhat())
 			// What is created or deleted has been said in whole by the documents.
 			if o.GetAction() == v1.PlanAction_PLAN_ACTION_CHANGED {
-				b.fields("          ", o.GetFields())
+				b.fields("          ", o.GetAction(), o.GetFields())
 			}
 		}
 	}
@@ -50,10 +50,14 @@ func (b *planText) line(format string, args ...any) {
 	b.WriteString(line(fmt.Sprintf(format, args...)) + "\n")
 }
 
-func (b *planText) fields(indent string, fields []*v1.FieldChange) {
+func (b *planText) fields(indent string, action v1.PlanAction, fields []*v1.FieldChange) {
 	for _, f := range fields {
 		if len(f.GetLost()) == 0 && len(f.GetGained()) == 0 {
-			b.line("%s%s: %s", indent, f.GetPath(), values(f))
+			text := values(f)
+			if action == v1.PlanAction_PLAN_ACTION_DELETED {
+				text = f.GetOld()
+			}
+			b.line("%s%s: %s", indent, f.GetPath(), text)
 			continue
 		}
 		b.line("%s%s:", indent, f.GetPath())
@@ -108,6 +112,9 @@ func (b *planText) flows(p *v1.PlanResponse) {
 		was := verdict(f.GetBefore())
 		if c := f.GetBefore().GetConnection(); c != "" {
 			was += " for " + c
+		}
+		if f.GetWhy() != "" {
+			was += "; " + f.GetWhy()
 		}
 		b.line("  %s %s (%s): %s -> %s%s, was %s", f.GetNode(), f.GetInterface(), f.GetCustomer(),
 			addresses(f.GetSource()), addresses(f.GetDestination()), by, was)

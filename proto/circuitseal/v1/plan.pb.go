@@ -666,11 +666,13 @@ type FlowChange struct {
 	// The LAN's interface.
 	Interface string `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
 	// Whose LAN it is.
-	Customer      string       `protobuf:"bytes,3,opt,name=customer,proto3" json:"customer,omitempty"`
-	Before        *FlowOutcome `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
-	After         *FlowOutcome `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
-	Source        *FlowRegion  `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	Destination   *FlowRegion  `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"`
+	Customer    string       `protobuf:"bytes,3,opt,name=customer,proto3" json:"customer,omitempty"`
+	Before      *FlowOutcome `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
+	After       *FlowOutcome `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
+	Source      *FlowRegion  `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Destination *FlowRegion  `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"`
+	// What the connection lacks, where packets become unreachable.
+	Why           string `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -752,6 +754,13 @@ func (x *FlowChange) GetDestination() *FlowRegion {
 		return x.Destination
 	}
 	return nil
+}
+
+func (x *FlowChange) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
 }
 
 type FlowOutcome struct {
@@ -966,7 +975,7 @@ const file_circuitseal_v1_plan_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x122\n" +
 	"\x06action\x18\x03 \x01(\x0e2\x1a.circuitseal.v1.PlanActionR\x06action\x12\x12\n" +
 	"\x04what\x18\x04 \x01(\tR\x04what\x123\n" +
-	"\x06fields\x18\x05 \x03(\v2\x1b.circuitseal.v1.FieldChangeR\x06fields\"\xb4\x02\n" +
+	"\x06fields\x18\x05 \x03(\v2\x1b.circuitseal.v1.FieldChangeR\x06fields\"\xc6\x02\n" +
 	"\n" +
 	"FlowChange\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
@@ -975,7 +984,8 @@ const file_circuitseal_v1_plan_proto_rawDesc = "" +
 	"\x06before\x18\x04 \x01(\v2\x1b.circuitseal.v1.FlowOutcomeR\x06before\x121\n" +
 	"\x05after\x18\x05 \x01(\v2\x1b.circuitseal.v1.FlowOutcomeR\x05after\x122\n" +
 	"\x06source\x18\x06 \x01(\v2\x1a.circuitseal.v1.FlowRegionR\x06source\x12<\n" +
-	"\vdestination\x18\a \x01(\v2\x1a.circuitseal.v1.FlowRegionR\vdestination\"`\n" +
+	"\vdestination\x18\a \x01(\v2\x1a.circuitseal.v1.FlowRegionR\vdestination\x12\x10\n" +
+	"\x03why\x18\b \x01(\tR\x03why\"`\n" +
 	"\vFlowOutcome\x121\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x17.circuitseal.v1.VerdictR\averdict\x12\x1e\n" +
 	"\n" +
