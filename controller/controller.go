@@ -114,6 +114,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	hub := session.New(kept, authority, c.Log.With("part", "session"))
 	metrics := newMetrics(c.Version)
+	countWork(metrics, hub.Work)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub,
 		Log: c.Log.With("part", "api"), Now: time.Now, Metrics: metrics, Stopping: ctx,

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/circuitseal/circuitseal/controller/session"
 )
 
 // newMetrics is a registry with the version, the process and the Go runtime.
@@ -24,6 +26,17 @@ func newMetrics(version string) *prometheus.Registry {
 		ConstLabels: prometheus.Labels{"version": version},
 	}).Set(1)
 	return r
+}
+
+// countWork shows what following the store has cost.
+func countWork(r prometheus.Registerer, work func() session.Work) {
+	count := func(name, help string, value func(session.Work) uint64) {
+		promauto.With(r).NewCounterFunc(prometheus.CounterOpts{Name: "circuitseal_controller_" + name, Help: help},
+			func() float64 { return float64(value(work())) })
+	}
+	count("compiled_snapshots_total", "Snapshots of the documents that were compiled.", func(w session.Work) uint64 { return w.Snapshots })
+	count("compiled_nodes_total", "Nodes that were compiled, since a change could touch them.", func(w session.Work) uint64 { return w.Nodes })
+	count("changed_states_total", "Compiled nodes whose state was another one.", func(w session.Work) uint64 { return w.States })
 }
 
 // serveMetrics answers scrapes at /metrics until ctx is done, which is no error.

@@ -64,6 +64,8 @@ func TestMetrics(t *testing.T) {
 		`circuitseal_controller_node_state_epoch{node="prem-1",stage="wanted"} 1`,
 		`circuitseal_controller_connection_tunnels{connection="hq-weu",customer="contoso"} 2`,
 		`circuitseal_controller_connection_tunnels_up{connection="hq-weu",customer="contoso"} 0`,
+		`circuitseal_controller_compiled_nodes_total 2`,
+		`circuitseal_controller_changed_states_total 2`,
 		"go_goroutines", "process_resident_memory_bytes",
 	} {
 		if !strings.Contains(text, want) {

@@ -193,7 +193,7 @@ func words(name string) string {
 	var all []string
 	start := 0
 	for i := 1; i <= len(name); i++ {
-		if i < len(name) && !(isUpper(name[i]) && (!isUpper(name[i-1]) || i+1 < len(name) && !isUpper(name[i+1]))) {
+		if i < len(name) && !begins(name, i) {
 			continue
 		}
 		w := name[start:i]
@@ -203,6 +203,11 @@ func words(name string) string {
 		all, start = append(all, w), i
 	}
 	return strings.Join(all, " ")
+}
+
+// begins reports whether a word begins at a place after the first.
+func begins(name string, i int) bool {
+	return isUpper(name[i]) && (!isUpper(name[i-1]) || i+1 < len(name) && !isUpper(name[i+1]))
 }
 
 func isUpper(c byte) bool { return c >= 'A' && c <= 'Z' }

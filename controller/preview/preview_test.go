@@ -79,8 +79,8 @@ func put(s *model.Snapshot, kind model.Kind, customer, name string, spec model.S
 	s.Documents[k] = model.Document{Key: k, Spec: spec}
 }
 
-func drop(s *model.Snapshot, kind model.Kind, customer, name string) {
-	delete(s.Documents, model.Key{Kind: kind, Customer: customer, Name: name})
+func drop(s *model.Snapshot, kind model.Kind, name string) {
+	delete(s.Documents, model.Key{Kind: kind, Customer: "contoso", Name: name})
 }
 
 // lines is a report as text.
@@ -133,13 +133,13 @@ func TestCompare(t *testing.T) {
 		{"other prefixes of a site", func(s *model.Snapshot) {
 			put(s, model.KindSite, "contoso", "hq", &model.SiteSpec{Type: model.SiteOnPremises, Prefixes: prefixes("10.1.0.0/17", "10.9.0.0/24")})
 		}},
-		{"a deleted connection", func(s *model.Snapshot) { drop(s, model.KindConnection, "contoso", "hq-weu") }},
+		{"a deleted connection", func(s *model.Snapshot) { drop(s, model.KindConnection, "hq-weu") }},
 		{"everything is new", func(*model.Snapshot) {}},
 		{"everything is new, and one node is not enrolled", func(s *model.Snapshot) { delete(s.Enrolments, "nva-1") }},
 		{"no endpoints any more", func(s *model.Snapshot) {
-			drop(s, model.KindConnection, "contoso", "hq-weu")
-			drop(s, model.KindEndpoint, "contoso", "hq")
-			drop(s, model.KindEndpoint, "contoso", "vnet-weu")
+			drop(s, model.KindConnection, "hq-weu")
+			drop(s, model.KindEndpoint, "hq")
+			drop(s, model.KindEndpoint, "vnet-weu")
 		}},
 		{"another path MTU", func(s *model.Snapshot) {
 			put(s, model.KindEncryptionPolicy, "contoso", "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard, PathMTU: 1500})
