@@ -1,6 +1,8 @@
 package compile
 
 import (
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/circuitseal/circuitseal/controller/model"
@@ -61,18 +63,45 @@ func put(part, s *model.Snapshot, keys ...model.Key) {
 	}
 }
 
-// seenBy is a node as one of its customers may know it: without the LANs and
-// links of others.
+// seenBy is a node as one of its customers may know it: without the LANs of
+// others, links of others, and interfaces that carry only such.
 func seenBy(spec *model.NodeSpec, customer string) *model.NodeSpec {
 	seen := *spec
 	seen.Interfaces = nil
 	for _, in := range spec.Interfaces {
-		if lan := spec.LANCustomer(in); lan != "" && lan != customer || in.Link != nil && in.Link.Customer != customer {
+		if lan := spec.LANCustomer(in); lan != "" && lan != customer {
 			continue
 		}
-		seen.Interfaces = append(seen.Interfaces, in)
+		if in, ok := ownLinks(in, customer); ok {
+			seen.Interfaces = append(seen.Interfaces, in)
+		}
 	}
 	return &seen
+}
+
+// ownLinks is an interface without links of others, in whatever field they
+// stand; false where it had some and none is left.
+func ownLinks(in model.InterfaceSpec, customer string) (model.InterfaceSpec, bool) {
+	foreign := func(r model.LinkRef) bool { return r.Customer != customer }
+	had, has := 0, 0
+	for _, f := range reflect.ValueOf(&in).Elem().Fields() {
+		switch refs := f.Addr().Interface().(type) {
+		case **model.LinkRef:
+			if *refs == nil {
+				continue
+			}
+			if had++; foreign(**refs) {
+				*refs = nil
+				continue
+			}
+			has++
+		case *[]model.LinkRef:
+			had += len(*refs)
+			*refs = slices.DeleteFunc(slices.Clone(*refs), foreign)
+			has += len(*refs)
+		}
+	}
+	return in, had == 0 || has > 0
 }
 
 // split gives each of some customers its numbers and keys.
