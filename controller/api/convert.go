@@ -45,20 +45,20 @@ func parseKind(s string) (model.Kind, error) {
 	return "", connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("kind: there is no kind \"%s\"; %s", model.Shorten(s), hint))
 }
 
-// parseKey reads what names one document.
-func parseKey(kindText, customer, name string) (model.Key, error) {
+// parseKey reads what names one document; prefix leads to its fields.
+func parseKey(prefix, kindText, customer, name string) (model.Key, error) {
 	kind, err := parseKind(kindText)
 	if err != nil {
 		return model.Key{}, err
 	}
 	if kind.HasCustomer() && customer == "" {
-		return model.Key{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer is required: documents of kind %s belong to a customer", kind))
+		return model.Key{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%scustomer is required: documents of kind %s belong to a customer", prefix, kind))
 	}
-	if err := validNames(field{"customer", customer, false}, field{"name", name, true}); err != nil {
+	if err := validNames(field{prefix + "customer", customer, false}, field{prefix + "name", name, true}); err != nil {
 		return model.Key{}, err
 	}
 	if !kind.HasCustomer() && customer != "" {
-		return model.Key{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("customer: documents of kind %s belong to the provider and have no customer; leave it out", kind))
+		return model.Key{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%scustomer: documents of kind %s belong to the provider and have no customer; leave it out", prefix, kind))
 	}
 	return model.Key{Kind: kind, Customer: customer, Name: name}, nil
 }

@@ -57,20 +57,11 @@ func doomedOf(q *v1.DeleteRequest) ([]doomed, error) {
 		if !single {
 			prefix = fmt.Sprintf("keys[%d].", i)
 		}
-		kind, err := parseKind(k.GetKind())
+		key, err := parseKey(prefix, k.GetKind(), k.GetCustomer(), k.GetName())
 		if err != nil {
 			return nil, err
 		}
-		if kind.HasCustomer() && k.GetCustomer() == "" {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%scustomer is required: documents of kind %s belong to a customer", prefix, kind))
-		}
-		if err := validNames(field{prefix + "customer", k.GetCustomer(), false}, field{prefix + "name", k.GetName(), true}); err != nil {
-			return nil, err
-		}
-		if !kind.HasCustomer() && k.GetCustomer() != "" {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%scustomer: documents of kind %s belong to the provider and have no customer; leave it out", prefix, kind))
-		}
-		all[i] = doomed{model.Key{Kind: kind, Customer: k.GetCustomer(), Name: k.GetName()}, k.GetRevision()}
+		all[i] = doomed{key, k.GetRevision()}
 	}
 	return all, nil
 }

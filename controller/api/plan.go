@@ -115,7 +115,7 @@ func deletable(wire []*v1.PlannedDelete) ([]model.Key, error) {
 	}
 	keys := make([]model.Key, len(wire))
 	for i, d := range wire {
-		key, err := parseKey(d.GetKind(), d.GetCustomer(), d.GetName())
+		key, err := parseKey(fmt.Sprintf("deletes[%d].", i), d.GetKind(), d.GetCustomer(), d.GetName())
 		if err != nil {
 			return nil, err
 		}
