@@ -13,7 +13,7 @@ import (
 // differ finds the parts that a change reaches.
 type differ struct {
 	before, after *model.Snapshot
-	was, is       *reach
+	is            *reach
 	// nodes and customers are the parts to compile; some may be gone.
 	nodes, customers set
 }

@@ -41,7 +41,7 @@ func Next(before *Result, s *model.Snapshot) *Result {
 	} else {
 		r.reach = newReach(s.Documents, before.reach)
 	}
-	d := differ{before: before.snapshot, after: s, was: before.reach, is: r.reach, nodes: set{}, customers: set{}}
+	d := differ{before: before.snapshot, after: s, is: r.reach, nodes: set{}, customers: set{}}
 	d.documents()
 	d.numbers()
 	d.keys()

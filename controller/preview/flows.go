@@ -56,10 +56,12 @@ func Flows(before, after Policy) []Flow {
 	return flows
 }
 
-// danger ranks flows: by what becomes of them, and last those that are encrypted
-// before and after.
+// moves reports whether only the connection is another one.
+func (f Flow) moves() bool { return f.Before.Verdict == f.After.Verdict }
+
+// danger ranks flows: by what becomes of them, and last those that move.
 func danger(f Flow) int {
-	if f.Before.Verdict == VerdictEncrypted && f.After.Verdict == VerdictEncrypted {
+	if f.moves() {
 		return int(VerdictEncrypted) + 1
 	}
 	return int(f.After.Verdict)

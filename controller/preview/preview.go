@@ -41,7 +41,7 @@ func Compare(before, after *model.Snapshot) Report {
 		Become:    map[Verdict]int{},
 	}
 	for _, f := range r.Flows {
-		if danger(f) > int(VerdictEncrypted) {
+		if f.moves() {
 			r.Moved++
 		} else {
 			r.Become[f.After.Verdict]++

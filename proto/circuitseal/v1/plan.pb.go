@@ -265,9 +265,9 @@ type PlanResponse struct {
 	Flows []*FlowChange `protobuf:"bytes,4,rep,name=flows,proto3" json:"flows,omitempty"`
 	// How many more flows there are: lists are bounded.
 	FlowsLeftOut uint32 `protobuf:"varint,5,opt,name=flows_left_out,json=flowsLeftOut,proto3" json:"flows_left_out,omitempty"`
-	// How many flows, of all, become what; empty when none changes.
+	// How many flows, of all, become what; without those that move.
 	FlowCounts []*FlowCount `protobuf:"bytes,6,rep,name=flow_counts,json=flowCounts,proto3" json:"flow_counts,omitempty"`
-	// How many flows are encrypted before and after, by another connection.
+	// How many flows have the verdict that they had, for another connection.
 	FlowsMoved    uint32 `protobuf:"varint,7,opt,name=flows_moved,json=flowsMoved,proto3" json:"flows_moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
