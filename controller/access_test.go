@@ -134,14 +134,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/circuitseal.v1.PolicyService/GetChunk":      operator(bad),
 		"/circuitseal.v1.NodeService/CreateToken":     operator(bad),
 		"/circuitseal.v1.StatusService/GetStatus":     operator(""),
-		"/circuitseal.v1.AgentService/Enrol":      {"nobody": bad, "node": bad, "admin": bad, "foreign admin": bad, "foreign node": bad},
-		"/circuitseal.v1.AgentService/Session":    {"nobody": no, "node": bad, "admin": denied, "foreign admin": no, "foreign node": no},
-		"/circuitseal.v1.PolicyService/Apply":     operator(bad),
-		"/circuitseal.v1.PolicyService/Get":       operator(bad),
-		"/circuitseal.v1.PolicyService/Delete":    operator(bad),
-		"/circuitseal.v1.PlanService/Plan":        operator(bad),
-		"/circuitseal.v1.NodeService/CreateToken": operator(bad),
-		"/circuitseal.v1.StatusService/GetStatus": operator(""),
+		"/circuitseal.v1.PlanService/Plan":            operator(bad),
 	}
 	protoregistry.GlobalFiles.RangeFilesByPackage("circuitseal.v1", func(f protoreflect.FileDescriptor) bool {
 		for i := range f.Services().Len() {
