@@ -20,6 +20,9 @@ const (
 	AccessToken Access = iota + 1
 	// AccessNode: an enrolled node.
 	AccessNode
+	// AccessRenewal: an enrolled node, also for a time after its certificate has
+	// ended.
+	AccessRenewal
 	// AccessAdmin: the provider's administrator.
 	AccessAdmin
 )
@@ -48,6 +51,7 @@ const (
 // refused, and a test fails for a procedure of the wire that is not here.
 var rules = map[string]rule{
 	circuitsealv1connect.AgentServiceEnrolProcedure:          {access: AccessToken, most: maxEnrolMessage, quantumSafe: true},
+	circuitsealv1connect.AgentServiceRenewProcedure:          {access: AccessRenewal, most: maxEnrolMessage, quantumSafe: true},
 	circuitsealv1connect.AgentServiceSessionProcedure:        {access: AccessNode, most: maxSessionMessage, stream: true, quantumSafe: true},
 	circuitsealv1connect.PolicyServiceApplyProcedure:         {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.PolicyServiceGetProcedure:           {access: AccessAdmin, most: maxOperatorMessage},
@@ -58,6 +62,9 @@ var rules = map[string]rule{
 	circuitsealv1connect.PolicyServiceGetChunkProcedure:      {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.PlanServicePlanProcedure:            {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.NodeServiceCreateTokenProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.NodeServiceListNodesProcedure:       {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.NodeServiceRevokeProcedure:          {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.NodeServiceDecommissionProcedure:    {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.StatusServiceGetStatusProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
 }
 
@@ -66,7 +73,7 @@ func (a Access) permit(c pki.Identity) error {
 	switch a {
 	case AccessToken:
 		return nil
-	case AccessNode:
+	case AccessNode, AccessRenewal:
 		switch c.Kind {
 		case pki.KindNode:
 			return nil

@@ -32,7 +32,10 @@ type agents struct {
 // Session implements circuitsealv1connect.AgentServiceHandler.
 func (a *agents) Session(ctx context.Context, stream *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error {
 	c := callOf(ctx)
-	peer := session.Peer{Node: c.caller.Name, Serial: c.caller.Serial, Expires: c.expires, Address: c.address, Deadlines: c.deadlines}
+	peer := session.Peer{
+		Node: c.caller.Name, Key: model.FingerprintOf(c.caller.SPKI), Expires: c.expires,
+		Address: c.address, Deadlines: c.deadlines,
+	}
 	return a.sessions.Serve(ctx, peer, stream)
 }
 
@@ -80,8 +83,7 @@ func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolRespon
 	}
 	node, got, err := a.store.Redeem(ctx, store.Redemption{ID: token.ID(), Hash: token.Hash(), SPKI: request.SPKI, Node: q.GetNode(), Now: a.now()},
 		func(node string) (store.Issued, error) {
-			i, err := a.authority.IssueNode(request, node)
-			return store.Issued{Enrolment: model.Enrolment{Serial: i.Serial, Expires: i.Expires}, Certificates: i.Chain}, err
+			return a.issue(request, node)
 		})
 	switch {
 	case errors.Is(err, store.ErrOtherNode):
@@ -94,6 +96,8 @@ func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolRespon
 		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the token was used already, by another key: if that was not you, somebody else has enrolled as this node; make a new one with `sealctl token create`, which replaces that enrolment"))
 	case errors.Is(err, store.ErrTokenExpired):
 		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the token has expired; make a new one with `sealctl token create`"))
+	case errors.Is(err, store.ErrRevoked):
+		return nil, connect.NewError(connect.CodePermissionDenied, errors.New("this host's key was revoked and is not taken again; the token is still good: enrol with it and --force, which makes another key"))
 	case errors.Is(err, pki.ErrRequest):
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("certificate_request: %w", err))
 	case err != nil:
@@ -105,4 +109,55 @@ func (a *agents) enrol(ctx context.Context, q *v1.EnrolRequest) (*v1.EnrolRespon
 		return nil, connect.NewError(connect.CodeOf(storeError(err)), answer)
 	}
 	return &v1.EnrolResponse{Node: node, Certificates: got.Certificates, Root: a.authority.Root()}, nil
+}
+
+// issue makes a certificate in the store's words.
+func (a *agents) issue(r *pki.Request, node string) (store.Issued, error) {
+	i, err := a.authority.IssueNode(r, node)
+	return store.Issued{
+		Enrolment:    model.Enrolment{Serial: i.Serial, Issued: i.Issued, Expires: i.Expires},
+		Certificates: i.Chain,
+	}, err
+}
+
+// Renew implements circuitsealv1connect.AgentServiceHandler.
+func (a *agents) Renew(ctx context.Context, q *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	c := callOf(ctx)
+	got, err := a.renew(ctx, c.caller, q.Msg)
+	if err != nil {
+		audit(ctx, a.log, "renewal", err, "node", c.caller.Name, "serial", c.caller.Serial)
+		return nil, err
+	}
+	audit(ctx, a.log, "renewal", nil, "node", c.caller.Name, "serial", c.caller.Serial, "new_serial", got.Serial, "expires", got.Expires)
+	return connect.NewResponse(&v1.RenewResponse{Certificates: got.Certificates}), nil
+}
+
+func (a *agents) renew(ctx context.Context, caller pki.Identity, q *v1.RenewRequest) (store.Issued, error) {
+	request, err := pki.ParseRequest(q.GetCertificateRequest())
+	if err != nil {
+		return store.Issued{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("certificate_request: %w", err))
+	}
+	if request.SPKI != caller.SPKI {
+		return store.Issued{}, connect.NewError(connect.CodeInvalidArgument, errors.New(
+			"certificate_request: it is for another key than the certificate that is to be renewed; a renewal keeps the key, another key needs a token"))
+	}
+	got, err := a.store.Renew(ctx, caller.Name, caller.SPKI, a.now(), func() (store.Issued, error) { return a.issue(request, caller.Name) })
+	switch {
+	case errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrUnknownNode), errors.Is(err, store.ErrNotEnrolled):
+		now, failed := a.store.Snapshot(ctx)
+		if failed != nil {
+			return store.Issued{}, storeError(failed)
+		}
+		if err := session.Judge(now, caller.Name, model.FingerprintOf(caller.SPKI)); err != nil {
+			return store.Issued{}, err
+		}
+		// The identity came or went between the two looks.
+		return store.Issued{}, connect.NewError(connect.CodeAborted, errors.New("the node's identity changes at this moment; try again"))
+	case errors.Is(err, pki.ErrRequest):
+		return store.Issued{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("certificate_request: %w", err))
+	case err != nil:
+		a.log.Error("renewal failed", "node", caller.Name, "error", err)
+		return store.Issued{}, connect.NewError(connect.CodeOf(storeError(err)), errors.New("the controller could not renew the certificate; its log says why, and repeating it is safe"))
+	}
+	return got, nil
 }

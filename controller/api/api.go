@@ -11,6 +11,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -34,11 +35,14 @@ type Store interface {
 	Write(ctx context.Context, base uint64, c store.Change) (revision uint64, err error)
 	PutToken(ctx context.Context, t store.Token) error
 	Redeem(ctx context.Context, q store.Redemption, issue func(node string) (store.Issued, error)) (node string, _ store.Issued, err error)
+	Renew(ctx context.Context, node string, spki [32]byte, now time.Time, issue func() (store.Issued, error)) (store.Issued, error)
+	Revoke(ctx context.Context, node string, r model.Revocation) (model.Fingerprint, model.Revocation, error)
 }
 
 // Authority knows identities; pki.Authority has it.
 type Authority interface {
 	Identify(chain []*x509.Certificate, now time.Time) (pki.Identity, error)
+	IdentifyForRenewal(chain []*x509.Certificate, now time.Time) (pki.Identity, error)
 	IssueNode(r *pki.Request, node string) (pki.Issued, error)
 	Root() []byte
 	RootPin() string
@@ -49,6 +53,7 @@ type Sessions interface {
 	Serve(ctx context.Context, peer session.Peer, stream session.Stream) error
 	Report(node string) (connected bool, wanted desired.Position, last *desired.Status)
 	Reached(ctx context.Context, revision uint64) error
+	Presence(node string) session.Presence
 }
 
 // Config is what the API is made of.
@@ -70,7 +75,7 @@ type Config struct {
 // procedure, and a refusal should say what is wrong.
 func New(c Config) http.Handler {
 	calls := newCallMetrics(c.Metrics)
-	statuses := &status{store: c.Store, sessions: c.Sessions}
+	statuses := &status{store: c.Store, sessions: c.Sessions, now: c.Now}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(statusMetrics{statuses})
 	}
@@ -95,11 +100,11 @@ func New(c Config) http.Handler {
 	}, perProcedure))
 	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, texts, c.Log), perProcedure))
 	mount(circuitsealv1connect.NewPlanServiceHandler(&plans{store: c.Store, uploads: texts, log: c.Log}, perProcedure))
-	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, log: c.Log, now: c.Now}, perProcedure))
+	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	return &gate{
 		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,
 		errors:    connect.NewErrorWriter(connect.WithCompression("gzip", nil, nil)),
-		strangers: make(chan struct{}, maxStrangers), told: told, sessions: map[string]int{}, refused: calls.refused,
+		strangers: make(chan struct{}, maxStrangers), told: told, sessions: map[string]map[netip.Prefix]int{}, refused: calls.refused,
 	}
 }

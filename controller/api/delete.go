@@ -101,7 +101,7 @@ func (p *policy) delete(ctx context.Context, q *v1.DeleteRequest) (*v1.DeleteRes
 		}
 		kinds := model.Kinds()
 		slices.SortFunc(answer.Deleted, func(a, b *v1.DocumentKey) int { return compareKeys(kinds, keyFromWire(b), keyFromWire(a)) })
-		answer.Revision, err = p.remove(ctx, s, targets)
+		answer.Revision, err = remove(ctx, p.store, s, targets, deletion(ctx))
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}
@@ -114,13 +114,14 @@ func (p *policy) delete(ctx context.Context, q *v1.DeleteRequest) (*v1.DeleteRes
 }
 
 // remove deletes documents on top of a snapshot, unless something that stays
-// needs them. An error that is ErrConflict says that the snapshot is old.
-func (p *policy) remove(ctx context.Context, s *model.Snapshot, targets map[model.Key]bool) (uint64, error) {
+// needs them. The identities of nodes among them are revoked. An error that is
+// ErrConflict says that the snapshot is old.
+func remove(ctx context.Context, to Store, s *model.Snapshot, targets map[model.Key]bool, r model.Revocation) (uint64, error) {
 	if uses := model.Uses(s.Documents, targets); len(uses) > 0 {
 		return 0, inUse(uses)
 	}
 	rest := maps.Clone(s.Documents)
-	change := store.Change{}
+	change := store.Change{Revocation: r}
 	for k := range targets {
 		delete(rest, k)
 		change.Delete = append(change.Delete, k)
@@ -133,7 +134,7 @@ func (p *policy) remove(ctx context.Context, s *model.Snapshot, targets map[mode
 		return 0, connect.NewError(connect.CodeResourceExhausted, err)
 	}
 	change.Numbers = numbers
-	revision, err := p.store.Write(ctx, s.Revision, change)
+	revision, err := to.Write(ctx, s.Revision, change)
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		return 0, writeError(err)
 	}

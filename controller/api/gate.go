@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -30,9 +31,11 @@ const (
 	maxStrangers    = 256
 	// framing is what a message may have around it.
 	framing = 64
-	// maxSessions is how many streams a node may have at once: one, and one
-	// that takes its place.
-	maxSessions = 2
+	// maxSessions is how many streams of a node may come from one network at
+	// once: one, and one that takes its place. mostSessions is how many it may
+	// have in all: whoever else has its key does not fill the node's own room.
+	maxSessions  = 2
+	mostSessions = 8
 	// refusalBurst refusals of strangers are logged at once, and then one every
 	// refusalEvery: nobody who has no identity can fill a disk.
 	refusalBurst = 20
@@ -55,8 +58,8 @@ type gate struct {
 	refused *prometheus.CounterVec
 
 	mu sync.Mutex
-	// sessions are the open streams of each node.
-	sessions map[string]int
+	// sessions are the open streams of each node, by network.
+	sessions map[string]map[netip.Prefix]int
 }
 
 // call is what handlers know of the call they serve.
@@ -82,8 +85,8 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := call{address: host(r.RemoteAddr), deadlines: http.NewResponseController(w)}
 	rule, handler, err := g.admit(r, &c)
 	if err == nil && rule.stream && rule.access == AccessNode {
-		if err = g.enter(c.caller.Name); err == nil {
-			defer g.leave(c.caller.Name)
+		if err = g.enter(c.caller.Name, c.address); err == nil {
+			defer g.leave(c.caller.Name, c.address)
 		}
 	}
 	// A stream needs HTTP/2; on HTTP/1.1 it is refused by its handler.
@@ -111,22 +114,32 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // enter counts a stream of a node in, if there is room.
-func (g *gate) enter(node string) error {
+func (g *gate) enter(node, address string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.sessions[node] >= maxSessions {
-		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf(
-			"node %q has %d sessions already, and one is enough: see that no two hosts have the same identity", node, maxSessions))
+	from, all := network(address), 0
+	for _, n := range g.sessions[node] {
+		all += n
 	}
-	g.sessions[node]++
+	if g.sessions[node][from] >= maxSessions || all >= mostSessions {
+		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf(
+			"node %q has %d sessions already, and one is enough: see that no two hosts have the same identity", node, all))
+	}
+	if g.sessions[node] == nil {
+		g.sessions[node] = map[netip.Prefix]int{}
+	}
+	g.sessions[node][from]++
 	return nil
 }
 
-// leave counts it out.
-func (g *gate) leave(node string) {
+func (g *gate) leave(node, address string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.sessions[node]--; g.sessions[node] == 0 {
+	from := network(address)
+	if g.sessions[node][from]--; g.sessions[node][from] == 0 {
+		delete(g.sessions[node], from)
+	}
+	if len(g.sessions[node]) == 0 {
 		delete(g.sessions, node)
 	}
 }
@@ -160,7 +173,11 @@ func (g *gate) admit(r *http.Request, c *call) (rule, http.Handler, error) {
 	}
 	// A certificate is judged wherever it counts. Who enrols may bring an old one.
 	if rule.access != AccessToken && len(r.TLS.PeerCertificates) > 0 {
-		caller, err := g.authority.Identify(r.TLS.PeerCertificates, g.now())
+		identify := g.authority.Identify
+		if rule.access == AccessRenewal {
+			identify = g.authority.IdentifyForRenewal
+		}
+		caller, err := identify(r.TLS.PeerCertificates, g.now())
 		if err != nil {
 			return rule, nil, connect.NewError(connect.CodeUnauthenticated, err)
 		}

@@ -25,6 +25,7 @@ const (
 type nodes struct {
 	store     Store
 	authority Authority
+	sessions  Sessions
 	log       *slog.Logger
 	now       func() time.Time
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -15,14 +16,15 @@ import (
 type status struct {
 	store    Store
 	sessions Sessions
+	now      func() time.Time
 }
 
 // report is a node as the controller sees it, for a connection's ends.
 type report struct {
-	exists, enrolled, connected bool
-	wanted                      desired.Position
-	status                      *desired.Status
-	tunnels                     map[string]desired.TunnelStatus
+	exists, enrolled, revoked, connected bool
+	wanted                               desired.Position
+	status                               *desired.Status
+	tunnels                              map[string]desired.TunnelStatus
 }
 
 // GetStatus implements circuitsealv1connect.StatusServiceHandler. What nodes want
@@ -41,7 +43,8 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 	for _, k := range selected(now.Documents, []model.Kind{model.KindNode}, "", "") {
 		r := s.report(now, k.Name)
 		reports[k.Name] = r
-		w := &v1.NodeReport{Node: k.Name, Enrolled: r.enrolled, Connected: r.connected}
+		w := &v1.NodeReport{Node: k.Name, Enrolled: r.enrolled, Connected: r.connected,
+			Problems: identityProblems(now, k.Name, s.sessions.Presence(k.Name), s.now())}
 		if r.wanted != (desired.Position{}) {
 			w.Wanted = r.wanted.ToWire()
 		}
@@ -59,6 +62,7 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 func (s *status) report(now *model.Snapshot, name string) report {
 	r := report{exists: true}
 	_, r.enrolled = now.Enrolments[name]
+	_, r.revoked = now.Revoked(name)
 	r.connected, r.wanted, r.status = s.sessions.Report(name)
 	if r.status != nil {
 		r.tunnels = make(map[string]desired.TunnelStatus, len(r.status.Tunnels))
@@ -128,6 +132,8 @@ func nodeProblem(name string, r report) string {
 		return fmt.Sprintf("there is no node %s", name)
 	case !r.enrolled:
 		return fmt.Sprintf("node %s is not enrolled: make a token with `sealctl token create %s`", name, name)
+	case r.revoked:
+		return fmt.Sprintf("node %s is revoked: nothing is encrypted to it, and nothing goes to it in clear", name)
 	case !r.connected && r.status == nil:
 		return fmt.Sprintf("node %s is not connected, and was not since the controller started", name)
 	case !r.connected:

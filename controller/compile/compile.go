@@ -18,6 +18,8 @@ import (
 // documents must be valid and its numbers those of Number; what is not is left
 // out of the states rather than guessed.
 //
+// Connections with a revoked node (Snapshot.Revoked) are left out.
+//
 // A state holds what its node needs and no more: all circuit interfaces, so
 // that they are closed from the start; for each customer with an endpoint on
 // the node its LAN interface and its section; the links that tunnels use.
@@ -109,6 +111,13 @@ func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
 	tunnels, _ := model.Tunnels(docs, k)
 	if number == 0 || !ok || len(tunnels) == 0 {
 		return
+	}
+	// A revoked node has no end: its peer neither opens the tunnel nor sends what
+	// was to go through it anywhere else.
+	for _, e := range tunnels[0].Ends {
+		if _, revoked := c.snapshot.Revoked(e.Node); revoked {
+			return
+		}
 	}
 	for end := range 2 {
 		near, far := tunnels[0].Ends[end], tunnels[0].Ends[1-end]

@@ -47,6 +47,11 @@ func (d *differ) documents() {
 		}
 	}
 	d.withCircuits(circuits)
+	d.served(nodes, d.seesChange)
+}
+
+// served adds the customers of nodes that have changed in their eyes.
+func (d *differ) served(nodes set, seen func(customer, node string) bool) {
 	if len(nodes) == 0 {
 		return
 	}
@@ -55,11 +60,24 @@ func (d *differ) documents() {
 			continue
 		}
 		for node := range d.is.serve(customer) {
-			if nodes[node] && d.seesChange(customer, node) {
+			if nodes[node] && seen(customer, node) {
 				d.customers[customer] = true
 			}
 		}
 	}
+}
+
+// revocations adds whom a node serves that is revoked, or no longer.
+func (d *differ) revocations() {
+	nodes := set{}
+	for name := range d.is.nodes {
+		_, was := d.before.Revoked(name)
+		_, is := d.after.Revoked(name)
+		if was != is {
+			nodes[name] = true
+		}
+	}
+	d.served(nodes, func(string, string) bool { return true })
 }
 
 // withCircuits adds the nodes at which links of circuits end.

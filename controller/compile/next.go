@@ -45,6 +45,7 @@ func Next(before *Result, s *model.Snapshot) *Result {
 	d.documents()
 	d.numbers()
 	d.keys()
+	d.revocations()
 
 	touched := set{}
 	for name := range r.reach.nodes {

@@ -46,7 +46,10 @@ func TestNextIsCompile(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		s := &model.Snapshot{Epoch: 1, Revision: 1, Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}}
+		s := &model.Snapshot{
+			Epoch: 1, Revision: 1, Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{},
+			Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
+		}
 		r := compile.Next(nil, s)
 		for range rapid.IntRange(1, 6).Draw(rt, "steps") {
 			before := r
@@ -77,8 +80,9 @@ func TestNextIsCompile(t *testing.T) {
 // step is the next snapshot: documents changed, added or deleted, keys reported
 // or gone, numbers given anew, documents read again, or nothing at all.
 func step(rt *rapid.T, t testing.TB, s *model.Snapshot) *model.Snapshot {
-	next := &model.Snapshot{Epoch: s.Epoch, Revision: s.Revision + 1, Documents: maps.Clone(s.Documents), Keys: maps.Clone(s.Keys), Numbers: s.Numbers}
-	switch rapid.IntRange(0, 9).Draw(rt, "step") {
+	next := &model.Snapshot{Epoch: s.Epoch, Revision: s.Revision + 1, Documents: maps.Clone(s.Documents), Keys: maps.Clone(s.Keys), Numbers: s.Numbers,
+		Enrolments: maps.Clone(s.Enrolments), Revocations: maps.Clone(s.Revocations)}
+	switch rapid.IntRange(0, 10).Draw(rt, "step") {
 	case 0:
 	case 1:
 		next.Documents = clone(t, s.Documents)
@@ -106,6 +110,18 @@ func step(rt *rapid.T, t testing.TB, s *model.Snapshot) *model.Snapshot {
 			old.Tenants[name] = n + 7
 		}
 		next.Numbers = old
+	case 6:
+		// Nodes are enrolled, anew too, and revoked.
+		for _, node := range slices.Sorted(maps.Keys(compile.Compile(s))) {
+			switch rapid.IntRange(0, 3).Draw(rt, "identity") {
+			case 0:
+				next.Enrolments[node] = model.Enrolment{Key: model.Fingerprint(fmt.Sprint(node, next.Revision))}
+			case 1:
+				if e, ok := next.Enrolments[node]; ok {
+					next.Revocations[e.Key] = model.Revocation{Node: node}
+				}
+			}
+		}
 	case 5:
 		// Only one document, so that most others stay.
 		for k, d := range s.Documents {
@@ -289,7 +305,7 @@ func TestPartsAreOfWholeSnapshots(t *testing.T) {
 		of   reflect.Type
 		want []string
 	}{
-		{reflect.TypeFor[model.Snapshot](), []string{"Epoch", "Revision", "Documents", "Numbers", "Keys", "Enrolments"}},
+		{reflect.TypeFor[model.Snapshot](), []string{"Epoch", "Revision", "Documents", "Numbers", "Keys", "Enrolments", "Revocations"}},
 		{reflect.TypeFor[model.Numbers](), []string{"Tenants", "Links", "Groups", "Tunnels"}},
 		{reflect.TypeFor[desired.State](), []string{"Interfaces", "Links", "Sections"}},
 	} {

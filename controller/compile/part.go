@@ -17,8 +17,9 @@ import (
 // on another customer's documents, numbers or keys. Documents of the provider
 // that are neither a customer nor a node are in every extract.
 //
-// Epoch, revision, enrolments and the revisions of documents are in none: no
-// state says anything of them, or every state would change with each.
+// Epoch, revision and the revisions of documents are in none, and of enrolments
+// only which nodes are revoked: no state says anything else of them, or every
+// state would change with each.
 
 // nodePart is the extract for a node's own part.
 func nodePart(s *model.Snapshot, r *reach, name string) *model.Snapshot {
@@ -43,13 +44,21 @@ func nodePart(s *model.Snapshot, r *reach, name string) *model.Snapshot {
 
 // customerPart is the extract for a customer's parts of its nodes.
 func customerPart(s *model.Snapshot, r *reach, name string, numbers model.Numbers, keys map[model.TunnelEnd]desired.PublicKey) *model.Snapshot {
-	part := &model.Snapshot{Documents: map[model.Key]model.Document{}, Numbers: numbers, Keys: keys}
+	part := &model.Snapshot{
+		Documents: map[model.Key]model.Document{}, Numbers: numbers, Keys: keys,
+		Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
+	}
 	put(part, s, r.customers[name]...)
 	put(part, s, r.shared...)
 	for node := range r.serve(name) {
 		key := model.Key{Kind: model.KindNode, Name: node}
 		if spec, ok := model.Lookup[*model.NodeSpec](s.Documents, key); ok {
 			part.Documents[key] = model.Document{Key: key, Spec: seenBy(spec, name)}
+		}
+		if _, revoked := s.Revoked(node); revoked {
+			fingerprint := s.Enrolments[node].Key
+			part.Enrolments[node] = model.Enrolment{Key: fingerprint}
+			part.Revocations[fingerprint] = model.Revocation{}
 		}
 	}
 	return part

@@ -175,7 +175,22 @@ type NodeSpec struct {
 	Interfaces []InterfaceSpec `json:"interfaces"`
 	// Exemptions puts exemptions in force on the node's circuit interfaces.
 	Exemptions []string `json:"exemptions,omitempty"`
+	// OnDuplicateIdentity is what happens when two hosts show the node's
+	// identity at once; empty is alarm.
+	OnDuplicateIdentity DuplicateAction `json:"onDuplicateIdentity,omitempty"`
 }
+
+// DuplicateAction is what happens when two hosts show one identity at once. The
+// one that came first keeps its session in any case, if it is alive.
+type DuplicateAction string
+
+// The actions.
+const (
+	// DuplicateAlarm refuses the second and raises an alarm.
+	DuplicateAlarm DuplicateAction = "alarm"
+	// DuplicateQuarantine revokes the identity, so that neither has it.
+	DuplicateQuarantine DuplicateAction = "quarantine"
+)
 
 // OwnerProvider is the owner of nodes that may serve several customers.
 const OwnerProvider = "provider"

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"encoding/hex"
 	"time"
 
 	"github.com/circuitseal/circuitseal/proto/desired"
@@ -18,6 +19,20 @@ type Snapshot struct {
 	Keys map[TunnelEnd]desired.PublicKey
 	// Enrolments say which nodes hold a certificate.
 	Enrolments map[string]Enrolment
+	// Revocations are the keys that are never accepted again, with or without
+	// a node of their name.
+	Revocations map[Fingerprint]Revocation
+}
+
+// Revoked is how the present identity of a node was revoked, if it was. A node
+// that was enrolled anew since then is not revoked. What nodes get depends on it.
+func (s *Snapshot) Revoked(node string) (Revocation, bool) {
+	e, ok := s.Enrolments[node]
+	if !ok {
+		return Revocation{}, false
+	}
+	r, ok := s.Revocations[e.Key]
+	return r, ok
 }
 
 // TunnelEnd is one node's end of a tunnel.
@@ -27,11 +42,37 @@ type TunnelEnd struct {
 	Node   string
 }
 
-// Enrolment is a node's identity.
+// Fingerprint names a public key: "sha256:" and the SHA-256 of its
+// SubjectPublicKeyInfo in hexadecimal. "" is no key.
+type Fingerprint string
+
+// FingerprintOf is the name of the key with this SHA-256.
+func FingerprintOf(sum [32]byte) Fingerprint {
+	return Fingerprint("sha256:" + hex.EncodeToString(sum[:]))
+}
+
+// Enrolment is a node's identity. The key is what counts: all certificates over
+// it are as good as each other while they last, so that none is in the way of
+// its successor.
 type Enrolment struct {
-	// Serial of the newest certificate, in hexadecimal.
+	Key Fingerprint `json:"key"`
+	// Serial of the newest certificate, in hexadecimal: for people.
 	Serial  string    `json:"serial"`
+	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
+}
+
+// Revocation says when, by whom and why a key was revoked.
+type Revocation struct {
+	// Node is whose key it was.
+	Node string    `json:"node"`
+	Time time.Time `json:"time"`
+	// Reason is what somebody gave, or a sentence of the controller's.
+	Reason string `json:"reason"`
+	// By is a caller's name such as admin/default, or "controller".
+	By string `json:"by"`
+	// Decommissioned is set when the node's document went with the key.
+	Decommissioned bool `json:"decommissioned,omitempty"`
 }
 
 // Numbers are the small integers that stand for names in kernels: stable while

@@ -36,6 +36,9 @@ func (c *checker) node(k Key, s *NodeSpec) {
 		c.add(k, "spec.owner", "", "is required", "provider, or the name of a customer")
 	}
 	c.nodeExemptions(k, s.Exemptions)
+	if s.OnDuplicateIdentity != "" {
+		enum(c, k, "spec.onDuplicateIdentity", s.OnDuplicateIdentity, DuplicateAlarm, DuplicateQuarantine)
+	}
 	const list = "spec.interfaces"
 	switch n := len(s.Interfaces); {
 	case n == 0:

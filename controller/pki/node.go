@@ -35,8 +35,9 @@ type Issued struct {
 	// Chain is the certificate and the intermediate, in DER.
 	Chain [][]byte
 	// Serial is in hexadecimal.
-	Serial  string
-	Expires time.Time
+	Serial string
+	// Issued is when it was made; it begins a little earlier.
+	Issued, Expires time.Time
 }
 
 // ParseRequest reads a PKCS #10 request (RFC 2986, DER). Its key has to be
@@ -70,13 +71,15 @@ func (a *Authority) IssueNode(r *Request, node string) (Issued, error) {
 	if err := r.check(node); err != nil {
 		return Issued{}, fmt.Errorf("issue certificate of node %s: %w: %w", node, ErrRequest, err)
 	}
-	cert, err := a.issue(clientTemplate(node, desired.NodeURI+node, a.now(), nodeLife), r.key)
+	now := a.now()
+	cert, err := a.issue(clientTemplate(node, desired.NodeURI+node, now, nodeLife), r.key)
 	if err != nil {
 		return Issued{}, fmt.Errorf("issue certificate of node %s: %w", node, err)
 	}
 	return Issued{
 		Chain:   [][]byte{cert.Raw, a.issuing.cert.Raw},
 		Serial:  serial(cert),
+		Issued:  now.UTC().Truncate(time.Second),
 		Expires: cert.NotAfter,
 	}, nil
 }

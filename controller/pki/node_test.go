@@ -123,7 +123,7 @@ func TestIssueNode(t *testing.T) {
 		t.Errorf("usages %v %v, CA %v, names %v", leaf.KeyUsage, leaf.ExtKeyUsage, leaf.IsCA, leaf.DNSNames)
 	}
 	id, err := a.Identify(certs, time.Now())
-	if want := (Identity{Kind: KindNode, Name: "prem-1", Serial: i.Serial}); err != nil || id != want {
+	if want := (Identity{Kind: KindNode, Name: "prem-1", Serial: i.Serial, SPKI: r.SPKI}); err != nil || id != want {
 		t.Errorf("Identify: %v, %v; want %v", id, err, want)
 	}
 	for _, bad := range []string{"", "../admin/default", "Prem-1", "a\x00", strings.Repeat("a", 64<<10)} {

@@ -214,13 +214,13 @@ func (a *Authority) openSigner(name string, template templateFunc) (pair, error)
 		if err := cert.CheckSignatureFrom(a.root); err != nil {
 			return pair{}, fmt.Errorf("%s is not issued by this root: %w", a.dir.path(name+".crt"), err)
 		}
-		if !nearEnd(cert, a.now()) {
+		if !a.due(cert) {
 			return pair{cert, key}, nil
 		}
 	}
 	rootKey, err := a.dir.key(rootKeyFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		if !missing && a.now().Before(cert.NotAfter) {
+		if now := a.now(); !missing && now.Before(cert.NotAfter) && !now.Before(cert.NotBefore) {
 			a.log.Warn("a certificate of the authority nears its end and the root's key is not here",
 				"certificate", name, "expires", cert.NotAfter, "hint", bringRoot)
 			return pair{cert, key}, nil
@@ -247,6 +247,15 @@ func (a *Authority) openSigner(name string, template templateFunc) (pair, error)
 // nearEnd reports whether less than a third of a certificate's life is left.
 func nearEnd(c *x509.Certificate, now time.Time) bool {
 	return now.After(c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore) / 3))
+}
+
+// due reports whether a certificate of the controller's own has to be issued
+// anew: near its end, or when it was made by a clock that was ahead and has not
+// begun. A clock that says less than the root's beginning is itself wrong, and
+// what it would issue would be worthless once it is right.
+func (a *Authority) due(c *x509.Certificate) bool {
+	now := a.now()
+	return nearEnd(c, now) || now.Before(c.NotBefore) && !now.Before(a.root.NotBefore)
 }
 
 // issue makes a certificate by the intermediate.

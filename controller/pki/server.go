@@ -138,7 +138,7 @@ func (s *server) certificate() (*tls.Certificate, error) {
 			return nil, err
 		}
 	}
-	if s.current != nil && !nearEnd(s.current.Leaf, a.now()) {
+	if s.current != nil && !a.due(s.current.Leaf) {
 		return s.current, nil
 	}
 	if s.failed == nil || !a.now().Before(s.next) {

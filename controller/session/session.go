@@ -28,6 +28,8 @@ type Store interface {
 	Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error]
 	// PutKeys keeps public keys that a node has reported for its own tunnels.
 	PutKeys(ctx context.Context, node string, keys map[string]desired.PublicKey) error
+	// Revoke revokes a node's identity.
+	Revoke(ctx context.Context, node string, r model.Revocation) (model.Fingerprint, model.Revocation, error)
 }
 
 // Signer seals states. It may be called by many streams at once.
@@ -72,6 +74,10 @@ type node struct {
 	session *session
 	// status is the last one received; nil when there was none.
 	status *desired.Status
+	// presence is of its last session.
+	presence Presence
+	// probes are the questions under way whether the session is alive, by nonce.
+	probes map[string]*probe
 }
 
 // state is what one node should have, shared by all who send it.
@@ -159,16 +165,15 @@ func (h *Hub) update(s *model.Snapshot) error {
 		}
 	}
 	for name, n := range h.nodes {
-		if _, ok := result.States[name]; !ok {
-			if n.session != nil {
-				n.session.end(errUnknownNode(name))
-			}
-			delete(h.nodes, name)
-			continue
-		}
+		_, known := result.States[name]
 		// A session that began after this snapshot knows better.
-		if n.session != nil && s.Revision >= n.session.since && s.Enrolments[name].Serial != n.session.serial {
-			n.session.end(errOldCertificate(name))
+		if n.session != nil && (!known || s.Revision >= n.session.since) {
+			if err := Judge(s, name, n.session.key); err != nil {
+				n.session.end(err)
+			}
+		}
+		if !known {
+			delete(h.nodes, name)
 		}
 	}
 	h.snapshot, h.result = s, result

@@ -30,6 +30,8 @@ type memory struct {
 	now   atomic.Pointer[model.Snapshot]
 	watch chan *model.Snapshot
 	keys  chan map[string]desired.PublicKey
+	// revoked are the revocations that the hub asked for.
+	revoked chan model.Revocation
 }
 
 func (m *memory) Snapshot(context.Context) (*model.Snapshot, error) { return m.now.Load(), nil }
@@ -56,6 +58,12 @@ func (m *memory) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 func (m *memory) PutKeys(_ context.Context, _ string, keys map[string]desired.PublicKey) error {
 	m.keys <- keys
 	return nil
+}
+
+func (m *memory) Revoke(_ context.Context, node string, r model.Revocation) (model.Fingerprint, model.Revocation, error) {
+	r.Node = node
+	m.revoked <- r
+	return m.now.Load().Enrolments[node].Key, r, nil
 }
 
 func (m *memory) set(s *model.Snapshot) {
@@ -129,7 +137,7 @@ func samples(t *testing.T, revision uint64, mtu string) *model.Snapshot {
 	}
 	s := &model.Snapshot{
 		Epoch: 1, Revision: revision, Documents: map[model.Key]model.Document{},
-		Enrolments: map[string]model.Enrolment{"nva-1": {Serial: "a"}},
+		Enrolments: map[string]model.Enrolment{"nva-1": {Key: "a"}},
 	}
 	for _, d := range docs {
 		s.Documents[d.Key] = d
@@ -151,7 +159,7 @@ type hubTest struct {
 func run(t *testing.T) *hubTest {
 	t.Helper()
 	h := &hubTest{
-		store: &memory{watch: make(chan *model.Snapshot), keys: make(chan map[string]desired.PublicKey, 8)}, signer: &plain{},
+		store: &memory{watch: make(chan *model.Snapshot), keys: make(chan map[string]desired.PublicKey, 8), revoked: make(chan model.Revocation, 8)}, signer: &plain{},
 		ran: make(chan error, 1),
 	}
 	h.hub = New(h.store, h.signer, slog.New(slog.DiscardHandler))
@@ -162,10 +170,12 @@ func run(t *testing.T) *hubTest {
 }
 
 // serve opens a session of nva-1.
-func (h *hubTest) serve(t *testing.T, serial string) (*pipe, chan error) {
+func (h *hubTest) serve(t *testing.T, key model.Fingerprint) (*pipe, chan error) {
 	t.Helper()
 	p, done := newPipe(), make(chan error, 1)
-	go func() { done <- h.hub.Serve(t.Context(), Peer{Node: "nva-1", Serial: serial, Deadlines: p}, p) }()
+	go func() {
+		done <- h.hub.Serve(t.Context(), Peer{Node: "nva-1", Key: key, Address: "192.0.2.1", Deadlines: p}, p)
+	}()
 	return p, done
 }
 
@@ -209,10 +219,10 @@ func TestNewestOnly(t *testing.T) {
 
 func TestSessionsEnd(t *testing.T) {
 	tests := []struct {
-		name   string
-		serial string
-		do     func(t *testing.T, h *hubTest, p *pipe)
-		want   connect.Code
+		name string
+		key  model.Fingerprint
+		do   func(t *testing.T, h *hubTest, p *pipe)
+		want connect.Code
 	}{
 		{"nothing is said", "a", func(*testing.T, *hubTest, *pipe) {}, connect.CodeDeadlineExceeded},
 		{"an empty message", "a", func(_ *testing.T, _ *hubTest, p *pipe) { p.in <- &v1.SessionRequest{} }, connect.CodeInvalidArgument},
@@ -228,7 +238,7 @@ func TestSessionsEnd(t *testing.T) {
 			p.in <- hello()
 			<-p.out
 			s := samples(t, 2, "1400")
-			s.Enrolments["nva-1"] = model.Enrolment{Serial: "b"}
+			s.Enrolments["nva-1"] = model.Enrolment{Key: "b"}
 			h.store.set(s)
 		}, connect.CodeUnauthenticated},
 		{"the controller stops", "a", func(_ *testing.T, h *hubTest, p *pipe) {
@@ -247,7 +257,7 @@ func TestSessionsEnd(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := run(t)
 				h.store.set(samples(t, 1, "1400"))
-				p, done := h.serve(t, tt.serial)
+				p, done := h.serve(t, tt.key)
 				tt.do(t, h, p)
 				if err := <-done; connect.CodeOf(err) != tt.want {
 					t.Errorf("the session ended with %v, want %s", err, tt.want)
@@ -272,7 +282,7 @@ func TestSessionEndsWithItsCertificate(t *testing.T) {
 		p, done := newPipe(), make(chan error, 1)
 		expires := time.Now().Add(7 * 24 * time.Hour)
 		go func() {
-			done <- h.hub.Serve(t.Context(), Peer{Node: "nva-1", Serial: "a", Expires: expires, Deadlines: p}, p)
+			done <- h.hub.Serve(t.Context(), Peer{Node: "nva-1", Key: "a", Expires: expires, Deadlines: p}, p)
 		}()
 		p.in <- hello()
 		<-p.out
@@ -295,7 +305,7 @@ func TestFreshEnrolmentIsNotEndedByAnOlderSnapshot(t *testing.T) {
 		h := run(t)
 		h.store.set(samples(t, 1, "1400"))
 		old, fresh := samples(t, 2, "1380"), samples(t, 3, "1380")
-		fresh.Enrolments["nva-1"] = model.Enrolment{Serial: "b"}
+		fresh.Enrolments["nva-1"] = model.Enrolment{Key: "b"}
 		h.store.now.Store(fresh)
 		p, done := h.serve(t, "b")
 		p.in <- hello()

@@ -31,8 +31,8 @@ type Stream interface {
 // Peer is an authenticated node.
 type Peer struct {
 	Node string
-	// Serial of its certificate, as in model.Enrolment.
-	Serial string
+	// Key is the one in its certificate, as in model.Enrolment.
+	Key model.Fingerprint
 	// Expires is when the certificate ends, and the session with it.
 	Expires time.Time
 	// Address is for logs.
@@ -50,13 +50,20 @@ type Deadlines interface {
 
 // session is one open stream.
 type session struct {
-	serial string
-	// since is the revision at which the certificate was found to be good.
+	key     model.Fingerprint
+	address string
+	// since is the revision at which the key was found to be good.
 	since uint64
 	news  chan struct{}
-	ended chan struct{}
-	once  sync.Once
-	cause error
+	// questions are nonces to be sent as probes.
+	questions chan []byte
+	ended     chan struct{}
+	once      sync.Once
+	cause     error
+
+	// pending is the last status from before the session was the node's;
+	// guarded by Hub.mu.
+	pending *desired.Status
 }
 
 func (s *session) wake() {
@@ -74,30 +81,48 @@ func (s *session) end(cause error) {
 	})
 }
 
-func errUnknownNode(name string) error {
-	return connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no node %q at this controller (any more): apply its Node document and enrol it again", name))
+// Judge says whether a key is a node's at this snapshot; the error is connect's
+// and tells the node what to do.
+func Judge(s *model.Snapshot, node string, key model.Fingerprint) error {
+	if r, ok := s.Revocations[key]; ok {
+		return errRevoked(r)
+	}
+	if _, ok := s.Documents[model.Key{Kind: model.KindNode, Name: node}]; !ok {
+		return connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no node %q at this controller (any more): apply its Node document and enrol it again", node))
+	}
+	if key == "" || s.Enrolments[node].Key != key {
+		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("this host does not have the present key of node %q: the node was enrolled anew elsewhere, or the controller was restored from a backup; enrol this host again if it is to be the node", node))
+	}
+	return nil
 }
 
-func errOldCertificate(name string) error {
-	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("this is not the current certificate of node %q: the node was enrolled anew or removed; enrol this host again if it is to be the node", name))
+func errRevoked(r model.Revocation) error {
+	what, then := "was revoked", "its circuits stay closed; enrol this host with a new token and --force if it is to be the node again, after `circuitseal-agent remove --purge` if others may have its keys"
+	if r.Decommissioned {
+		what, then = "was decommissioned", "its circuits stay closed until `circuitseal-agent remove` takes the agent off this host"
+	}
+	return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("node %q %s at %s: %s; %s", r.Node, what, r.Time.UTC().Format(time.RFC3339), r.Reason, then))
 }
 
 func errExpired(name string) error {
-	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the certificate of node %q with which this session was opened has ended: enrol the node again", name))
+	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the certificate of node %q with which this session was opened has ended: renew it, which agents do by themselves", name))
 }
 
 var (
 	// errOver is never seen: who ended the session gave the cause before.
 	errOver     = connect.NewError(connect.CodeCanceled, errors.New("the session is over"))
 	errStopping = connect.NewError(connect.CodeUnavailable, errors.New("the controller is stopping"))
-	errReplaced = connect.NewError(connect.CodeAborted, errors.New("a newer session of this node has taken this one's place; if that happens again and again, two hosts have the same identity"))
+	errReplaced = connect.NewError(connect.CodeAborted, errors.New("a newer session of this node has taken this one's place"))
 )
 
 // Serve runs a node's session until the peer or the controller ends it. The
 // error is connect's, or nil when the peer closed the stream in order. Nothing
 // of the stream is used after it returns.
 func (h *Hub) Serve(ctx context.Context, peer Peer, stream Stream) error {
-	s := &session{serial: peer.Serial, news: make(chan struct{}, 1), ended: make(chan struct{})}
+	s := &session{
+		key: peer.Key, address: peer.Address,
+		news: make(chan struct{}, 1), questions: make(chan []byte, 4), ended: make(chan struct{}),
+	}
 	log := h.log.With("node", peer.Node, "address", peer.Address)
 	ctx, cancel := context.WithCancel(ctx)
 	opened, received := make(chan struct{}), make(chan struct{})
@@ -130,10 +155,18 @@ func (h *Hub) Serve(ctx context.Context, peer Peer, stream Stream) error {
 	if !peer.Expires.IsZero() {
 		defer time.AfterFunc(time.Until(peer.Expires), func() { s.end(errExpired(peer.Node)) }).Stop()
 	}
+	keys, err := h.join(ctx, peer, s)
+	if err != nil {
+		s.end(err)
+		return answer(ctx, s.cause)
+	}
 	log.Info("session opened")
 	began := time.Now()
+	if err := h.keep(ctx, peer, keys); err != nil {
+		s.end(err)
+	}
 	s.end(h.send(ctx, peer, s, stream))
-	err := answer(ctx, s.cause)
+	err = answer(ctx, s.cause)
 	log.Info("session closed", "after", time.Since(began).Round(time.Millisecond), "cause", reason(err))
 	return err
 }
@@ -169,20 +202,18 @@ func (h *Hub) send(ctx context.Context, peer Peer, s *session, stream Stream) er
 				h.log.Error("a state could not be signed", "node", peer.Node, "position", newest.position, "error", err)
 				return connect.NewError(connect.CodeInternal, errors.New("the controller could not sign the state; its log says why"))
 			}
-			if err := peer.Deadlines.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-				return connect.NewError(connect.CodeInternal, fmt.Errorf("bound the sending of state %s: %w", newest.position, err))
-			}
-			if err := stream.Send(&v1.SessionResponse{State: envelope}); err != nil {
+			if err := sendOne(peer, stream, &v1.SessionResponse{State: envelope}); err != nil {
 				return err
-			}
-			if err := peer.Deadlines.SetWriteDeadline(time.Time{}); err != nil {
-				return connect.NewError(connect.CodeInternal, fmt.Errorf("lift the bound on sending: %w", err))
 			}
 			sent = newest
 			h.log.Debug("state sent", "node", peer.Node, "position", newest.position, "bytes", len(newest.bytes))
 		}
 		select {
 		case <-s.news:
+		case nonce := <-s.questions:
+			if err := sendOne(peer, stream, &v1.SessionResponse{Probe: nonce}); err != nil {
+				return err
+			}
 		case <-s.ended:
 			return s.cause
 		case <-h.stopped:
@@ -191,6 +222,19 @@ func (h *Hub) send(ctx context.Context, peer Peer, s *session, stream Stream) er
 			return connect.NewError(connect.CodeCanceled, ctx.Err())
 		}
 	}
+}
+
+func sendOne(peer Peer, stream Stream, m *v1.SessionResponse) error {
+	if err := peer.Deadlines.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return connect.NewError(connect.CodeInternal, fmt.Errorf("bound the sending of a message: %w", err))
+	}
+	if err := stream.Send(m); err != nil {
+		return err
+	}
+	if err := peer.Deadlines.SetWriteDeadline(time.Time{}); err != nil {
+		return connect.NewError(connect.CodeInternal, fmt.Errorf("lift the bound on sending: %w", err))
+	}
+	return nil
 }
 
 // newest is the state to send; nil when the session is not the node's any more.
@@ -203,85 +247,53 @@ func (h *Hub) newest(name string, s *session) *state {
 	return nil
 }
 
-// receive takes statuses until the stream ends. It closes opened after the
-// first, with which the session becomes the node's.
+// receive takes statuses and answers to probes until the stream ends. It closes
+// opened after the first status.
 func (h *Hub) receive(ctx context.Context, peer Peer, s *session, stream Stream, opened chan<- struct{}) error {
-	for first := true; ; first = false {
+	for first := true; ; {
 		m, err := stream.Receive()
 		if err != nil {
 			return err
 		}
+		if m.GetStatus() == nil && (first || len(m.GetProbeAnswer()) == 0) {
+			return connect.NewError(connect.CodeInvalidArgument, errors.New("status: is missing; every message carries the whole status, or, after the first, an answer to a probe"))
+		}
+		if a := m.GetProbeAnswer(); len(a) > 0 {
+			h.answered(peer.Node, s, a)
+		}
 		if m.GetStatus() == nil {
-			return connect.NewError(connect.CodeInvalidArgument, errors.New("status: is missing; every message carries the whole status"))
+			continue
 		}
 		status, err := desired.StatusFromWire(m.GetStatus())
 		if err != nil {
 			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("status: %w", err))
 		}
-		if first {
-			if err := h.join(ctx, peer, s); err != nil {
-				return err
-			}
-			close(opened)
-		}
 		keys, err := h.take(peer.Node, s, &status)
 		if err != nil {
 			return err
 		}
-		if len(keys) == 0 {
-			continue
+		if err := h.keep(ctx, peer, keys); err != nil {
+			return err
 		}
-		if err := h.store.PutKeys(ctx, peer.Node, keys); err != nil {
-			if ctx.Err() == nil {
-				h.log.Error("reported keys were not kept", "node", peer.Node, "error", err)
-			}
-			return connect.NewError(connect.CodeUnavailable, errors.New("the controller could not keep the reported keys; its log says why"))
+		if first {
+			first = false
+			close(opened)
 		}
-		h.log.Info("keys reported", "node", peer.Node, "tunnels", len(keys))
 	}
 }
 
-// join makes a session the node's, in place of an older one.
-func (h *Hub) join(ctx context.Context, peer Peer, s *session) error {
-	select {
-	case <-h.compiled:
-	case <-h.stopped:
-		return errStopping
-	case <-ctx.Done():
-		return ctx.Err()
+// keep stores keys that a node has reported.
+func (h *Hub) keep(ctx context.Context, peer Peer, keys map[string]desired.PublicKey) error {
+	if len(keys) == 0 {
+		return nil
 	}
-	// Asked of the store and not of the last compilation: a node connects right
-	// after it has enrolled.
-	now, err := h.store.Snapshot(ctx)
-	if err != nil {
+	if err := h.store.PutKeys(ctx, peer.Node, keys); err != nil {
 		if ctx.Err() == nil {
-			h.log.Error("the enrolment of a node could not be read", "node", peer.Node, "error", err)
+			h.log.Error("reported keys were not kept", "node", peer.Node, "error", err)
 		}
-		return connect.NewError(connect.CodeUnavailable, errors.New("the controller could not read its store; its log says why"))
+		return connect.NewError(connect.CodeUnavailable, errors.New("the controller could not keep the reported keys; its log says why"))
 	}
-	if _, ok := now.Documents[model.Key{Kind: model.KindNode, Name: peer.Node}]; !ok {
-		return errUnknownNode(peer.Node)
-	}
-	if now.Enrolments[peer.Node].Serial != peer.Serial {
-		return errOldCertificate(peer.Node)
-	}
-	s.since = now.Revision
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	// An enrolment that was compiled since then found no session to end.
-	if h.snapshot.Revision > now.Revision && h.snapshot.Enrolments[peer.Node].Serial != peer.Serial {
-		return errOldCertificate(peer.Node)
-	}
-	n := h.nodes[peer.Node]
-	if n == nil {
-		// Its document is newer than the last compilation, or went just now.
-		return connect.NewError(connect.CodeUnavailable, errors.New("the node's state is not compiled yet; try again"))
-	}
-	if n.session != nil {
-		h.log.Warn("a newer session takes the place of one that is still open", "node", peer.Node, "address", peer.Address)
-		n.session.end(errReplaced)
-	}
-	n.session = s
+	h.log.Info("keys reported", "node", peer.Node, "tunnels", len(keys))
 	return nil
 }
 
@@ -294,18 +306,31 @@ func (h *Hub) leave(name string, s *session) {
 	}
 }
 
-// take keeps a status and returns the keys in it that are news.
+// take keeps a status and returns the keys in it that are news. One that comes
+// before the session is the node's is kept for then.
 func (h *Hub) take(name string, s *session, status *desired.Status) (map[string]desired.PublicKey, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	n := h.nodes[name]
 	if n == nil || n.session != s {
-		return nil, errOver
+		select {
+		case <-s.ended:
+			return nil, errOver
+		default:
+		}
+		s.pending = status
+		return nil, nil
 	}
+	return h.adopt(name, n, status), nil
+}
+
+// adopt is called with mu held.
+func (h *Hub) adopt(name string, n *node, status *desired.Status) map[string]desired.PublicKey {
 	if r := status.Rejection; r != nil && (n.status == nil || n.status.Rejection == nil || *n.status.Rejection != *r) {
 		h.log.Warn("node refused a state", "node", name, "position", r.Position, "reason", r.Reason)
 	}
 	n.status = status
+	n.presence.Seen = time.Now()
 	var news map[string]desired.PublicKey
 	for _, t := range status.Tunnels {
 		if t.PublicKey.IsZero() || h.snapshot.Keys[model.TunnelEnd{Tunnel: t.ID, Node: name}] == t.PublicKey {
@@ -322,5 +347,5 @@ func (h *Hub) take(name string, s *session, status *desired.Status) (map[string]
 		}
 		news[t.ID] = t.PublicKey
 	}
-	return news, nil
+	return news
 }

@@ -17,7 +17,8 @@ import (
 //	chunks/<SHA-256 in hexadecimal>                   a part of a long spec
 //	numbers/<class>/<name>...                         decimal
 //	keys/<node>/<customer>/<connection>/<circuit>/<link>   the 32 bytes
-//	enrolments/<node>                                 JSON
+//	enrolments/<node>                                 JSON, with the newest certificate
+//	revocations/<fingerprint>                         JSON; kept for ever
 //	tokens/<id>                                       JSON, the secret as a hash
 //	redeemable/<node>                                 the id of the only token that may still be redeemed
 //	epoch                                             decimal
@@ -31,6 +32,7 @@ const (
 	numbersRoot   = root + "numbers/"
 	keysRoot      = root + "keys/"
 	enrolmentRoot = root + "enrolments/"
+	revokedRoot   = root + "revocations/"
 	tokensRoot    = root + "tokens/"
 	redeemRoot    = root + "redeemable/"
 	epochKey      = root + "epoch"

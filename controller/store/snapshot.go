@@ -68,6 +68,7 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 		clientv3.OpGet(numbersRoot, clientv3.WithPrefix()),
 		clientv3.OpGet(keysRoot, clientv3.WithPrefix()),
 		clientv3.OpGet(enrolmentRoot, clientv3.WithPrefix()),
+		clientv3.OpGet(revokedRoot, clientv3.WithPrefix()),
 	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read store: %w", err)
@@ -93,7 +94,10 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 		return nil, fmt.Errorf("read store: %w", err)
 	}
 	v.chunks = chunks
-	v.snapshot, err = s.decode(docs, answers[3], answers[4], answers[5])
+	v.snapshot, err = s.decode(docs, answers[3], answers[4])
+	if err == nil {
+		err = decodeIdentities(v.snapshot, answers[5], answers[6])
+	}
 	if err != nil {
 		return nil, unreadable{fmt.Errorf("read store: %w", err)}
 	}
@@ -142,7 +146,7 @@ func (s *Store) decodeDocuments(ctx context.Context, kvs []*mvccpb.KeyValue, old
 }
 
 // decode makes a snapshot.
-func (s *Store) decode(docs map[model.Key]model.Document, numbers, keys, enrolments []*mvccpb.KeyValue) (*model.Snapshot, error) {
+func (s *Store) decode(docs map[model.Key]model.Document, numbers, keys []*mvccpb.KeyValue) (*model.Snapshot, error) {
 	m := &model.Snapshot{
 		Epoch:     s.epoch,
 		Documents: docs,
@@ -150,8 +154,7 @@ func (s *Store) decode(docs map[model.Key]model.Document, numbers, keys, enrolme
 			Tenants: map[string]uint32{}, Links: map[string]uint16{},
 			Groups: map[string]uint32{}, Tunnels: map[string]uint16{},
 		},
-		Keys:       make(map[model.TunnelEnd]desired.PublicKey, len(keys)),
-		Enrolments: make(map[string]model.Enrolment, len(enrolments)),
+		Keys: make(map[model.TunnelEnd]desired.PublicKey, len(keys)),
 	}
 	for _, kv := range numbers {
 		if err := decodeNumber(&m.Numbers, kv); err != nil {
@@ -166,14 +169,28 @@ func (s *Store) decode(docs map[model.Key]model.Document, numbers, keys, enrolme
 		}
 		m.Keys[model.TunnelEnd{Tunnel: tunnel, Node: node}] = key
 	}
+	return m, nil
+}
+
+// decodeIdentities adds who nodes are, and who nobody may be any more.
+func decodeIdentities(to *model.Snapshot, enrolments, revocations []*mvccpb.KeyValue) error {
+	to.Enrolments = make(map[string]model.Enrolment, len(enrolments))
 	for _, kv := range enrolments {
 		var e model.Enrolment
 		if err := json.Unmarshal(kv.Value, &e); err != nil {
-			return nil, fmt.Errorf("decode store key %q: %w", kv.Key, err)
+			return fmt.Errorf("decode store key %q: %w", kv.Key, err)
 		}
-		m.Enrolments[strings.TrimPrefix(string(kv.Key), enrolmentRoot)] = e
+		to.Enrolments[strings.TrimPrefix(string(kv.Key), enrolmentRoot)] = e
 	}
-	return m, nil
+	to.Revocations = make(map[model.Fingerprint]model.Revocation, len(revocations))
+	for _, kv := range revocations {
+		var r model.Revocation
+		if err := json.Unmarshal(kv.Value, &r); err != nil {
+			return fmt.Errorf("decode store key %q: %w", kv.Key, err)
+		}
+		to.Revocations[model.Fingerprint(strings.TrimPrefix(string(kv.Key), revokedRoot))] = r
+	}
+	return nil
 }
 
 func decodeNumber(to *model.Numbers, kv *mvccpb.KeyValue) error {

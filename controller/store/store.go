@@ -51,6 +51,10 @@ var (
 	ErrTokenExpired = errors.New("enrolment token has expired")
 	// ErrOtherNode: the token is good, but for another node than was asked for.
 	ErrOtherNode = errors.New("enrolment token is for another node")
+	// ErrNotEnrolled: the node has no identity, or another key's.
+	ErrNotEnrolled = errors.New("this key is not the node's")
+	// ErrRevoked: the key was revoked.
+	ErrRevoked = errors.New("this key was revoked")
 	// ErrTooLarge: the change does not fit into one transaction.
 	ErrTooLarge = errors.New("change is too large for one transaction")
 	// ErrCompacted: the revision is older than what the store keeps, or newer than

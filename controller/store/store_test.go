@@ -142,7 +142,7 @@ func TestSurvivesRestart(t *testing.T) {
 		Documents:  map[model.Key]model.Document{},
 		Numbers:    numbers(),
 		Keys:       map[model.TunnelEnd]desired.PublicKey{{Tunnel: tunnelA, Node: "prem-1"}: key},
-		Enrolments: map[string]model.Enrolment{},
+		Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
 	}
 	for _, d := range []model.Document{site("hq", "10.1.0.0/16"), node("prem-1")} {
 		d.Revision = before.Documents[d.Key].Revision

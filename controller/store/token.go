@@ -28,13 +28,6 @@ type Token struct {
 	Expires time.Time
 }
 
-// Issued is what a node got for its token.
-type Issued struct {
-	Enrolment model.Enrolment
-	// Certificates in DER, leaf first.
-	Certificates [][]byte
-}
-
 // Redemption is one attempt to use a token.
 type Redemption struct {
 	ID   string
@@ -62,9 +55,7 @@ type tokenRecord struct {
 }
 
 type redeemedRecord struct {
-	SPKI         []byte          `json:"spki"`
-	Enrolment    model.Enrolment `json:"enrolment"`
-	Certificates [][]byte        `json:"certificates"`
+	SPKI []byte `json:"spki"`
 }
 
 // PutToken keeps a new token and voids the node's older unused one. It also
@@ -145,10 +136,11 @@ func (s *Store) collect(ctx context.Context, now time.Time) error {
 // Redeem exchanges a token for what issue makes for the token's node, and keeps
 // the enrolment, in one transaction: of all keys that try at the same moment
 // exactly one wins, the others get ErrTokenUsed. The winner's key may ask again
-// while the token lives (its answer may have been lost) and gets the same back.
-// Else ErrTokenUnknown, ErrTokenExpired, or ErrOtherNode, with which comes the
-// node that the token is for; none of these uses the token up. issue is called only once the token
-// was found good; what it returns is worth nothing unless Redeem returns it.
+// while the token lives (its answer may have been lost) and gets the newest
+// certificate over that key. Else ErrTokenUnknown, ErrTokenExpired, ErrRevoked for a
+// key that was revoked, or ErrOtherNode, with which comes the node that the token
+// is for; none of these uses the token up. issue is called only once the token was
+// found good; what it returns is worth nothing unless Redeem returns it.
 func (s *Store) Redeem(ctx context.Context, q Redemption, issue func(node string) (Issued, error)) (node string, _ Issued, err error) {
 	if !tokenID.MatchString(q.ID) {
 		return "", Issued{}, fmt.Errorf("redeem enrolment token: %w", ErrTokenUnknown)
@@ -196,21 +188,23 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 	if err != nil {
 		return "", none, false, fmt.Errorf("issue certificate of node %s: %w", t.Node, err)
 	}
-	t.Redeemed = &redeemedRecord{SPKI: q.SPKI[:], Enrolment: got.Enrolment, Certificates: got.Certificates}
+	got.Enrolment.Key = model.FingerprintOf(q.SPKI)
+	t.Redeemed = &redeemedRecord{SPKI: q.SPKI[:]}
 	token, err := json.Marshal(t)
 	if err != nil {
 		return "", none, false, fmt.Errorf("encode: %w", err)
 	}
-	enrolment, err := json.Marshal(got.Enrolment)
+	enrolment, err := json.Marshal(got)
 	if err != nil {
 		return "", none, false, fmt.Errorf("encode: %w", err)
 	}
-	pointer := redeemRoot + t.Node
+	pointer, revoked := redeemRoot+t.Node, revokedRoot+string(got.Enrolment.Key)
 	done, err := s.txn(ctx,
 		[]clientv3.Cmp{
 			unchanged(key, r.Kvs[0].ModRevision),
 			clientv3.Compare(clientv3.Value(pointer), "=", q.ID),
 			exists(nodeKey(t.Node)),
+			absent(revoked),
 		},
 		[]clientv3.Op{
 			clientv3.OpPut(key, string(token)),
@@ -218,14 +212,22 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 			clientv3.OpPut(enrolmentRoot+t.Node, string(enrolment)),
 			clientv3.OpPut(changedKey, ""),
 		},
-		[]clientv3.Op{clientv3.OpGet(pointer), clientv3.OpGet(key, clientv3.WithKeysOnly())})
+		[]clientv3.Op{
+			clientv3.OpGet(key, clientv3.WithKeysOnly()),
+			clientv3.OpGet(pointer),
+			clientv3.OpGet(revoked, clientv3.WithCountOnly()),
+		})
 	if err != nil {
 		return "", none, false, err
 	}
 	if done.Succeeded {
 		return t.Node, got, true, nil
 	}
-	if kvs := done.Responses[1].GetResponseRange().Kvs; len(kvs) == 1 && kvs[0].ModRevision == r.Kvs[0].ModRevision {
+	if kvs := done.Responses[0].GetResponseRange().Kvs; len(kvs) == 1 && kvs[0].ModRevision == r.Kvs[0].ModRevision {
+		counts := done.Responses[1].GetResponseRange().Kvs
+		if len(counts) == 1 && string(counts[0].Value) == q.ID && done.Responses[2].GetResponseRange().Count > 0 {
+			return "", none, false, ErrRevoked
+		}
 		// The token is as it was, so it is not the one that counts, or its
 		// node is gone.
 		return "", none, false, ErrTokenUnknown
@@ -234,20 +236,11 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 }
 
 // repeat is the answer to the winner's repeated question, as long as the node
-// still has the enrolment that the token gave it.
+// still has that key.
 func (s *Store) repeat(ctx context.Context, t tokenRecord) (Issued, error) {
-	r, err := s.get(ctx, enrolmentRoot+t.Node)
-	if err != nil {
-		return Issued{}, err
+	now, err := s.identity(ctx, t.Node, model.FingerprintOf([32]byte(t.Redeemed.SPKI)))
+	if errors.Is(err, ErrNotEnrolled) || errors.Is(err, ErrUnknownNode) || errors.Is(err, ErrRevoked) {
+		err = ErrTokenUsed
 	}
-	var e model.Enrolment
-	if len(r.Kvs) == 1 {
-		if err := json.Unmarshal(r.Kvs[0].Value, &e); err != nil {
-			return Issued{}, fmt.Errorf("decode enrolment of node %s: %w", t.Node, err)
-		}
-	}
-	if e.Serial == "" || e.Serial != t.Redeemed.Enrolment.Serial {
-		return Issued{}, ErrTokenUsed
-	}
-	return Issued{Enrolment: t.Redeemed.Enrolment, Certificates: t.Redeemed.Certificates}, nil
+	return now.issued, err
 }

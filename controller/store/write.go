@@ -21,8 +21,11 @@ type Change struct {
 	// is equal to what is stored keeps its revision.
 	Put []model.Document
 	// Delete removes documents; one that is not there is none the less gone.
-	// With a Node go its enrolment, its unused token and its keys.
+	// With a Node go its enrolment, its unused token and its keys, and the key of
+	// its identity is revoked.
 	Delete []model.Key
+	// Revocation is what is kept of the identities of deleted Nodes.
+	Revocation model.Revocation
 	// Numbers are all numbers after the change. With a tunnel that has no
 	// number any more go the keys that nodes have reported for it, and with an
 	// endpoint that moves to another node that of the old one.
@@ -110,12 +113,13 @@ type encoded struct {
 	delete  map[string]model.Key
 	numbers map[string]string
 	tunnels map[string]uint16
+	revoke  model.Revocation
 }
 
 func (c Change) encode() (encoded, error) {
 	e := encoded{
 		put: map[string][]byte{}, pieces: map[string][]piece{}, docs: map[string]model.Document{}, delete: map[string]model.Key{},
-		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels,
+		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels, revoke: c.Revocation,
 	}
 	var errs []error
 	for _, d := range c.Put {
@@ -207,6 +211,11 @@ func (e encoded) difference(have *model.Snapshot) (ops []clientv3.Op, changed []
 		ops = append(ops, clientv3.OpDelete(key))
 		if k.Kind == model.KindNode {
 			gone[k.Name] = true
+			ended, err := ending(have, k.Name, e.revoke)
+			if err != nil {
+				return nil, nil, err
+			}
+			ops = append(ops, ended...)
 			ops = append(ops,
 				clientv3.OpDelete(keysRoot+k.Name+"/", clientv3.WithPrefix()),
 				clientv3.OpDelete(enrolmentRoot+k.Name),

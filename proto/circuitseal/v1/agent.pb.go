@@ -203,17 +203,112 @@ func (x *EnrolResponse) GetRoot() []byte {
 	return nil
 }
 
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PKCS #10, DER, of the key in the certificate that the connection shows. It
+	// needs to ask for no name: the certificate says whose it is.
+	CertificateRequest []byte `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RenewRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node's certificate and the intermediate, DER, leaf first.
+	Certificates  [][]byte `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenewResponse) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
 type SessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The whole status, every time. The first one opens the session.
-	Status        *NodeStatus `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// The whole status. The first message opens the session and has one; later
+	// ones have one, or an answer, or both.
+	Status *NodeStatus `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// A probe that came on one of the node's sessions, as it came. Who is about
+	// to replace that session by this one answers here, who is not there.
+	ProbeAnswer   []byte `protobuf:"bytes,2,opt,name=probe_answer,json=probeAnswer,proto3" json:"probe_answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[2]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +320,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[2]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +333,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SessionRequest) GetStatus() *NodeStatus {
@@ -248,16 +343,26 @@ func (x *SessionRequest) GetStatus() *NodeStatus {
 	return nil
 }
 
+func (x *SessionRequest) GetProbeAnswer() []byte {
+	if x != nil {
+		return x.ProbeAnswer
+	}
+	return nil
+}
+
 type SessionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         *Envelope              `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State *Envelope              `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	// Asks whether the session is alive, because another one wants its place: 16
+	// random bytes, to be answered at once.
+	Probe         []byte `protobuf:"bytes,2,opt,name=probe,proto3" json:"probe,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[3]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +374,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[3]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,12 +387,19 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionResponse) GetState() *Envelope {
 	if x != nil {
 		return x.State
+	}
+	return nil
+}
+
+func (x *SessionResponse) GetProbe() []byte {
+	if x != nil {
+		return x.Probe
 	}
 	return nil
 }
@@ -303,7 +415,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[4]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +427,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[4]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +440,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Position) GetEpoch() uint64 {
@@ -370,7 +482,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[5]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +494,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[5]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +507,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeStatus) GetVersion() string {
@@ -490,7 +602,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +614,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[6]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +627,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Drift) GetWhat() string {
@@ -556,7 +668,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +680,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[7]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +693,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Rejection) GetPosition() *Position {
@@ -622,7 +734,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +746,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +759,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TunnelStatus) GetId() string {
@@ -740,7 +852,7 @@ type GuardStatus struct {
 
 func (x *GuardStatus) Reset() {
 	*x = GuardStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +864,7 @@ func (x *GuardStatus) String() string {
 func (*GuardStatus) ProtoMessage() {}
 
 func (x *GuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +877,7 @@ func (x *GuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuardStatus.ProtoReflect.Descriptor instead.
 func (*GuardStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GuardStatus) GetInterface() string {
@@ -802,7 +914,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +926,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +939,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Counter) GetName() string {
@@ -863,11 +975,17 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\rEnrolResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\"\n" +
 	"\fcertificates\x18\x02 \x03(\fR\fcertificates\x12\x12\n" +
-	"\x04root\x18\x03 \x01(\fR\x04root\"D\n" +
+	"\x04root\x18\x03 \x01(\fR\x04root\"?\n" +
+	"\fRenewRequest\x12/\n" +
+	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"3\n" +
+	"\rRenewResponse\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\"g\n" +
 	"\x0eSessionRequest\x122\n" +
-	"\x06status\x18\x01 \x01(\v2\x1a.circuitseal.v1.NodeStatusR\x06status\"A\n" +
+	"\x06status\x18\x01 \x01(\v2\x1a.circuitseal.v1.NodeStatusR\x06status\x12!\n" +
+	"\fprobe_answer\x18\x02 \x01(\fR\vprobeAnswer\"W\n" +
 	"\x0fSessionResponse\x12.\n" +
-	"\x05state\x18\x01 \x01(\v2\x18.circuitseal.v1.EnvelopeR\x05state\"<\n" +
+	"\x05state\x18\x01 \x01(\v2\x18.circuitseal.v1.EnvelopeR\x05state\x12\x14\n" +
+	"\x05probe\x18\x02 \x01(\fR\x05probe\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"\x84\x04\n" +
@@ -923,9 +1041,10 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x18TUNNEL_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14TUNNEL_PHASE_PENDING\x10\x01\x12\x15\n" +
 	"\x11TUNNEL_PHASE_DOWN\x10\x02\x12\x13\n" +
-	"\x0fTUNNEL_PHASE_UP\x10\x032\xa4\x01\n" +
+	"\x0fTUNNEL_PHASE_UP\x10\x032\xea\x01\n" +
 	"\fAgentService\x12D\n" +
-	"\x05Enrol\x12\x1c.circuitseal.v1.EnrolRequest\x1a\x1d.circuitseal.v1.EnrolResponse\x12N\n" +
+	"\x05Enrol\x12\x1c.circuitseal.v1.EnrolRequest\x1a\x1d.circuitseal.v1.EnrolResponse\x12D\n" +
+	"\x05Renew\x12\x1c.circuitseal.v1.RenewRequest\x1a\x1d.circuitseal.v1.RenewResponse\x12N\n" +
 	"\aSession\x12\x1e.circuitseal.v1.SessionRequest\x1a\x1f.circuitseal.v1.SessionResponse(\x010\x01BGZEgithub.com/circuitseal/circuitseal/proto/circuitseal/v1;circuitsealv1b\x06proto3"
 
 var (
@@ -941,46 +1060,50 @@ func file_circuitseal_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_circuitseal_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_circuitseal_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_circuitseal_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_circuitseal_v1_agent_proto_goTypes = []any{
 	(TunnelPhase)(0),              // 0: circuitseal.v1.TunnelPhase
 	(*EnrolRequest)(nil),          // 1: circuitseal.v1.EnrolRequest
 	(*EnrolResponse)(nil),         // 2: circuitseal.v1.EnrolResponse
-	(*SessionRequest)(nil),        // 3: circuitseal.v1.SessionRequest
-	(*SessionResponse)(nil),       // 4: circuitseal.v1.SessionResponse
-	(*Position)(nil),              // 5: circuitseal.v1.Position
-	(*NodeStatus)(nil),            // 6: circuitseal.v1.NodeStatus
-	(*Drift)(nil),                 // 7: circuitseal.v1.Drift
-	(*Rejection)(nil),             // 8: circuitseal.v1.Rejection
-	(*TunnelStatus)(nil),          // 9: circuitseal.v1.TunnelStatus
-	(*GuardStatus)(nil),           // 10: circuitseal.v1.GuardStatus
-	(*Counter)(nil),               // 11: circuitseal.v1.Counter
-	(*Envelope)(nil),              // 12: circuitseal.v1.Envelope
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*RenewRequest)(nil),          // 3: circuitseal.v1.RenewRequest
+	(*RenewResponse)(nil),         // 4: circuitseal.v1.RenewResponse
+	(*SessionRequest)(nil),        // 5: circuitseal.v1.SessionRequest
+	(*SessionResponse)(nil),       // 6: circuitseal.v1.SessionResponse
+	(*Position)(nil),              // 7: circuitseal.v1.Position
+	(*NodeStatus)(nil),            // 8: circuitseal.v1.NodeStatus
+	(*Drift)(nil),                 // 9: circuitseal.v1.Drift
+	(*Rejection)(nil),             // 10: circuitseal.v1.Rejection
+	(*TunnelStatus)(nil),          // 11: circuitseal.v1.TunnelStatus
+	(*GuardStatus)(nil),           // 12: circuitseal.v1.GuardStatus
+	(*Counter)(nil),               // 13: circuitseal.v1.Counter
+	(*Envelope)(nil),              // 14: circuitseal.v1.Envelope
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_circuitseal_v1_agent_proto_depIdxs = []int32{
-	6,  // 0: circuitseal.v1.SessionRequest.status:type_name -> circuitseal.v1.NodeStatus
-	12, // 1: circuitseal.v1.SessionResponse.state:type_name -> circuitseal.v1.Envelope
-	5,  // 2: circuitseal.v1.NodeStatus.acknowledged:type_name -> circuitseal.v1.Position
-	5,  // 3: circuitseal.v1.NodeStatus.applied:type_name -> circuitseal.v1.Position
-	8,  // 4: circuitseal.v1.NodeStatus.rejection:type_name -> circuitseal.v1.Rejection
-	9,  // 5: circuitseal.v1.NodeStatus.tunnels:type_name -> circuitseal.v1.TunnelStatus
-	10, // 6: circuitseal.v1.NodeStatus.guards:type_name -> circuitseal.v1.GuardStatus
-	11, // 7: circuitseal.v1.NodeStatus.counters:type_name -> circuitseal.v1.Counter
-	13, // 8: circuitseal.v1.NodeStatus.time:type_name -> google.protobuf.Timestamp
-	7,  // 9: circuitseal.v1.NodeStatus.drift:type_name -> circuitseal.v1.Drift
-	13, // 10: circuitseal.v1.Drift.last:type_name -> google.protobuf.Timestamp
-	5,  // 11: circuitseal.v1.Rejection.position:type_name -> circuitseal.v1.Position
+	8,  // 0: circuitseal.v1.SessionRequest.status:type_name -> circuitseal.v1.NodeStatus
+	14, // 1: circuitseal.v1.SessionResponse.state:type_name -> circuitseal.v1.Envelope
+	7,  // 2: circuitseal.v1.NodeStatus.acknowledged:type_name -> circuitseal.v1.Position
+	7,  // 3: circuitseal.v1.NodeStatus.applied:type_name -> circuitseal.v1.Position
+	10, // 4: circuitseal.v1.NodeStatus.rejection:type_name -> circuitseal.v1.Rejection
+	11, // 5: circuitseal.v1.NodeStatus.tunnels:type_name -> circuitseal.v1.TunnelStatus
+	12, // 6: circuitseal.v1.NodeStatus.guards:type_name -> circuitseal.v1.GuardStatus
+	13, // 7: circuitseal.v1.NodeStatus.counters:type_name -> circuitseal.v1.Counter
+	15, // 8: circuitseal.v1.NodeStatus.time:type_name -> google.protobuf.Timestamp
+	9,  // 9: circuitseal.v1.NodeStatus.drift:type_name -> circuitseal.v1.Drift
+	15, // 10: circuitseal.v1.Drift.last:type_name -> google.protobuf.Timestamp
+	7,  // 11: circuitseal.v1.Rejection.position:type_name -> circuitseal.v1.Position
 	0,  // 12: circuitseal.v1.TunnelStatus.phase:type_name -> circuitseal.v1.TunnelPhase
-	13, // 13: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	14, // 14: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
+	15, // 13: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	16, // 14: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
 	1,  // 15: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
-	3,  // 16: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
-	2,  // 17: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
-	4,  // 18: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
-	17, // [17:19] is the sub-list for method output_type
-	15, // [15:17] is the sub-list for method input_type
+	3,  // 16: circuitseal.v1.AgentService.Renew:input_type -> circuitseal.v1.RenewRequest
+	5,  // 17: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
+	2,  // 18: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
+	4,  // 19: circuitseal.v1.AgentService.Renew:output_type -> circuitseal.v1.RenewResponse
+	6,  // 20: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
+	18, // [18:21] is the sub-list for method output_type
+	15, // [15:18] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -998,7 +1121,7 @@ func file_circuitseal_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_agent_proto_rawDesc), len(file_circuitseal_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1600,6 +1600,539 @@ func (x *CreateTokenResponse) GetRootPin() string {
 	return ""
 }
 
+type ListNodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{24}
+}
+
+type ListNodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeIdentity        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListNodesResponse) GetNodes() []*NodeIdentity {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeIdentity is who a node is to the controller.
+type NodeIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Unset while the node is not enrolled.
+	Certificate *NodeCertificate `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Connected   bool             `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	// Of the present session, or of the last one since the controller started.
+	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	// When the node last said something, by the controller's clock; unset when
+	// it did not since the controller started.
+	LastSeen *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	// Set when the identity is revoked.
+	Revocation *NodeRevocation `protobuf:"bytes,6,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// What is wrong, a sentence each.
+	Problems      []string `protobuf:"bytes,7,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeIdentity) Reset() {
+	*x = NodeIdentity{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeIdentity) ProtoMessage() {}
+
+func (x *NodeIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeIdentity.ProtoReflect.Descriptor instead.
+func (*NodeIdentity) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NodeIdentity) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeIdentity) GetCertificate() *NodeCertificate {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *NodeIdentity) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *NodeIdentity) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NodeIdentity) GetLastSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSeen
+	}
+	return nil
+}
+
+func (x *NodeIdentity) GetRevocation() *NodeRevocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *NodeIdentity) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+// NodeCertificate is the newest certificate of a node.
+type NodeCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hexadecimal.
+	Serial string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Of the node's key: sha256: and the SHA-256 of its SubjectPublicKeyInfo.
+	Fingerprint   string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Issued        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued,proto3" json:"issued,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeCertificate) Reset() {
+	*x = NodeCertificate{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeCertificate) ProtoMessage() {}
+
+func (x *NodeCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeCertificate.ProtoReflect.Descriptor instead.
+func (*NodeCertificate) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *NodeCertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *NodeCertificate) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *NodeCertificate) GetIssued() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+func (x *NodeCertificate) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type NodeRevocation struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Time   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who revoked it, such as admin/default.
+	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeRevocation) Reset() {
+	*x = NodeRevocation{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeRevocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeRevocation) ProtoMessage() {}
+
+func (x *NodeRevocation) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeRevocation.ProtoReflect.Descriptor instead.
+func (*NodeRevocation) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *NodeRevocation) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *NodeRevocation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NodeRevocation) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type RevokeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// For the audit log and for the node itself; at most 256 bytes.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RevokeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RevokeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revoked key; empty when the node was not enrolled.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Unset when the node was not enrolled.
+	Revocation    *NodeRevocation `protobuf:"bytes,2,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RevokeResponse) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *RevokeResponse) GetRevocation() *NodeRevocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+type DecommissionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// For the audit log and for the node itself; at most 256 bytes.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Delete the endpoints on the node and the connections that use them, too.
+	WithEndpoints bool `protobuf:"varint,3,opt,name=with_endpoints,json=withEndpoints,proto3" json:"with_endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionRequest) Reset() {
+	*x = DecommissionRequest{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionRequest) ProtoMessage() {}
+
+func (x *DecommissionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionRequest.ProtoReflect.Descriptor instead.
+func (*DecommissionRequest) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DecommissionRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DecommissionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DecommissionRequest) GetWithEndpoints() bool {
+	if x != nil {
+		return x.WithEndpoints
+	}
+	return false
+}
+
+type DecommissionResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The documents that were deleted, as kind/customer/name.
+	Deleted       []string `protobuf:"bytes,2,rep,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecommissionResponse) Reset() {
+	*x = DecommissionResponse{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecommissionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecommissionResponse) ProtoMessage() {}
+
+func (x *DecommissionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecommissionResponse.ProtoReflect.Descriptor instead.
+func (*DecommissionResponse) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DecommissionResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *DecommissionResponse) GetDeleted() []string {
+	if x != nil {
+		return x.Deleted
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1608,7 +2141,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[24]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +2153,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[24]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +2166,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 type GetStatusResponse struct {
@@ -1647,7 +2180,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[25]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +2192,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[25]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +2205,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetStatusResponse) GetNodes() []*NodeReport {
@@ -1705,14 +2238,16 @@ type NodeReport struct {
 	// The newest state compiled for it.
 	Wanted *Position `protobuf:"bytes,4,opt,name=wanted,proto3" json:"wanted,omitempty"`
 	// The last status received, if any; its time says when.
-	Status        *NodeStatus `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	Status *NodeStatus `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	// What is wrong with the node as the controller sees it, a sentence each.
+	Problems      []string `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[26]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +2259,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[26]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +2272,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -1775,6 +2310,13 @@ func (x *NodeReport) GetStatus() *NodeStatus {
 	return nil
 }
 
+func (x *NodeReport) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 // ConnectionReport joins what both ends of a connection report.
 type ConnectionReport struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -1790,7 +2332,7 @@ type ConnectionReport struct {
 
 func (x *ConnectionReport) Reset() {
 	*x = ConnectionReport{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[27]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +2344,7 @@ func (x *ConnectionReport) String() string {
 func (*ConnectionReport) ProtoMessage() {}
 
 func (x *ConnectionReport) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[27]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +2357,7 @@ func (x *ConnectionReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionReport.ProtoReflect.Descriptor instead.
 func (*ConnectionReport) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ConnectionReport) GetCustomer() string {
@@ -1956,18 +2498,56 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x19\n" +
 	"\broot_pin\x18\x04 \x01(\tR\arootPin\"\x12\n" +
+	"\x10ListNodesRequest\"G\n" +
+	"\x11ListNodesResponse\x122\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1c.circuitseal.v1.NodeIdentityR\x05nodes\"\xb2\x02\n" +
+	"\fNodeIdentity\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12A\n" +
+	"\vcertificate\x18\x02 \x01(\v2\x1f.circuitseal.v1.NodeCertificateR\vcertificate\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x127\n" +
+	"\tlast_seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12>\n" +
+	"\n" +
+	"revocation\x18\x06 \x01(\v2\x1e.circuitseal.v1.NodeRevocationR\n" +
+	"revocation\x12\x1a\n" +
+	"\bproblems\x18\a \x03(\tR\bproblems\"\xb5\x01\n" +
+	"\x0fNodeCertificate\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x122\n" +
+	"\x06issued\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"h\n" +
+	"\x0eNodeRevocation\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\";\n" +
+	"\rRevokeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"r\n" +
+	"\x0eRevokeResponse\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12>\n" +
+	"\n" +
+	"revocation\x18\x02 \x01(\v2\x1e.circuitseal.v1.NodeRevocationR\n" +
+	"revocation\"h\n" +
+	"\x13DecommissionRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12%\n" +
+	"\x0ewith_endpoints\x18\x03 \x01(\bR\rwithEndpoints\"L\n" +
+	"\x14DecommissionResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x18\n" +
+	"\adeleted\x18\x02 \x03(\tR\adeleted\"\x12\n" +
 	"\x10GetStatusRequest\"\xa5\x01\n" +
 	"\x11GetStatusResponse\x120\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1a.circuitseal.v1.NodeReportR\x05nodes\x12B\n" +
 	"\vconnections\x18\x02 \x03(\v2 .circuitseal.v1.ConnectionReportR\vconnections\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xc0\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xdc\x01\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\benrolled\x18\x02 \x01(\bR\benrolled\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
 	"\x06wanted\x18\x04 \x01(\v2\x18.circuitseal.v1.PositionR\x06wanted\x122\n" +
-	"\x06status\x18\x05 \x01(\v2\x1a.circuitseal.v1.NodeStatusR\x06status\"\xae\x01\n" +
+	"\x06status\x18\x05 \x01(\v2\x1a.circuitseal.v1.NodeStatusR\x06status\x12\x1a\n" +
+	"\bproblems\x18\x06 \x03(\tR\bproblems\"\xae\x01\n" +
 	"\x10ConnectionReport\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\x1e\n" +
 	"\n" +
@@ -1996,9 +2576,12 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x05Watch\x12\x1c.circuitseal.v1.WatchRequest\x1a\x1d.circuitseal.v1.WatchResponse0\x01\x12\\\n" +
 	"\rMissingChunks\x12$.circuitseal.v1.MissingChunksRequest\x1a%.circuitseal.v1.MissingChunksResponse\x12M\n" +
 	"\bPutChunk\x12\x1f.circuitseal.v1.PutChunkRequest\x1a .circuitseal.v1.PutChunkResponse\x12M\n" +
-	"\bGetChunk\x12\x1f.circuitseal.v1.GetChunkRequest\x1a .circuitseal.v1.GetChunkResponse2e\n" +
+	"\bGetChunk\x12\x1f.circuitseal.v1.GetChunkRequest\x1a .circuitseal.v1.GetChunkResponse2\xdb\x02\n" +
 	"\vNodeService\x12V\n" +
-	"\vCreateToken\x12\".circuitseal.v1.CreateTokenRequest\x1a#.circuitseal.v1.CreateTokenResponse2a\n" +
+	"\vCreateToken\x12\".circuitseal.v1.CreateTokenRequest\x1a#.circuitseal.v1.CreateTokenResponse\x12P\n" +
+	"\tListNodes\x12 .circuitseal.v1.ListNodesRequest\x1a!.circuitseal.v1.ListNodesResponse\x12G\n" +
+	"\x06Revoke\x12\x1d.circuitseal.v1.RevokeRequest\x1a\x1e.circuitseal.v1.RevokeResponse\x12Y\n" +
+	"\fDecommission\x12#.circuitseal.v1.DecommissionRequest\x1a$.circuitseal.v1.DecommissionResponse2a\n" +
 	"\rStatusService\x12P\n" +
 	"\tGetStatus\x12 .circuitseal.v1.GetStatusRequest\x1a!.circuitseal.v1.GetStatusResponseBGZEgithub.com/circuitseal/circuitseal/proto/circuitseal/v1;circuitsealv1b\x06proto3"
 
@@ -2015,7 +2598,7 @@ func file_circuitseal_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_circuitseal_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_circuitseal_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_circuitseal_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_circuitseal_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: circuitseal.v1.ChangeAction
 	(WatchEvent)(0),               // 1: circuitseal.v1.WatchEvent
@@ -2043,15 +2626,24 @@ var file_circuitseal_v1_operator_proto_goTypes = []any{
 	(*GetChunkResponse)(nil),      // 23: circuitseal.v1.GetChunkResponse
 	(*CreateTokenRequest)(nil),    // 24: circuitseal.v1.CreateTokenRequest
 	(*CreateTokenResponse)(nil),   // 25: circuitseal.v1.CreateTokenResponse
-	(*GetStatusRequest)(nil),      // 26: circuitseal.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 27: circuitseal.v1.GetStatusResponse
-	(*NodeReport)(nil),            // 28: circuitseal.v1.NodeReport
-	(*ConnectionReport)(nil),      // 29: circuitseal.v1.ConnectionReport
-	(*structpb.Struct)(nil),       // 30: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
-	(*Position)(nil),              // 33: circuitseal.v1.Position
-	(*NodeStatus)(nil),            // 34: circuitseal.v1.NodeStatus
+	(*ListNodesRequest)(nil),      // 26: circuitseal.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 27: circuitseal.v1.ListNodesResponse
+	(*NodeIdentity)(nil),          // 28: circuitseal.v1.NodeIdentity
+	(*NodeCertificate)(nil),       // 29: circuitseal.v1.NodeCertificate
+	(*NodeRevocation)(nil),        // 30: circuitseal.v1.NodeRevocation
+	(*RevokeRequest)(nil),         // 31: circuitseal.v1.RevokeRequest
+	(*RevokeResponse)(nil),        // 32: circuitseal.v1.RevokeResponse
+	(*DecommissionRequest)(nil),   // 33: circuitseal.v1.DecommissionRequest
+	(*DecommissionResponse)(nil),  // 34: circuitseal.v1.DecommissionResponse
+	(*GetStatusRequest)(nil),      // 35: circuitseal.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 36: circuitseal.v1.GetStatusResponse
+	(*NodeReport)(nil),            // 37: circuitseal.v1.NodeReport
+	(*ConnectionReport)(nil),      // 38: circuitseal.v1.ConnectionReport
+	(*structpb.Struct)(nil),       // 39: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
+	(*Position)(nil),              // 42: circuitseal.v1.Position
+	(*NodeStatus)(nil),            // 43: circuitseal.v1.NodeStatus
 }
 var file_circuitseal_v1_operator_proto_depIdxs = []int32{
 	2,  // 0: circuitseal.v1.ApplyRequest.sources:type_name -> circuitseal.v1.Source
@@ -2059,42 +2651,56 @@ var file_circuitseal_v1_operator_proto_depIdxs = []int32{
 	4,  // 2: circuitseal.v1.ApplyResponse.changes:type_name -> circuitseal.v1.Change
 	7,  // 3: circuitseal.v1.InvalidDocuments.problems:type_name -> circuitseal.v1.Problem
 	10, // 4: circuitseal.v1.GetResponse.documents:type_name -> circuitseal.v1.Document
-	30, // 5: circuitseal.v1.Document.spec:type_name -> google.protobuf.Struct
+	39, // 5: circuitseal.v1.Document.spec:type_name -> google.protobuf.Struct
 	11, // 6: circuitseal.v1.DeleteRequest.keys:type_name -> circuitseal.v1.DocumentKey
 	11, // 7: circuitseal.v1.DeleteResponse.deleted:type_name -> circuitseal.v1.DocumentKey
 	15, // 8: circuitseal.v1.InUse.uses:type_name -> circuitseal.v1.Use
 	1,  // 9: circuitseal.v1.WatchResponse.event:type_name -> circuitseal.v1.WatchEvent
 	10, // 10: circuitseal.v1.WatchResponse.document:type_name -> circuitseal.v1.Document
 	11, // 11: circuitseal.v1.GetChunkRequest.document:type_name -> circuitseal.v1.DocumentKey
-	31, // 12: circuitseal.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	32, // 13: circuitseal.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	28, // 14: circuitseal.v1.GetStatusResponse.nodes:type_name -> circuitseal.v1.NodeReport
-	29, // 15: circuitseal.v1.GetStatusResponse.connections:type_name -> circuitseal.v1.ConnectionReport
-	33, // 16: circuitseal.v1.NodeReport.wanted:type_name -> circuitseal.v1.Position
-	34, // 17: circuitseal.v1.NodeReport.status:type_name -> circuitseal.v1.NodeStatus
-	3,  // 18: circuitseal.v1.PolicyService.Apply:input_type -> circuitseal.v1.ApplyRequest
-	8,  // 19: circuitseal.v1.PolicyService.Get:input_type -> circuitseal.v1.GetRequest
-	12, // 20: circuitseal.v1.PolicyService.Delete:input_type -> circuitseal.v1.DeleteRequest
-	16, // 21: circuitseal.v1.PolicyService.Watch:input_type -> circuitseal.v1.WatchRequest
-	18, // 22: circuitseal.v1.PolicyService.MissingChunks:input_type -> circuitseal.v1.MissingChunksRequest
-	20, // 23: circuitseal.v1.PolicyService.PutChunk:input_type -> circuitseal.v1.PutChunkRequest
-	22, // 24: circuitseal.v1.PolicyService.GetChunk:input_type -> circuitseal.v1.GetChunkRequest
-	24, // 25: circuitseal.v1.NodeService.CreateToken:input_type -> circuitseal.v1.CreateTokenRequest
-	26, // 26: circuitseal.v1.StatusService.GetStatus:input_type -> circuitseal.v1.GetStatusRequest
-	5,  // 27: circuitseal.v1.PolicyService.Apply:output_type -> circuitseal.v1.ApplyResponse
-	9,  // 28: circuitseal.v1.PolicyService.Get:output_type -> circuitseal.v1.GetResponse
-	13, // 29: circuitseal.v1.PolicyService.Delete:output_type -> circuitseal.v1.DeleteResponse
-	17, // 30: circuitseal.v1.PolicyService.Watch:output_type -> circuitseal.v1.WatchResponse
-	19, // 31: circuitseal.v1.PolicyService.MissingChunks:output_type -> circuitseal.v1.MissingChunksResponse
-	21, // 32: circuitseal.v1.PolicyService.PutChunk:output_type -> circuitseal.v1.PutChunkResponse
-	23, // 33: circuitseal.v1.PolicyService.GetChunk:output_type -> circuitseal.v1.GetChunkResponse
-	25, // 34: circuitseal.v1.NodeService.CreateToken:output_type -> circuitseal.v1.CreateTokenResponse
-	27, // 35: circuitseal.v1.StatusService.GetStatus:output_type -> circuitseal.v1.GetStatusResponse
-	27, // [27:36] is the sub-list for method output_type
-	18, // [18:27] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	40, // 12: circuitseal.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	41, // 13: circuitseal.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	28, // 14: circuitseal.v1.ListNodesResponse.nodes:type_name -> circuitseal.v1.NodeIdentity
+	29, // 15: circuitseal.v1.NodeIdentity.certificate:type_name -> circuitseal.v1.NodeCertificate
+	41, // 16: circuitseal.v1.NodeIdentity.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 17: circuitseal.v1.NodeIdentity.revocation:type_name -> circuitseal.v1.NodeRevocation
+	41, // 18: circuitseal.v1.NodeCertificate.issued:type_name -> google.protobuf.Timestamp
+	41, // 19: circuitseal.v1.NodeCertificate.expires:type_name -> google.protobuf.Timestamp
+	41, // 20: circuitseal.v1.NodeRevocation.time:type_name -> google.protobuf.Timestamp
+	30, // 21: circuitseal.v1.RevokeResponse.revocation:type_name -> circuitseal.v1.NodeRevocation
+	37, // 22: circuitseal.v1.GetStatusResponse.nodes:type_name -> circuitseal.v1.NodeReport
+	38, // 23: circuitseal.v1.GetStatusResponse.connections:type_name -> circuitseal.v1.ConnectionReport
+	42, // 24: circuitseal.v1.NodeReport.wanted:type_name -> circuitseal.v1.Position
+	43, // 25: circuitseal.v1.NodeReport.status:type_name -> circuitseal.v1.NodeStatus
+	3,  // 26: circuitseal.v1.PolicyService.Apply:input_type -> circuitseal.v1.ApplyRequest
+	8,  // 27: circuitseal.v1.PolicyService.Get:input_type -> circuitseal.v1.GetRequest
+	12, // 28: circuitseal.v1.PolicyService.Delete:input_type -> circuitseal.v1.DeleteRequest
+	16, // 29: circuitseal.v1.PolicyService.Watch:input_type -> circuitseal.v1.WatchRequest
+	18, // 30: circuitseal.v1.PolicyService.MissingChunks:input_type -> circuitseal.v1.MissingChunksRequest
+	20, // 31: circuitseal.v1.PolicyService.PutChunk:input_type -> circuitseal.v1.PutChunkRequest
+	22, // 32: circuitseal.v1.PolicyService.GetChunk:input_type -> circuitseal.v1.GetChunkRequest
+	24, // 33: circuitseal.v1.NodeService.CreateToken:input_type -> circuitseal.v1.CreateTokenRequest
+	26, // 34: circuitseal.v1.NodeService.ListNodes:input_type -> circuitseal.v1.ListNodesRequest
+	31, // 35: circuitseal.v1.NodeService.Revoke:input_type -> circuitseal.v1.RevokeRequest
+	33, // 36: circuitseal.v1.NodeService.Decommission:input_type -> circuitseal.v1.DecommissionRequest
+	35, // 37: circuitseal.v1.StatusService.GetStatus:input_type -> circuitseal.v1.GetStatusRequest
+	5,  // 38: circuitseal.v1.PolicyService.Apply:output_type -> circuitseal.v1.ApplyResponse
+	9,  // 39: circuitseal.v1.PolicyService.Get:output_type -> circuitseal.v1.GetResponse
+	13, // 40: circuitseal.v1.PolicyService.Delete:output_type -> circuitseal.v1.DeleteResponse
+	17, // 41: circuitseal.v1.PolicyService.Watch:output_type -> circuitseal.v1.WatchResponse
+	19, // 42: circuitseal.v1.PolicyService.MissingChunks:output_type -> circuitseal.v1.MissingChunksResponse
+	21, // 43: circuitseal.v1.PolicyService.PutChunk:output_type -> circuitseal.v1.PutChunkResponse
+	23, // 44: circuitseal.v1.PolicyService.GetChunk:output_type -> circuitseal.v1.GetChunkResponse
+	25, // 45: circuitseal.v1.NodeService.CreateToken:output_type -> circuitseal.v1.CreateTokenResponse
+	27, // 46: circuitseal.v1.NodeService.ListNodes:output_type -> circuitseal.v1.ListNodesResponse
+	32, // 47: circuitseal.v1.NodeService.Revoke:output_type -> circuitseal.v1.RevokeResponse
+	34, // 48: circuitseal.v1.NodeService.Decommission:output_type -> circuitseal.v1.DecommissionResponse
+	36, // 49: circuitseal.v1.StatusService.GetStatus:output_type -> circuitseal.v1.GetStatusResponse
+	38, // [38:50] is the sub-list for method output_type
+	26, // [26:38] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_operator_proto_init() }
@@ -2109,7 +2715,7 @@ func file_circuitseal_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_operator_proto_rawDesc), len(file_circuitseal_v1_operator_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

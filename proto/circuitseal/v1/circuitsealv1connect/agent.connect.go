@@ -35,6 +35,8 @@ const (
 const (
 	// AgentServiceEnrolProcedure is the fully-qualified name of the AgentService's Enrol RPC.
 	AgentServiceEnrolProcedure = "/circuitseal.v1.AgentService/Enrol"
+	// AgentServiceRenewProcedure is the fully-qualified name of the AgentService's Renew RPC.
+	AgentServiceRenewProcedure = "/circuitseal.v1.AgentService/Renew"
 	// AgentServiceSessionProcedure is the fully-qualified name of the AgentService's Session RPC.
 	AgentServiceSessionProcedure = "/circuitseal.v1.AgentService/Session"
 )
@@ -45,6 +47,11 @@ type AgentServiceClient interface {
 	// session certificate. Repeating it with the same key returns the same
 	// certificate while the token lives.
 	Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error)
+	// Renew exchanges the node's certificate, which the connection shows, for a
+	// new one over the same key. It is the only call that takes a certificate
+	// that has ended, for 90 days. Repeating it is safe: within an hour the
+	// answer is the same.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
 	// Session carries the newest state to a node and its status back.
 	Session(context.Context) *connect.BidiStreamForClient[v1.SessionRequest, v1.SessionResponse]
 }
@@ -66,6 +73,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Enrol")),
 			connect.WithClientOptions(opts...),
 		),
+		renew: connect.NewClient[v1.RenewRequest, v1.RenewResponse](
+			httpClient,
+			baseURL+AgentServiceRenewProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Renew")),
+			connect.WithClientOptions(opts...),
+		),
 		session: connect.NewClient[v1.SessionRequest, v1.SessionResponse](
 			httpClient,
 			baseURL+AgentServiceSessionProcedure,
@@ -78,12 +91,18 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 // agentServiceClient implements AgentServiceClient.
 type agentServiceClient struct {
 	enrol   *connect.Client[v1.EnrolRequest, v1.EnrolResponse]
+	renew   *connect.Client[v1.RenewRequest, v1.RenewResponse]
 	session *connect.Client[v1.SessionRequest, v1.SessionResponse]
 }
 
 // Enrol calls circuitseal.v1.AgentService.Enrol.
 func (c *agentServiceClient) Enrol(ctx context.Context, req *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error) {
 	return c.enrol.CallUnary(ctx, req)
+}
+
+// Renew calls circuitseal.v1.AgentService.Renew.
+func (c *agentServiceClient) Renew(ctx context.Context, req *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	return c.renew.CallUnary(ctx, req)
 }
 
 // Session calls circuitseal.v1.AgentService.Session.
@@ -97,6 +116,11 @@ type AgentServiceHandler interface {
 	// session certificate. Repeating it with the same key returns the same
 	// certificate while the token lives.
 	Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error)
+	// Renew exchanges the node's certificate, which the connection shows, for a
+	// new one over the same key. It is the only call that takes a certificate
+	// that has ended, for 90 days. Repeating it is safe: within an hour the
+	// answer is the same.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
 	// Session carries the newest state to a node and its status back.
 	Session(context.Context, *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error
 }
@@ -114,6 +138,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Enrol")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceRenewHandler := connect.NewUnaryHandler(
+		AgentServiceRenewProcedure,
+		svc.Renew,
+		connect.WithSchema(agentServiceMethods.ByName("Renew")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceSessionHandler := connect.NewBidiStreamHandler(
 		AgentServiceSessionProcedure,
 		svc.Session,
@@ -124,6 +154,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		switch r.URL.Path {
 		case AgentServiceEnrolProcedure:
 			agentServiceEnrolHandler.ServeHTTP(w, r)
+		case AgentServiceRenewProcedure:
+			agentServiceRenewHandler.ServeHTTP(w, r)
 		case AgentServiceSessionProcedure:
 			agentServiceSessionHandler.ServeHTTP(w, r)
 		default:
@@ -137,6 +169,10 @@ type UnimplementedAgentServiceHandler struct{}
 
 func (UnimplementedAgentServiceHandler) Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.AgentService.Enrol is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.AgentService.Renew is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) Session(context.Context, *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error {

@@ -54,6 +54,13 @@ const (
 	PolicyServiceGetChunkProcedure = "/circuitseal.v1.PolicyService/GetChunk"
 	// NodeServiceCreateTokenProcedure is the fully-qualified name of the NodeService's CreateToken RPC.
 	NodeServiceCreateTokenProcedure = "/circuitseal.v1.NodeService/CreateToken"
+	// NodeServiceListNodesProcedure is the fully-qualified name of the NodeService's ListNodes RPC.
+	NodeServiceListNodesProcedure = "/circuitseal.v1.NodeService/ListNodes"
+	// NodeServiceRevokeProcedure is the fully-qualified name of the NodeService's Revoke RPC.
+	NodeServiceRevokeProcedure = "/circuitseal.v1.NodeService/Revoke"
+	// NodeServiceDecommissionProcedure is the fully-qualified name of the NodeService's Decommission
+	// RPC.
+	NodeServiceDecommissionProcedure = "/circuitseal.v1.NodeService/Decommission"
 	// StatusServiceGetStatusProcedure is the fully-qualified name of the StatusService's GetStatus RPC.
 	StatusServiceGetStatusProcedure = "/circuitseal.v1.StatusService/GetStatus"
 )
@@ -317,6 +324,16 @@ type NodeServiceClient interface {
 	// CreateToken makes a one-time enrolment token for a node. The token is
 	// returned once and kept only as a hash.
 	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error)
+	// ListNodes says what identities nodes have.
+	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// Revoke ends a node's identity: its key is never accepted again, its session
+	// is cut, its unused token is void, and its tunnels leave its peers' states.
+	// The Node document stays; a new token enrols the node anew, with another
+	// key. Repeating it changes nothing.
+	Revoke(context.Context, *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error)
+	// Decommission revokes a node and deletes its document, all or nothing;
+	// FailedPrecondition while others name it.
+	Decommission(context.Context, *connect.Request[v1.DecommissionRequest]) (*connect.Response[v1.DecommissionResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the circuitseal.v1.NodeService service. By default,
@@ -336,12 +353,33 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("CreateToken")),
 			connect.WithClientOptions(opts...),
 		),
+		listNodes: connect.NewClient[v1.ListNodesRequest, v1.ListNodesResponse](
+			httpClient,
+			baseURL+NodeServiceListNodesProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ListNodes")),
+			connect.WithClientOptions(opts...),
+		),
+		revoke: connect.NewClient[v1.RevokeRequest, v1.RevokeResponse](
+			httpClient,
+			baseURL+NodeServiceRevokeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Revoke")),
+			connect.WithClientOptions(opts...),
+		),
+		decommission: connect.NewClient[v1.DecommissionRequest, v1.DecommissionResponse](
+			httpClient,
+			baseURL+NodeServiceDecommissionProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Decommission")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	createToken *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	createToken  *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listNodes    *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	revoke       *connect.Client[v1.RevokeRequest, v1.RevokeResponse]
+	decommission *connect.Client[v1.DecommissionRequest, v1.DecommissionResponse]
 }
 
 // CreateToken calls circuitseal.v1.NodeService.CreateToken.
@@ -349,11 +387,36 @@ func (c *nodeServiceClient) CreateToken(ctx context.Context, req *connect.Reques
 	return c.createToken.CallUnary(ctx, req)
 }
 
+// ListNodes calls circuitseal.v1.NodeService.ListNodes.
+func (c *nodeServiceClient) ListNodes(ctx context.Context, req *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
+	return c.listNodes.CallUnary(ctx, req)
+}
+
+// Revoke calls circuitseal.v1.NodeService.Revoke.
+func (c *nodeServiceClient) Revoke(ctx context.Context, req *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error) {
+	return c.revoke.CallUnary(ctx, req)
+}
+
+// Decommission calls circuitseal.v1.NodeService.Decommission.
+func (c *nodeServiceClient) Decommission(ctx context.Context, req *connect.Request[v1.DecommissionRequest]) (*connect.Response[v1.DecommissionResponse], error) {
+	return c.decommission.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the circuitseal.v1.NodeService service.
 type NodeServiceHandler interface {
 	// CreateToken makes a one-time enrolment token for a node. The token is
 	// returned once and kept only as a hash.
 	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error)
+	// ListNodes says what identities nodes have.
+	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// Revoke ends a node's identity: its key is never accepted again, its session
+	// is cut, its unused token is void, and its tunnels leave its peers' states.
+	// The Node document stays; a new token enrols the node anew, with another
+	// key. Repeating it changes nothing.
+	Revoke(context.Context, *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error)
+	// Decommission revokes a node and deletes its document, all or nothing;
+	// FailedPrecondition while others name it.
+	Decommission(context.Context, *connect.Request[v1.DecommissionRequest]) (*connect.Response[v1.DecommissionResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -369,10 +432,34 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("CreateToken")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceListNodesHandler := connect.NewUnaryHandler(
+		NodeServiceListNodesProcedure,
+		svc.ListNodes,
+		connect.WithSchema(nodeServiceMethods.ByName("ListNodes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceRevokeHandler := connect.NewUnaryHandler(
+		NodeServiceRevokeProcedure,
+		svc.Revoke,
+		connect.WithSchema(nodeServiceMethods.ByName("Revoke")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDecommissionHandler := connect.NewUnaryHandler(
+		NodeServiceDecommissionProcedure,
+		svc.Decommission,
+		connect.WithSchema(nodeServiceMethods.ByName("Decommission")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/circuitseal.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceCreateTokenProcedure:
 			nodeServiceCreateTokenHandler.ServeHTTP(w, r)
+		case NodeServiceListNodesProcedure:
+			nodeServiceListNodesHandler.ServeHTTP(w, r)
+		case NodeServiceRevokeProcedure:
+			nodeServiceRevokeHandler.ServeHTTP(w, r)
+		case NodeServiceDecommissionProcedure:
+			nodeServiceDecommissionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -384,6 +471,18 @@ type UnimplementedNodeServiceHandler struct{}
 
 func (UnimplementedNodeServiceHandler) CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.NodeService.CreateToken is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.NodeService.ListNodes is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Revoke(context.Context, *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.NodeService.Revoke is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Decommission(context.Context, *connect.Request[v1.DecommissionRequest]) (*connect.Response[v1.DecommissionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("circuitseal.v1.NodeService.Decommission is not implemented"))
 }
 
 // StatusServiceClient is a client for the circuitseal.v1.StatusService service.
