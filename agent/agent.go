@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -106,7 +107,13 @@ func Run(ctx context.Context, c Config) (err error) {
 		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, d.drift, log), drift: d.drift,
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
-	n.uplink = uplink.New(id, func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) }, n, log)
+	n.uplink = uplink.New(uplink.Config{
+		Identity: id, Node: n, Log: log,
+		Load: func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) },
+		Renew: func(id *identity.Identity, certificates [][]byte) (*identity.Identity, error) {
+			return identity.Renew(IdentityDir(c.Instance), id, certificates, time.Now())
+		},
+	})
 	socket, err := n.listen()
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,6 +76,9 @@ func (i *Identity) Certificate() tls.Certificate {
 	return tls.Certificate{Certificate: i.chain, PrivateKey: i.key.signer}
 }
 
+// Request is a certificate request over the identity's key, for its renewal.
+func (i *Identity) Request() ([]byte, error) { return i.key.Request() }
+
 // Leaf is the node's own certificate.
 func (i *Identity) Leaf() (*x509.Certificate, error) { return x509.ParseCertificate(i.chain[0]) }
 
@@ -93,7 +97,12 @@ func ParsePin(s string) ([sha256.Size]byte, error) {
 // Replace puts the identity in next in the place of the one in dir, at once:
 // whoever loads finds the old one or the new one. next is gone after it.
 func Replace(dir, next string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
 	if err == nil {
 		// The new identity is on disk before the old one goes.
 		err = durable.SyncDir(filepath.Dir(dir))
@@ -227,11 +236,71 @@ func Store(dir string, controller *url.URL, root []byte, certificates [][]byte) 
 	if err != nil {
 		return nil, err
 	}
+	return i, write(dir, m)
+}
+
+func write(dir string, m meta) error {
 	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, metaFile), append(text, '\n'), 0o600)
+}
+
+// Renew puts certificates (DER, leaf first) over the same key in the place of
+// those of an identity in dir, on disk when it returns. It refuses what is not
+// good at now or ends no later than what is there, and when the host was
+// enrolled anew meanwhile.
+func Renew(dir string, id *Identity, certificates [][]byte, now time.Time) (*Identity, error) {
+	unlock, err := lock(dir)
 	if err != nil {
 		return nil, err
 	}
-	return i, durable.WriteFile(filepath.Join(dir, metaFile), append(text, '\n'), 0o600)
+	defer unlock()
+	have, err := Load(dir)
+	if err != nil {
+		return nil, err
+	}
+	if have.Node != id.Node || !have.Root.Equal(id.Root) || !have.key.signer.Equal(id.key.signer) {
+		return nil, fmt.Errorf("renew identity in %s: this host was enrolled anew meanwhile", dir)
+	}
+	m := meta{Controller: have.Controller.String(), Root: have.Root.Raw, Certificates: certificates}
+	next, err := assemble(dir, m)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := next.Leaf()
+	if err != nil {
+		return nil, err
+	}
+	before, err := have.Leaf()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case next.Node != have.Node:
+		return nil, fmt.Errorf("renew identity in %s: the certificate is of node %q", dir, next.Node)
+	case now.Before(leaf.NotBefore) || now.After(leaf.NotAfter):
+		return nil, fmt.Errorf("renew identity in %s: the certificate is good from %s to %s and this host's clock says %s: set the clock that is wrong",
+			dir, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	case leaf.Equal(before):
+		return have, nil
+	case !leaf.NotAfter.After(before.NotAfter):
+		return nil, fmt.Errorf("renew identity in %s: the certificate ends no later than the one that is there, at %s", dir, before.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return next, write(dir, m)
+}
+
+// lock keeps others from changing the identity in dir meanwhile.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock identity: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock identity in %s: %w", dir, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 // Load reads the identity in dir; ErrNotEnrolled when there is none.

@@ -65,6 +65,7 @@ func issue(t *testing.T, parent *signer, public any, change func(*x509.Certifica
 
 func authority(c *x509.Certificate) {
 	c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+	c.NotBefore = time.Now().Add(-365 * 24 * time.Hour)
 }
 
 // controller answers as the real one does on the wire: it is what the uplink is
@@ -79,6 +80,20 @@ type controller struct {
 	tokens   []string
 	statuses chan *v1.NodeStatus
 	states   chan *v1.Envelope
+	// life changes what certificates say of their time.
+	life func(*x509.Certificate)
+	// asked are the certificates that renewals came with.
+	asked []*x509.Certificate
+	// session, when set, serves sessions.
+	session func(context.Context, *x509.Certificate, *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error
+}
+
+type peerKey struct{}
+
+// peer is the certificate that a call came with.
+func peer(ctx context.Context) *x509.Certificate {
+	c, _ := ctx.Value(peerKey{}).(*x509.Certificate)
+	return c
 }
 
 func serve(t *testing.T, curves ...tls.CurveID) *controller {
@@ -91,7 +106,12 @@ func serve(t *testing.T, curves ...tls.CurveID) *controller {
 	})
 	mux := http.NewServeMux()
 	mux.Handle(circuitsealv1connect.NewAgentServiceHandler(c))
-	s := httptest.NewUnstartedServer(mux)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TLS.PeerCertificates) > 0 {
+			r = r.WithContext(context.WithValue(r.Context(), peerKey{}, r.TLS.PeerCertificates[0]))
+		}
+		mux.ServeHTTP(w, r)
+	}))
 	s.EnableHTTP2 = true
 	s.Config.ErrorLog = nil
 	s.TLS = &tls.Config{
@@ -120,14 +140,37 @@ func (c *controller) Enrol(_ context.Context, r *connect.Request[v1.EnrolRequest
 	if err != nil {
 		return nil, err
 	}
-	leaf := issue(c.t, c.root, csr.PublicKey, func(x *x509.Certificate) {
+	return connect.NewResponse(&v1.EnrolResponse{Node: "prem-1", Certificates: [][]byte{c.leaf(csr.PublicKey)}, Root: c.root.cert.Raw}), nil
+}
+
+func (c *controller) leaf(public any) []byte {
+	c.mu.Lock()
+	life := c.life
+	c.mu.Unlock()
+	return issue(c.t, c.root, public, func(x *x509.Certificate) {
 		x.URIs = []*url.URL{{Scheme: "spiffe", Host: "circuitseal", Path: "/node/prem-1"}}
 		x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	})
-	return connect.NewResponse(&v1.EnrolResponse{Node: "prem-1", Certificates: [][]byte{leaf.cert.Raw}, Root: c.root.cert.Raw}), nil
+		if life != nil {
+			life(x)
+		}
+	}).cert.Raw
+}
+
+func (c *controller) Renew(ctx context.Context, r *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	csr, err := x509.ParseCertificateRequest(r.Msg.GetCertificateRequest())
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.asked = append(c.asked, peer(ctx))
+	c.mu.Unlock()
+	return connect.NewResponse(&v1.RenewResponse{Certificates: [][]byte{c.leaf(csr.PublicKey)}}), nil
 }
 
 func (c *controller) Session(ctx context.Context, s *connect.BidiStream[v1.SessionRequest, v1.SessionResponse]) error {
+	if c.session != nil {
+		return c.session(ctx, peer(ctx), s)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var sending sync.WaitGroup
 	// Nothing of the stream is used after the handler returns.
@@ -294,7 +337,7 @@ func TestSession(t *testing.T) {
 	c := serve(t)
 	id := enrol(t, c, t.TempDir())
 	n := &node{version: "first"}
-	u := New(id, func() (*identity.Identity, error) { return id, nil }, n, slog.New(slog.DiscardHandler))
+	u := New(Config{Identity: id, Load: func() (*identity.Identity, error) { return id, nil }, Node: n, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- u.Run(ctx) }()
