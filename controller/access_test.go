@@ -123,6 +123,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}
 	want := map[string]map[string]string{
 		"/circuitseal.v1.AgentService/Enrol":   {"nobody": bad, "node": bad, "admin": bad, "foreign admin": bad, "foreign node": bad},
+		"/circuitseal.v1.AgentService/Renew":   {"nobody": no, "node": bad, "admin": denied, "foreign admin": no, "foreign node": no},
 		"/circuitseal.v1.AgentService/Session": {"nobody": no, "node": bad, "admin": denied, "foreign admin": no, "foreign node": no},
 		"/circuitseal.v1.PolicyService/Apply":  operator(bad),
 		"/circuitseal.v1.PolicyService/Get":    operator(bad),
@@ -133,6 +134,9 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/circuitseal.v1.PolicyService/PutChunk":      operator(bad),
 		"/circuitseal.v1.PolicyService/GetChunk":      operator(bad),
 		"/circuitseal.v1.NodeService/CreateToken":     operator(bad),
+		"/circuitseal.v1.NodeService/ListNodes":       operator(""),
+		"/circuitseal.v1.NodeService/Revoke":          operator(bad),
+		"/circuitseal.v1.NodeService/Decommission":    operator(bad),
 		"/circuitseal.v1.StatusService/GetStatus":     operator(""),
 		"/circuitseal.v1.PlanService/Plan":            operator(bad),
 	}

@@ -45,6 +45,9 @@ type Config struct {
 	// MetricsListen is where Prometheus may scrape, in clear and without
 	// authentication; empty is nowhere.
 	MetricsListen string
+	// Now is the clock by which certificates are judged and made; time.Now when
+	// nil.
+	Now func() time.Time
 	// Ready, when set, is called once the controller serves.
 	Ready func(address net.Addr, rootPin string)
 }
@@ -74,6 +77,9 @@ func (c Config) Check() error {
 func Run(ctx context.Context, c Config) (err error) {
 	if err := c.Check(); err != nil {
 		return err
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	listener, err := listen(ctx, "--listen", c.Listen)
 	if err != nil {
@@ -117,7 +123,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	countWork(metrics, hub.Work)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub,
-		Log: c.Log.With("part", "api"), Now: time.Now, Metrics: metrics, Stopping: ctx,
+		Log: c.Log.With("part", "api"), Now: c.Now, Metrics: metrics, Stopping: ctx,
 	})
 
 	group.Go(func() error { return hub.Run(ctx) })
@@ -128,7 +134,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return nil
 	})
 	identify := func(chain []*x509.Certificate) bool {
-		_, err := authority.Identify(chain, time.Now())
+		_, err := authority.Identify(chain, c.Now())
 		return err == nil
 	}
 	group.Go(func() error { return serve(ctx, listener, config, handler, identify, c.Log.With("part", "http")) })
@@ -202,7 +208,7 @@ func fitAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Author
 	if err != nil {
 		return nil, err
 	}
-	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki"), Needed: len(s.Documents) > 0})
+	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki"), Needed: len(s.Documents) > 0, Now: c.Now})
 	if errors.Is(err, pki.ErrLost) {
 		return nil, fmt.Errorf("%w; %s", err, afterBackup)
 	}

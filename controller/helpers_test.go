@@ -37,6 +37,8 @@ type running struct {
 	url  string
 	root *x509.Certificate
 	log  *safeBuffer
+	// now is the clock of its clients; nil for the real one.
+	now func() time.Time
 	// stop stops it and says what Run returned.
 	stop func() error
 }
@@ -128,7 +130,7 @@ func (r *running) client(cert *tls.Certificate, curves ...tls.CurveID) *http.Cli
 	pool.AddCert(r.root)
 	transport := &http.Transport{
 		ForceAttemptHTTP2: true,
-		TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, CurvePreferences: curves},
+		TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, CurvePreferences: curves, Time: r.now},
 	}
 	if cert != nil {
 		// Shown whatever issuers the server asks for: a foreign one, too.

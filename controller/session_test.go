@@ -29,6 +29,10 @@ type agent struct {
 	states chan received
 	// ended has the error with which the stream ended.
 	ended chan error
+	// probes are what the controller has asked; who is alive answers.
+	probes  chan []byte
+	alive   atomic.Bool
+	sending sync.Mutex
 }
 
 type received struct {
@@ -39,7 +43,7 @@ type received struct {
 func (r *running) session(t *testing.T, node string, cert *tls.Certificate) *agent {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	a := &agent{t: t, node: node, states: make(chan received, 64), ended: make(chan error, 1)}
+	a := &agent{t: t, node: node, states: make(chan received, 64), ended: make(chan error, 1), probes: make(chan []byte, 64)}
 	a.stream = r.agents(cert).Session(ctx)
 	a.cancel = func() {
 		cancel()
@@ -54,6 +58,15 @@ func (r *running) session(t *testing.T, node string, cert *tls.Certificate) *age
 			if err != nil {
 				a.ended <- err
 				return
+			}
+			if p := m.GetProbe(); p != nil {
+				a.probes <- p
+				if a.alive.Load() {
+					a.send(&v1.SessionRequest{ProbeAnswer: p})
+				}
+			}
+			if m.GetState() == nil {
+				continue
 			}
 			h, s, err := desired.OpenEnvelope(m.GetState(), r.root, node)
 			if err != nil {
@@ -74,8 +87,15 @@ func (r *running) session(t *testing.T, node string, cert *tls.Certificate) *age
 func (a *agent) report(status *v1.NodeStatus) {
 	a.t.Helper()
 	status.Time = timestamppb.Now()
-	if err := a.stream.Send(&v1.SessionRequest{Status: status}); err != nil && !errors.Is(err, io.EOF) {
-		a.t.Fatalf("report as %s: %v", a.node, err)
+	a.send(&v1.SessionRequest{Status: status})
+}
+
+func (a *agent) send(m *v1.SessionRequest) {
+	a.t.Helper()
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	if err := a.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+		a.t.Errorf("send as %s: %v", a.node, err)
 	}
 }
 
@@ -236,7 +256,7 @@ func TestSessionReplacement(t *testing.T) {
 	}
 	old := r.session(t, "nva-1", cert)
 	old.report(&v1.NodeStatus{})
-	if err := old.end(); connect.CodeOf(err) != connect.CodeUnauthenticated || !strings.Contains(err.Error(), "not the current certificate") {
+	if err := old.end(); connect.CodeOf(err) != connect.CodeUnauthenticated || !strings.Contains(err.Error(), "does not have the present key") {
 		t.Errorf("the old certificate: %v", err)
 	}
 	third := r.session(t, "nva-1", fresh)

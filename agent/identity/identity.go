@@ -291,9 +291,10 @@ func Renew(dir string, id *Identity, certificates [][]byte, now time.Time) (*Ide
 	return next, write(dir, m)
 }
 
-// lock keeps others from changing the identity in dir meanwhile.
+// lock keeps others from changing the identity in dir meanwhile. The directory
+// itself may be exchanged, so it is the one around it that is locked.
 func lock(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(filepath.Dir(dir), os.O_RDONLY|unix.O_CLOEXEC|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("lock identity: %w", err)
 	}

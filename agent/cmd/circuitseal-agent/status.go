@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/circuitseal/circuitseal/agent"
+	"github.com/circuitseal/circuitseal/agent/identity"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -42,8 +44,33 @@ func statusCommand(o *options) *cobra.Command {
 	return printer(o, "status", "Say what this node's data plane has",
 		func(c *cobra.Command, i instance.Instance) (any, func(io.Writer) error, error) {
 			s, err := agent.Status(c.Context(), i)
-			return s, func(w io.Writer) error { return writeStatus(w, s, time.Now()) }, err
+			if err != nil {
+				return nil, nil, err
+			}
+			id, err := identity.Load(agent.IdentityDir(i))
+			if err != nil {
+				return nil, nil, err
+			}
+			cert, err := id.Leaf()
+			if err != nil {
+				return nil, nil, err
+			}
+			full := struct {
+				desired.Status
+				Certificate certificate
+			}{s, certificate{Node: id.Node, Serial: cert.SerialNumber.Text(16), Issued: cert.NotBefore, Expires: cert.NotAfter}}
+			return full, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "node %s, certificate %s good from %s to %s\n", full.Certificate.Node, full.Certificate.Serial,
+					full.Certificate.Issued.UTC().Format(time.RFC3339), full.Certificate.Expires.UTC().Format(time.RFC3339))
+				return errors.Join(err, writeStatus(w, s, time.Now()))
+			}, nil
 		})
+}
+
+// certificate is the node's own, as it lies on disk.
+type certificate struct {
+	Node, Serial    string
+	Issued, Expires time.Time
 }
 
 func planCommand(o *options) *cobra.Command {

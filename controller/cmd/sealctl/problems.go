@@ -69,6 +69,9 @@ func nodeFindings(n *v1.NodeReport) []finding {
 	case compare(st.GetApplied(), n.GetWanted()) < 0:
 		add("it is tried again every second; "+onNode, " has not applied state %s yet", position(n.GetWanted()))
 	}
+	for _, p := range n.GetProblems() {
+		all = append(all, finding{what: p, see: "`sealctl node list` shows identities"})
+	}
 	for _, g := range st.GetGuards() {
 		if !g.GetAlive() {
 			add("the agent puts it back; if it stays away something on the host takes it off: "+onNode,
