@@ -241,6 +241,33 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
+// What was issued while the clock was ahead is renewed once it is right.
+func TestCertificateFromTheFutureRenews(t *testing.T) {
+	t.Parallel()
+	c := &clock{}
+	r := startWith(t, controller.Config{DataDir: t.TempDir() + "/data", Now: c.now})
+	r.now = c.now
+	r.operator().apply(t, samples(t)...)
+	c.set(60 * day)
+	cert := r.enrol("nva-1")
+	c.set(day)
+	a := r.session(t, "nva-1", cert)
+	a.report(&v1.NodeStatus{})
+	wants(t, "a session before the beginning", a.end(), connect.CodeUnauthenticated, "begins at")
+	fresh, err := r.renew(t, cert, requestOf(t, cert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := r.session(t, "nva-1", fresh)
+	b.report(&v1.NodeStatus{})
+	b.next()
+	// Before the root there was nothing: that clock is the wrong one.
+	c.set(-30 * day)
+	r.now = func() time.Time { return time.Now().Add(day) }
+	_, err = r.renew(t, fresh, requestOf(t, cert))
+	wants(t, "before the root", err, connect.CodeUnauthenticated, "begins at")
+}
+
 func (o operator) revoke(t *testing.T, node, reason string) *v1.RevokeResponse {
 	t.Helper()
 	a, err := o.nodes.Revoke(t.Context(), connect.NewRequest(&v1.RevokeRequest{Node: node, Reason: reason}))

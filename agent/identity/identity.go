@@ -249,8 +249,8 @@ func write(dir string, m meta) error {
 
 // Renew puts certificates (DER, leaf first) over the same key in the place of
 // those of an identity in dir, on disk when it returns. It refuses what is not
-// good at now or ends no later than what is there, and when the host was
-// enrolled anew meanwhile.
+// good at now or ends no later than what is there, unless that has not begun,
+// and when the host was enrolled anew meanwhile.
 func Renew(dir string, id *Identity, certificates [][]byte, now time.Time) (*Identity, error) {
 	unlock, err := lock(dir)
 	if err != nil {
@@ -285,7 +285,7 @@ func Renew(dir string, id *Identity, certificates [][]byte, now time.Time) (*Ide
 			dir, leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	case leaf.Equal(before):
 		return have, nil
-	case !leaf.NotAfter.After(before.NotAfter):
+	case !leaf.NotAfter.After(before.NotAfter) && !now.Before(before.NotBefore):
 		return nil, fmt.Errorf("renew identity in %s: the certificate ends no later than the one that is there, at %s", dir, before.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return next, write(dir, m)

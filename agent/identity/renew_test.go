@@ -77,12 +77,21 @@ func TestRenew(t *testing.T) {
 		t.Errorf("loaded %v, %v", have, err)
 	}
 
+	// One that a clock that was ahead has made gives way to one that ends earlier.
+	late := leaf(key, "prem-1", 20*time.Minute, 55*time.Minute)
+	if id, err = Renew(dir, id, [][]byte{late}, now.Add(30*time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if id, err = Renew(dir, id, [][]byte{second}, now); err != nil {
+		t.Errorf("in place of one that has not begun: %v", err)
+	}
+
 	// Enrolled anew meanwhile, with another key: what was renewed is of the past.
 	enrolled(t, dir+".next")
 	if err := Replace(dir, dir+".next"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Renew(dir, id, [][]byte{leaf(key, "prem-1", -time.Minute, 55*time.Minute)}, now); err == nil || !strings.Contains(err.Error(), "enrolled anew meanwhile") {
+	if _, err := Renew(dir, id, [][]byte{leaf(key, "prem-1", -time.Minute, 58*time.Minute)}, now); err == nil || !strings.Contains(err.Error(), "enrolled anew meanwhile") {
 		t.Errorf("after another enrolment: %v", err)
 	}
 	if _, err := Load(dir); err != nil {

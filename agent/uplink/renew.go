@@ -29,19 +29,25 @@ func renewAt(leaf *x509.Certificate, jitter float64) time.Time {
 	return leaf.NotBefore.Add(seventh + time.Duration(jitter*float64(seventh/4)))
 }
 
+// due reports whether a certificate is to be renewed: also one that has not
+// begun, which was issued while clocks were ahead.
+func due(leaf *x509.Certificate, now time.Time, jitter float64) bool {
+	return now.Before(leaf.NotBefore) || !now.Before(renewAt(leaf, jitter))
+}
+
 // renewals renews the certificate whenever it is time, until ctx ends.
 func (u *Uplink) renewals(ctx context.Context) {
 	retry, jitter := firstRenewRetry, rand.Float64()
 	for {
 		pause := renewCheck
 		leaf, err := u.present().Leaf()
-		if err == nil && !u.now().Before(renewAt(leaf, jitter)) {
+		if now := u.now(); err == nil && due(leaf, now, jitter) {
 			if err = u.renew(ctx); err == nil {
 				retry, jitter = firstRenewRetry, rand.Float64()
 			} else {
 				pause = retry/2 + rand.N(retry)
 				most := lastRenewRetry
-				if u.now().After(leaf.NotAfter) {
+				if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
 					// Without it there is no session.
 					most = lastRetry
 				}

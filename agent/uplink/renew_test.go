@@ -281,6 +281,11 @@ func TestRenewalIsDaily(t *testing.T) {
 	if got := renewAt(leaf, 0).Sub(leaf.NotBefore); got != 24*time.Hour {
 		t.Errorf("at the earliest after %s, want a day", got)
 	}
+	for at, want := range map[time.Duration]bool{-time.Second: true, 0: false, 23 * time.Hour: false, 24 * time.Hour: true, 30 * 24 * time.Hour: true} {
+		if got := due(leaf, leaf.NotBefore.Add(at), 0); got != want {
+			t.Errorf("due after %s: %v, want %v", at, got, want)
+		}
+	}
 	if got := renewAt(leaf, 1).Sub(leaf.NotBefore); got != 30*time.Hour {
 		t.Errorf("at the latest after %s, want 30 hours", got)
 	}

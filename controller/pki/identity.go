@@ -57,19 +57,20 @@ const maxChain = 4
 // leaf's key. The leaf must come from this authority, be for TLS clients, and
 // have one URI and no other name. Errors wrap ErrIdentity.
 func (a *Authority) Identify(certs []*x509.Certificate, now time.Time) (Identity, error) {
-	return a.identify(certs, now, 0)
+	return a.identify(certs, now, false)
 }
 
 // RenewalGrace is how long after its end a certificate still serves to renew it.
 const RenewalGrace = 90 * day
 
 // IdentifyForRenewal is Identify, except that the leaf may have ended, at most
-// RenewalGrace before now. What it tells is good for a renewal and nothing else.
+// RenewalGrace before now, or not have begun, as one that was issued while the
+// clock was ahead. What it tells is good for a renewal and nothing else.
 func (a *Authority) IdentifyForRenewal(certs []*x509.Certificate, now time.Time) (Identity, error) {
-	return a.identify(certs, now, RenewalGrace)
+	return a.identify(certs, now, true)
 }
 
-func (a *Authority) identify(certs []*x509.Certificate, now time.Time, grace time.Duration) (Identity, error) {
+func (a *Authority) identify(certs []*x509.Certificate, now time.Time, renewal bool) (Identity, error) {
 	if len(certs) == 0 {
 		return Identity{}, fmt.Errorf("%w: none was shown", ErrIdentity)
 	}
@@ -77,9 +78,12 @@ func (a *Authority) identify(certs []*x509.Certificate, now time.Time, grace tim
 		return Identity{}, fmt.Errorf("%w: %d were shown, want at most %d", ErrIdentity, len(certs), maxChain)
 	}
 	leaf, at := certs[0], now
-	if late := now.Sub(leaf.NotAfter); late > 0 && late <= grace {
+	if late := now.Sub(leaf.NotAfter); renewal && late > 0 && late <= RenewalGrace {
 		// As it was at its end, by the intermediate that it came with.
 		at = leaf.NotAfter
+	}
+	if renewal && now.Before(leaf.NotBefore) && !now.Before(a.root.NotBefore) {
+		at = leaf.NotBefore
 	}
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(a.root)

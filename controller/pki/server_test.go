@@ -84,9 +84,10 @@ func TestServerCertificate(t *testing.T) {
 	if g := served(t, running); !g.Equal(got[0]) {
 		t.Error("served a certificate that is not on disk")
 	}
+	// Nor does its end: clients judge that, whose clocks may be the right ones.
 	c.forward(serverLife)
-	if _, err := running.GetCertificate(nil); err == nil {
-		t.Error("served an expired certificate")
+	if g := served(t, running); !g.Equal(got[0]) {
+		t.Error("served a certificate that is not on disk")
 	}
 }
 
@@ -160,19 +161,13 @@ func TestFailedRenewalsArePaced(t *testing.T) {
 	handshakes(1)
 	c.forward(renewPause)
 	handshakes(2)
-	// It is over: nobody is served, and the disk is left alone as well.
+	// It is over, and the disk is left alone as well.
 	c.forward(serverLife)
-	for range 3 {
-		if _, err := running.GetCertificate(nil); err == nil {
-			t.Error("served an expired certificate")
-		}
-	}
+	handshakes(3)
 	if err := os.Rename(filepath.Join(dir, "gone"), filepath.Join(dir, "pki")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := running.GetCertificate(nil); err == nil {
-		t.Error("tried again at once")
-	}
+	handshakes(3)
 	c.forward(renewPause)
 	if got := served(t, running); got.Equal(first) {
 		t.Error("not renewed")

@@ -84,10 +84,15 @@ type pipe struct {
 	in   chan *v1.SessionRequest
 	out  chan *v1.SessionResponse
 	over chan struct{}
+	// deadlines are for Send.
+	deadlines chan time.Time
 }
 
 func newPipe() *pipe {
-	return &pipe{in: make(chan *v1.SessionRequest), out: make(chan *v1.SessionResponse), over: make(chan struct{})}
+	return &pipe{
+		in: make(chan *v1.SessionRequest), out: make(chan *v1.SessionResponse), over: make(chan struct{}),
+		deadlines: make(chan time.Time, 64),
+	}
 }
 
 func (p *pipe) Receive() (*v1.SessionRequest, error) {
@@ -102,7 +107,23 @@ func (p *pipe) Receive() (*v1.SessionRequest, error) {
 	}
 }
 
-func (p *pipe) Send(m *v1.SessionResponse) error { p.out <- m; return nil }
+// Send waits for a reader until the last deadline that was set, also meanwhile.
+func (p *pipe) Send(m *v1.SessionResponse) error {
+	var late <-chan time.Time
+	for {
+		select {
+		case p.out <- m:
+			return nil
+		case d := <-p.deadlines:
+			late = nil
+			if !d.IsZero() {
+				late = time.After(time.Until(d))
+			}
+		case <-late:
+			return os.ErrDeadlineExceeded
+		}
+	}
+}
 
 func (p *pipe) SetReadDeadline(time.Time) error {
 	select {
@@ -113,7 +134,7 @@ func (p *pipe) SetReadDeadline(time.Time) error {
 	return nil
 }
 
-func (p *pipe) SetWriteDeadline(time.Time) error { return nil }
+func (p *pipe) SetWriteDeadline(t time.Time) error { p.deadlines <- t; return nil }
 
 // samples are the shipped policy at a revision, with nva-1 enrolled.
 func samples(t *testing.T, revision uint64, mtu string) *model.Snapshot {

@@ -18,8 +18,10 @@ import (
 const (
 	// openTimeout is how long a peer may take for its first message.
 	openTimeout = 10 * time.Second
-	// sendTimeout is how long a peer may leave a state unread.
+	// sendTimeout is how long a peer may leave a state unread, and cutTimeout how
+	// long it may do so once its session has ended.
 	sendTimeout = 30 * time.Second
+	cutTimeout  = 2 * time.Second
 )
 
 // Stream is one node's end of a session: connect's bidirectional stream.
@@ -60,6 +62,11 @@ type session struct {
 	ended     chan struct{}
 	once      sync.Once
 	cause     error
+
+	// writing guards cut, and the deadline for writing with it: once cut is set
+	// nobody sets a later one.
+	writing sync.Mutex
+	cut     bool
 
 	// pending is the last status from before the session was the node's;
 	// guarded by Hub.mu.
@@ -130,12 +137,22 @@ func (h *Hub) Serve(ctx context.Context, peer Peer, stream Stream) error {
 		defer close(received)
 		s.end(h.receive(ctx, peer, s, stream, opened))
 	}()
+	cutter := make(chan struct{})
+	go func() {
+		defer close(cutter)
+		select {
+		case <-s.ended:
+			s.cutOff(peer)
+		case <-ctx.Done():
+		}
+	}()
 	defer func() {
 		// What the receiver blocks in is ended by the context (the store) or
 		// by the deadline (the peer).
 		cancel()
 		_ = peer.Deadlines.SetReadDeadline(time.Unix(1, 0))
 		<-received
+		<-cutter
 		h.leave(peer.Node, s)
 	}()
 
@@ -202,7 +219,7 @@ func (h *Hub) send(ctx context.Context, peer Peer, s *session, stream Stream) er
 				h.log.Error("a state could not be signed", "node", peer.Node, "position", newest.position, "error", err)
 				return connect.NewError(connect.CodeInternal, errors.New("the controller could not sign the state; its log says why"))
 			}
-			if err := sendOne(peer, stream, &v1.SessionResponse{State: envelope}); err != nil {
+			if err := s.write(peer, stream, &v1.SessionResponse{State: envelope}); err != nil {
 				return err
 			}
 			sent = newest
@@ -211,7 +228,7 @@ func (h *Hub) send(ctx context.Context, peer Peer, s *session, stream Stream) er
 		select {
 		case <-s.news:
 		case nonce := <-s.questions:
-			if err := sendOne(peer, stream, &v1.SessionResponse{Probe: nonce}); err != nil {
+			if err := s.write(peer, stream, &v1.SessionResponse{Probe: nonce}); err != nil {
 				return err
 			}
 		case <-s.ended:
@@ -224,17 +241,34 @@ func (h *Hub) send(ctx context.Context, peer Peer, s *session, stream Stream) er
 	}
 }
 
-func sendOne(peer Peer, stream Stream, m *v1.SessionResponse) error {
-	if err := peer.Deadlines.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return connect.NewError(connect.CodeInternal, fmt.Errorf("bound the sending of a message: %w", err))
+// write sends a message, and not for long: less so once the session has ended.
+func (s *session) write(peer Peer, stream Stream, m *v1.SessionResponse) error {
+	bound := func(t time.Time) error {
+		s.writing.Lock()
+		defer s.writing.Unlock()
+		if s.cut {
+			return s.cause
+		}
+		if err := peer.Deadlines.SetWriteDeadline(t); err != nil {
+			return connect.NewError(connect.CodeInternal, fmt.Errorf("bound the sending of a message: %w", err))
+		}
+		return nil
+	}
+	if err := bound(time.Now().Add(sendTimeout)); err != nil {
+		return err
 	}
 	if err := stream.Send(m); err != nil {
 		return err
 	}
-	if err := peer.Deadlines.SetWriteDeadline(time.Time{}); err != nil {
-		return connect.NewError(connect.CodeInternal, fmt.Errorf("lift the bound on sending: %w", err))
-	}
-	return nil
+	return bound(time.Time{})
+}
+
+// cutOff keeps a peer that does not read from staying after its session's end.
+func (s *session) cutOff(peer Peer) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.cut = true
+	_ = peer.Deadlines.SetWriteDeadline(time.Now().Add(cutTimeout))
 }
 
 // newest is the state to send; nil when the session is not the node's any more.
@@ -311,13 +345,13 @@ func (h *Hub) leave(name string, s *session) {
 func (h *Hub) take(name string, s *session, status *desired.Status) (map[string]desired.PublicKey, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	select {
+	case <-s.ended:
+		return nil, errOver
+	default:
+	}
 	n := h.nodes[name]
 	if n == nil || n.session != s {
-		select {
-		case <-s.ended:
-			return nil, errOver
-		default:
-		}
 		s.pending = status
 		return nil, nil
 	}
