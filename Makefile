@@ -44,6 +44,10 @@ demo: deps build ## Run the product for real: two nodes, tunnels, faults, an ind
 test: deps build ## Run all tests; as root, what needs root runs too
 	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -count=1 -vet=off ./...
 
+.PHONY: test-tokens
+test-tokens: ## Race 64 clients for each of 10,000 enrolment tokens, 100 of them over TLS (some minutes)
+	CIRCUITSEAL_TOKEN_ROUNDS=10000 go test -count=1 -vet=off -timeout 60m -run '^TestOneToken(ManyClients|SixtyFourClients)$$' -v ./controller/store ./controller
+
 .PHONY: lab
 lab: deps build ## Run the scenarios on this kernel (SCENARIO=name,name for some)
 	$(BIN)/lab $(if $(SCENARIO),--scenario $(SCENARIO))

@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"crypto/tls"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,40 +12,95 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/circuitseal/circuitseal/controller"
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 )
 
+// Fault 3, over TLS: of 64 clients with one token one enrols. `make test-tokens`
+// tries it a hundred times.
 func TestOneTokenSixtyFourClients(t *testing.T) {
 	t.Parallel()
 	r := start(t, t.TempDir()+"/data")
 	o := r.operator()
 	o.apply(t, samples(t)...)
-	token := o.token(t, "nva-1")
-	var wg sync.WaitGroup
-	var won, used atomic.Int32
-	ready := make(chan struct{})
-	for range 64 {
-		_, request := newKey(t)
-		// A connection each.
-		agents := r.agents(nil)
-		wg.Go(func() {
-			<-ready
-			_, err := agents.Enrol(t.Context(), connect.NewRequest(&v1.EnrolRequest{Token: token, CertificateRequest: request}))
-			switch {
-			case err == nil:
-				won.Add(1)
-			case connect.CodeOf(err) == connect.CodeUnauthenticated && strings.Contains(err.Error(), "used already"):
-				used.Add(1)
-			default:
-				t.Errorf("got %v", err)
-			}
-		})
+	rounds := 10
+	switch {
+	case testing.Short():
+		rounds = 2
+	case os.Getenv("CIRCUITSEAL_TOKEN_ROUNDS") != "":
+		rounds = 100
 	}
-	close(ready)
-	wg.Wait()
-	if won.Load() != 1 || used.Load() != 63 {
-		t.Errorf("%d won and %d were told that it is used, want 1 and 63", won.Load(), used.Load())
+	const clients = 64
+	// A connection and a key each, over all rounds: what is tried is the race
+	// for a token, not the handshake.
+	var agents [clients]circuitsealv1connect.AgentServiceClient
+	var requests [clients][]byte
+	for i := range clients {
+		agents[i] = r.agents(nil)
+		_, requests[i] = newKey(t)
+	}
+	for round := range rounds {
+		token := o.token(t, "nva-1")
+		var wg sync.WaitGroup
+		var won, used atomic.Int32
+		ready := make(chan struct{})
+		for i := range clients {
+			wg.Go(func() {
+				<-ready
+				_, err := agents[i].Enrol(t.Context(), connect.NewRequest(&v1.EnrolRequest{Token: token, CertificateRequest: requests[i]}))
+				switch {
+				case err == nil:
+					won.Add(1)
+				case connect.CodeOf(err) == connect.CodeUnauthenticated && strings.Contains(err.Error(), "used already"):
+					used.Add(1)
+				default:
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		close(ready)
+		wg.Wait()
+		if won.Load() != 1 || used.Load() != clients-1 {
+			t.Fatalf("round %d: %d won and %d were told that it is used, want 1 and %d", round, won.Load(), used.Load(), clients-1)
+		}
+	}
+	if n := strings.Count(r.log.String(), `msg="enrolment refused"`); n != rounds*(clients-1) {
+		t.Errorf("the log has %d refusals, want %d", n, rounds*(clients-1))
+	}
+}
+
+// Fault 4: a token after use, expiry, a newer one, its node's deletion; one from
+// a restored backup is in TestRestoredFromBackup.
+func TestTokensThatAreOver(t *testing.T) {
+	t.Parallel()
+	c := &clock{}
+	r := startWith(t, controller.Config{DataDir: t.TempDir() + "/data", Now: c.now})
+	o := r.operator()
+	o.apply(t, samples(t)...)
+	o.apply(t, &v1.Source{Name: "x", Text: "apiVersion: circuitseal.io/v1\nkind: Node\nmetadata: {name: spare}\nspec: {owner: provider, interfaces: [{name: lan0, role: lan, customer: contoso}]}\n"})
+	enrol := func(token string) error {
+		_, request := newKey(t)
+		_, err := r.agents(nil).Enrol(t.Context(), connect.NewRequest(&v1.EnrolRequest{Token: token, CertificateRequest: request}))
+		return err
+	}
+	used, newer := o.token(t, "nva-1"), ""
+	if err := enrol(used); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "used", enrol(used), connect.CodeUnauthenticated, "used already")
+	older := o.token(t, "spare")
+	newer = o.token(t, "spare")
+	wants(t, "older than another", enrol(older), connect.CodeUnauthenticated, "a newer one")
+	if _, err := o.policy.Delete(t.Context(), connect.NewRequest(&v1.DeleteRequest{Kind: "node", Name: "spare"})); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "of a node that is deleted", enrol(newer), connect.CodeUnauthenticated, "its node was deleted")
+	late := o.token(t, "prem-1")
+	c.set(61 * time.Minute)
+	wants(t, "expired", enrol(late), connect.CodeUnauthenticated, "has expired")
+	if n := strings.Count(r.log.String(), `msg="enrolment refused"`); n != 4 {
+		t.Errorf("the log has %d refusals, want 4", n)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -155,13 +156,26 @@ func TestRedeem(t *testing.T) {
 	}
 }
 
+// tokenRounds is how many tokens are raced for; `make test-tokens` says 10000.
+func tokenRounds(t *testing.T) int {
+	if testing.Short() {
+		return 5
+	}
+	v := os.Getenv("CIRCUITSEAL_TOKEN_ROUNDS")
+	if v == "" {
+		return 100
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 {
+		t.Fatalf("CIRCUITSEAL_TOKEN_ROUNDS is %q, want a number", v)
+	}
+	return n
+}
+
 // TestOneTokenManyClients is a race for each of many tokens.
 func TestOneTokenManyClients(t *testing.T) {
 	const clients = 64
-	tokens := 100
-	if testing.Short() {
-		tokens = 5
-	}
+	tokens := tokenRounds(t)
 	s := start(t, dataDir(t))
 	write(t, s, Change{Put: []model.Document{node("prem-1")}})
 	for n := range tokens {
