@@ -221,3 +221,58 @@ func TestCompileIncomplete(t *testing.T) {
 		t.Errorf("states of nothing: %v", got)
 	}
 }
+
+// A revoked node has no end: neither it nor its peer has a tunnel, and both
+// guard their circuit interfaces. Other connections stay as they are.
+func TestRevokedNodeHasNoEnd(t *testing.T) {
+	archive, err := txtar.ParseFile("testdata/two-customers.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sources []document.Source
+	for _, f := range archive.Files {
+		if strings.HasSuffix(f.Name, ".yaml") {
+			sources = append(sources, document.Source{Name: f.Name, Text: string(f.Data)})
+		}
+	}
+	s := snapshot(t, sources...)
+	// tunnels are the customers of a node's tunnels, by node.
+	tunnels := func() map[string][]string {
+		out := map[string][]string{}
+		for name, state := range compile.Compile(s) {
+			if len(state.Interfaces) == 0 {
+				t.Errorf("node %s guards nothing", name)
+			}
+			for _, section := range state.Sections {
+				for _, g := range section.Groups {
+					if len(g.Tunnels) == 0 {
+						t.Errorf("node %s has a group without a tunnel: %s", name, g.ID)
+					}
+					out[name] = append(out[name], g.ID)
+				}
+			}
+		}
+		return out
+	}
+	before := tunnels()
+	for name := range before {
+		s.Enrolments = map[string]model.Enrolment{name: {Key: "sha256:a"}}
+		s.Revocations = map[model.Fingerprint]model.Revocation{"sha256:a": {Node: name}}
+		want := map[string][]string{}
+		for other, groups := range before {
+			for _, g := range groups {
+				if !slices.Contains(before[name], g) {
+					want[other] = append(want[other], g)
+				}
+			}
+		}
+		if d := cmp.Diff(want, tunnels()); d != "" {
+			t.Errorf("with node %s revoked (-want +got):\n%s", name, d)
+		}
+		// Enrolled anew, it is back.
+		s.Enrolments[name] = model.Enrolment{Key: "sha256:b"}
+		if d := cmp.Diff(before, tunnels()); d != "" {
+			t.Errorf("with node %s enrolled anew (-want +got):\n%s", name, d)
+		}
+	}
+}
