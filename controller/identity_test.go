@@ -51,15 +51,16 @@ func leafOf(t *testing.T, c *tls.Certificate) *x509.Certificate {
 	return leaf
 }
 
-func (o operator) node(t *testing.T, name string) *v1.NodeIdentity {
+// nva is the identity of node nva-1.
+func (o operator) nva(t *testing.T) *v1.NodeIdentity {
 	t.Helper()
 	a, err := o.nodes.ListNodes(t.Context(), connect.NewRequest(&v1.ListNodesRequest{}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(a.Msg.GetNodes(), func(n *v1.NodeIdentity) bool { return n.GetNode() == name })
+	i := slices.IndexFunc(a.Msg.GetNodes(), func(n *v1.NodeIdentity) bool { return n.GetNode() == "nva-1" })
 	if i < 0 {
-		t.Fatalf("node %s is not listed", name)
+		t.Fatal("node nva-1 is not listed")
 	}
 	return a.Msg.GetNodes()[i]
 }
@@ -87,7 +88,7 @@ func TestRenewal(t *testing.T) {
 	a := r.session(t, "nva-1", first)
 	a.report(&v1.NodeStatus{})
 	a.next()
-	before := o.node(t, "nva-1")
+	before := o.nva(t)
 	request := requestOf(t, first)
 
 	again, err := r.renew(t, first, request)
@@ -112,7 +113,7 @@ func TestRenewal(t *testing.T) {
 			t.Errorf("asked again: another certificate, or %v", err)
 		}
 	}
-	after := o.node(t, "nva-1")
+	after := o.nva(t)
 	if after.GetCertificate().GetFingerprint() != before.GetCertificate().GetFingerprint() || !after.GetConnected() ||
 		after.GetCertificate().GetSerial() != leafOf(t, second).SerialNumber.Text(16) ||
 		!after.GetCertificate().GetExpires().AsTime().Equal(leafOf(t, second).NotAfter) {
@@ -125,7 +126,7 @@ func TestRenewal(t *testing.T) {
 	b.send(&v1.SessionRequest{ProbeAnswer: <-a.probes})
 	b.next()
 	wants(t, "the old session", a.end(), connect.CodeAborted, "has taken this one's place")
-	if n := o.node(t, "nva-1"); !n.GetConnected() || len(n.GetProblems()) != 0 {
+	if n := o.nva(t); !n.GetConnected() || len(n.GetProblems()) != 0 {
 		t.Errorf("after moving: %v", n)
 	}
 
@@ -161,7 +162,7 @@ func TestExpiredCertificateRenewsOnly(t *testing.T) {
 	wants(t, "a session after the end", a.end(), connect.CodeUnauthenticated, "it can be renewed still")
 	_, err := circuitsealv1connect.NewStatusServiceClient(r.client(cert), r.url).GetStatus(t.Context(), connect.NewRequest(&v1.GetStatusRequest{}))
 	wants(t, "status after the end", err, connect.CodeUnauthenticated, "ended")
-	if p := r.operator().node(t, "nva-1").GetProblems(); len(p) != 1 || !strings.Contains(p[0], "was not renewed") {
+	if p := r.operator().nva(t).GetProblems(); len(p) != 1 || !strings.Contains(p[0], "was not renewed") {
 		t.Errorf("problems: %q", p)
 	}
 	fresh, err := r.renew(t, cert, requestOf(t, cert))
@@ -221,7 +222,7 @@ func TestClockJumps(t *testing.T) {
 				t.Errorf("with the right clock again: %v", err)
 			}
 			a.cancel()
-			eventually(t, "the session is over", func() bool { return !o.node(t, "nva-1").GetConnected() })
+			eventually(t, "the session is over", func() bool { return !o.nva(t).GetConnected() })
 			d := r.session(t, "nva-1", cert)
 			d.report(&v1.NodeStatus{})
 			d.next()
@@ -334,7 +335,7 @@ func TestRevocation(t *testing.T) {
 	_, request := newKey(t)
 	_, err := r.agents(nil).Enrol(t.Context(), connect.NewRequest(&v1.EnrolRequest{Token: token, CertificateRequest: request}))
 	wants(t, "an unused token", err, connect.CodeUnauthenticated, "the token is unknown")
-	if n := o.node(t, "nva-1"); n.GetRevocation().GetBy() != "admin/default" || n.GetConnected() || len(n.GetProblems()) != 1 {
+	if n := o.nva(t); n.GetRevocation().GetBy() != "admin/default" || n.GetConnected() || len(n.GetProblems()) != 1 {
 		t.Errorf("listed as %v", n)
 	}
 	if st := o.getStatus(t); !said(st, "node nva-1 is revoked") {
@@ -484,7 +485,7 @@ func TestTwoHostsWithOneKey(t *testing.T) {
 	if p := o.getStatus(t).GetNodes()[0].GetProblems(); len(p) != 1 || !strings.Contains(p[0], alarm) {
 		t.Errorf("status says %q", p)
 	}
-	if p := o.node(t, "nva-1").GetProblems(); len(p) != 1 || !strings.Contains(p[0], alarm) {
+	if p := o.nva(t).GetProblems(); len(p) != 1 || !strings.Contains(p[0], alarm) {
 		t.Errorf("the list says %q", p)
 	}
 	if n := strings.Count(r.log.String(), "ALARM"); n != 1 {
@@ -501,7 +502,7 @@ func TestTwoHostsWithOneKey(t *testing.T) {
 	thief.report(&v1.NodeStatus{})
 	wants(t, "the thief", thief.end(), connect.CodePermissionDenied, "two hosts used its identity at once")
 	wants(t, "the owner", owner.end(), connect.CodePermissionDenied, "two hosts used its identity at once")
-	if n := o.node(t, "nva-1"); n.GetRevocation().GetBy() != "controller" {
+	if n := o.nva(t); n.GetRevocation().GetBy() != "controller" {
 		t.Errorf("listed as %v", n)
 	}
 	// Whoever is the node is enrolled anew.

@@ -104,7 +104,9 @@ func TestWhoGetsThePlace(t *testing.T) {
 				}
 				synctest.Wait()
 				if tt.moved {
-					<-olderDone
+					if err := <-olderDone; err != nil && connect.CodeOf(err) != connect.CodeAborted {
+						t.Errorf("the older one was told %v", err)
+					}
 				}
 				h.stop()
 				if tt.moved {
@@ -143,7 +145,9 @@ func TestRevokedWhileProbed(t *testing.T) {
 			}
 		}
 		h.stop()
-		<-h.ran
+		if err := <-h.ran; err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -176,7 +180,9 @@ func TestRevokedPeerThatDoesNotRead(t *testing.T) {
 			t.Errorf("its last status is %+v", status)
 		}
 		h.stop()
-		<-h.ran
+		if err := <-h.ran; err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -204,8 +210,12 @@ func TestQuarantine(t *testing.T) {
 			t.Errorf("the newer one was told %v", err)
 		}
 		h.stop()
-		<-olderDone
-		<-h.ran
+		if err := <-olderDone; connect.CodeOf(err) != connect.CodeUnavailable {
+			t.Errorf("the older one was told %v", err)
+		}
+		if err := <-h.ran; err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -14,10 +14,10 @@ import (
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
-// enrolled enrols a node with a key by a token of that id.
-func enrolled(t *testing.T, s *Store, name, id string, spki byte) error {
+// enrolled enrols prem-1 with a key by a token of that id.
+func enrolled(t *testing.T, s *Store, id string, spki byte) error {
 	t.Helper()
-	if err := s.PutToken(t.Context(), Token{ID: id, Hash: [32]byte{1}, Node: name, Expires: time.Now().Add(time.Hour)}); err != nil {
+	if err := s.PutToken(t.Context(), Token{ID: id, Hash: [32]byte{1}, Node: "prem-1", Expires: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
 	_, _, err := s.Redeem(t.Context(), Redemption{ID: id, Hash: [32]byte{1}, SPKI: [32]byte{spki}, Now: time.Now()}, issuer("first"))
@@ -45,7 +45,7 @@ func TestRenewInStore(t *testing.T) {
 	if _, err := renew("../prem-1", 7, now, "x"); err == nil {
 		t.Error("a name that is none was taken")
 	}
-	if err := enrolled(t, s, "prem-1", "token001", 7); err != nil {
+	if err := enrolled(t, s, "token001", 7); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := renew("prem-1", 8, now, "x"); !errors.Is(err, ErrNotEnrolled) {
@@ -112,7 +112,7 @@ func TestRevokeInStore(t *testing.T) {
 		t.Errorf("its token: %v", err)
 	}
 
-	if err := enrolled(t, s, "prem-1", "token001", 7); err != nil {
+	if err := enrolled(t, s, "token001", 7); err != nil {
 		t.Fatal(err)
 	}
 	key, kept, err := s.Revoke(t.Context(), "prem-1", r)
@@ -145,7 +145,7 @@ func TestRevokeInStore(t *testing.T) {
 	check("after a restart", false)
 
 	// The key does not come back, also not with a new token, which stays good.
-	if err := enrolled(t, s, "prem-1", "token002", 7); !errors.Is(err, ErrRevoked) {
+	if err := enrolled(t, s, "token002", 7); !errors.Is(err, ErrRevoked) {
 		t.Errorf("the same key with a new token: %v", err)
 	}
 	if _, _, err := s.Redeem(t.Context(), Redemption{ID: "token002", Hash: [32]byte{1}, SPKI: [32]byte{8}, Now: now}, issuer("second")); err != nil {
@@ -190,7 +190,7 @@ func TestRevokeRaces(t *testing.T) {
 	write(t, s, Change{Put: []model.Document{node("prem-1")}})
 	for round := range 20 {
 		spki := byte(round + 1)
-		if err := enrolled(t, s, "prem-1", fmt.Sprintf("token%03d", round), spki); err != nil {
+		if err := enrolled(t, s, fmt.Sprintf("token%03d", round), spki); err != nil {
 			t.Fatal(err)
 		}
 		later := time.Now().Add(time.Duration(round+1) * 2 * time.Hour)

@@ -188,7 +188,7 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 	if err != nil {
 		return "", none, false, fmt.Errorf("issue certificate of node %s: %w", t.Node, err)
 	}
-	got.Enrolment.Key = model.FingerprintOf(q.SPKI)
+	got.Key = model.FingerprintOf(q.SPKI)
 	t.Redeemed = &redeemedRecord{SPKI: q.SPKI[:]}
 	token, err := json.Marshal(t)
 	if err != nil {
@@ -198,7 +198,7 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 	if err != nil {
 		return "", none, false, fmt.Errorf("encode: %w", err)
 	}
-	pointer, revoked := redeemRoot+t.Node, revokedRoot+string(got.Enrolment.Key)
+	pointer, revoked := redeemRoot+t.Node, revokedRoot+string(got.Key)
 	done, err := s.txn(ctx,
 		[]clientv3.Cmp{
 			unchanged(key, r.Kvs[0].ModRevision),

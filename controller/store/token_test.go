@@ -195,7 +195,7 @@ func TestOneTokenManyClients(t *testing.T) {
 				switch {
 				case err == nil:
 					won.Add(1)
-					serial.Store(got.Enrolment.Serial)
+					serial.Store(got.Serial)
 				case errors.Is(err, ErrTokenUsed):
 					used.Add(1)
 				default:
