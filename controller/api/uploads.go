@@ -259,11 +259,11 @@ func (p *policy) GetChunk(ctx context.Context, q *connect.Request[v1.GetChunkReq
 
 // sources are texts as they are decoded, their parts put together. Between this
 // and release, which is not nil without an error, no other long text is read.
-func (u *uploads) sources(ctx context.Context, wire []*v1.Source) (_ []document.Source, release func(), err error) {
+func (u *uploads) sources(ctx context.Context, wire []*v1.Source) (_ []document.Source, _ func(), err error) {
 	if n := len(wire); n > maxSources {
 		return nil, nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("sources: %d are more than the %d that are taken; put several documents into one", n, maxSources))
 	}
-	release, err = u.turn(ctx, wire)
+	release, err := u.turn(ctx, wire)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -118,6 +118,12 @@ func (h *Hub) join(ctx context.Context, peer Peer, s *session) (map[string]desir
 	if err := Judge(now, peer.Node, peer.Key); err != nil {
 		return nil, err
 	}
+	if !h.knows(peer.Node) {
+		// It was applied just now and is not compiled yet.
+		if err := h.Reached(ctx, now.Revision); err != nil {
+			return nil, connect.NewError(connect.CodeUnavailable, err)
+		}
+	}
 	s.since = now.Revision
 	var dead *session
 	for {
@@ -130,6 +136,12 @@ func (h *Hub) join(ctx context.Context, peer Peer, s *session) (map[string]desir
 		}
 		dead = old
 	}
+}
+
+func (h *Hub) knows(node string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.nodes[node] != nil
 }
 
 // install makes a session the node's if nothing is in its place but dead; else
@@ -145,7 +157,6 @@ func (h *Hub) install(peer Peer, s, dead *session) (*session, map[string]desired
 	}
 	n := h.nodes[peer.Node]
 	if n == nil {
-		// Its document is newer than the last compilation, or went just now.
 		return nil, nil, connect.NewError(connect.CodeUnavailable, errors.New("the node's state is not compiled yet; try again"))
 	}
 	if n.session != nil && n.session != dead {
