@@ -49,7 +49,9 @@ func validState() State {
 					ID: "contoso/hq-weu/er/primary", Number: 7, Link: "contoso/er/primary",
 					Local: netip.MustParseAddrPort("172.16.10.1:51826"), Remote: netip.MustParseAddrPort("172.20.255.4:51826"),
 					LocalProbe: first, RemoteProbe: second, MTU: 1328,
-					WireGuard: &WireGuard{PeerKey: PublicKey{1, 2, 3}},
+					WireGuard: &WireGuard{PeerKey: PublicKey{1, 2, 3}, PresharedKeys: []PresharedKey{
+						{Generation: 41, Key: Secret{9}}, {Generation: 40, Key: Secret{8}},
+					}},
 				}},
 			}},
 		}},
@@ -171,6 +173,14 @@ func TestEqualSeesEveryField(t *testing.T) {
 	}
 }
 
+func wg(s *State) *WireGuard {
+	t := &s.Sections[0].Groups[0].Tunnels[0]
+	copied := *t.WireGuard
+	copied.PresharedKeys = append([]PresharedKey(nil), copied.PresharedKeys...)
+	t.WireGuard = &copied
+	return t.WireGuard
+}
+
 // another adds a second tunnel to the same far address, which is valid, too.
 func another(s *State) *Tunnel {
 	g := &s.Sections[0].Groups[0]
@@ -214,6 +224,15 @@ func TestValidate(t *testing.T) {
 		{"probe not derived", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].LocalProbe = netip.MustParseAddr("fd00::1") }, "local_probe"},
 		{"mtu", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].MTU = 500 }, "tunnels[0].mtu"},
 		{"no protocol", func(s *State) { s.Sections[0].Groups[0].Tunnels[0].WireGuard = nil }, "wireguard"},
+		{"peer without a preshared key", func(s *State) { wg(s).PresharedKeys = nil }, `wireguard.preshared_keys: "0" is no key`},
+		{"three preshared keys", func(s *State) {
+			w := wg(s)
+			w.PresharedKeys = append(w.PresharedKeys, PresharedKey{Generation: 1, Key: Secret{1}})
+		}, `preshared_keys: "3" is more`},
+		{"preshared generation twice", func(s *State) { wg(s).PresharedKeys[1].Generation = 41 }, "preshared_keys[1].generation"},
+		{"preshared generation 0", func(s *State) { wg(s).PresharedKeys[0].Generation = 0 }, "preshared_keys[0].generation"},
+		{"preshared key twice", func(s *State) { wg(s).PresharedKeys[1].Key = Secret{9} }, `preshared_keys[1].key: "(secret)"`},
+		{"preshared key missing", func(s *State) { wg(s).PresharedKeys[0].Key = Secret{} }, "preshared_keys[0].key"},
 		{"IPv6 on a circuit", func(s *State) {
 			i := &s.Interfaces[0]
 			i.Addresses = append(i.Addresses, netip.MustParsePrefix("fd00:16::1/64"))

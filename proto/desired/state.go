@@ -172,6 +172,9 @@ type WireGuard struct {
 	// PeerKey is zero until the peer has reported it; the tunnel is pending
 	// until then.
 	PeerKey PublicKey
+	// PresharedKeys are one or two once PeerKey is set: the one to use, and what
+	// to fall back to when handshakes fail.
+	PresharedKeys []PresharedKey
 }
 
 // Pending reports whether the tunnel still waits for its peer's key.

@@ -99,6 +99,11 @@ type TunnelStatus struct {
 	RoundTrip time.Duration `json:"roundTripNanoseconds,omitempty"`
 	// Problem is a sentence, empty when nothing is wrong.
 	Problem string `json:"problem,omitempty"`
+	// PresharedKeyGenerations are those that the node holds, in the order of
+	// its state; PresharedKeyUsed is the one of the last completed handshake, 0
+	// while that is not known.
+	PresharedKeyGenerations []uint64 `json:"presharedKeyGenerations,omitempty"`
+	PresharedKeyUsed        uint64   `json:"presharedKeyUsed,omitempty"`
 }
 
 // GuardStatus is one fail-closed layer on one circuit interface.

@@ -204,6 +204,25 @@ func (v *validator) tunnelOf(at string, t Tunnel, group string) {
 	v.check(derived, at+".local_probe", t.LocalProbe, "and the remote one are not derived from the number")
 	v.check(t.MTU >= MinMTU && t.MTU <= maxMTU, at+".mtu", t.MTU, fmt.Sprintf("is not between %d and %d", MinMTU, maxMTU))
 	v.check(t.WireGuard != nil, at+".wireguard", "", "is missing: the tunnel has no protocol")
+	if t.WireGuard != nil {
+		v.preshared(at+".wireguard.preshared_keys", *t.WireGuard)
+	}
+}
+
+// preshared refuses a tunnel that would come up without a secret of both ends:
+// without one its handshake does not stand against a later quantum attacker.
+func (v *validator) preshared(at string, w WireGuard) {
+	n := len(w.PresharedKeys)
+	v.check(n <= 2, at, n, "is more than the key in use and one to fall back to")
+	v.check(n > 0 || w.PeerKey.IsZero(), at, n, "is no key: a tunnel with a peer needs one")
+	for i, k := range w.PresharedKeys {
+		v.check(k.Generation != 0, fmt.Sprintf("%s[%d].generation", at, i), k.Generation, "must not be 0")
+		v.check(!k.Key.IsZero(), fmt.Sprintf("%s[%d].key", at, i), k.Key, "is missing")
+		for _, other := range w.PresharedKeys[:i] {
+			v.check(other.Generation != k.Generation, fmt.Sprintf("%s[%d].generation", at, i), k.Generation, "stands twice")
+			v.check(!other.Key.Equal(k.Key), fmt.Sprintf("%s[%d].key", at, i), k.Key, "stands twice")
+		}
+	}
 }
 
 func usable(a netip.Addr) bool {

@@ -48,6 +48,9 @@ func tunnelToWire(t Tunnel) *v1.Tunnel {
 		if !t.WireGuard.PeerKey.IsZero() {
 			wg.PeerPublicKey = t.WireGuard.PeerKey[:]
 		}
+		wg.PresharedKeys = convert(t.WireGuard.PresharedKeys, func(k PresharedKey) *v1.PresharedKey {
+			return &v1.PresharedKey{Generation: k.Generation, Key: k.Key[:]}
+		})
 		w.Protocol = &v1.Tunnel_Wireguard{Wireguard: wg}
 	}
 	return w
@@ -108,6 +111,11 @@ func readTunnel(r *reader, t *v1.Tunnel) Tunnel {
 		key, err := PublicKeyFromBytes(p.Wireguard.GetPeerPublicKey())
 		r.fail("wireguard.peer_public_key", err)
 		out.WireGuard = &WireGuard{PeerKey: key}
+		out.WireGuard.PresharedKeys = read(r, "wireguard.preshared_keys", p.Wireguard.GetPresharedKeys(), func(r *reader, k *v1.PresharedKey) PresharedKey {
+			secret, err := SecretFromBytes(k.GetKey())
+			r.fail("key", err)
+			return PresharedKey{Generation: k.GetGeneration(), Key: secret}
+		})
 	default:
 		r.fail("protocol", fmt.Errorf("is missing or unknown to this version"))
 	}

@@ -52,7 +52,9 @@ func tunnelStatusToWire(t TunnelStatus) *v1.TunnelStatus {
 		LastHandshake: timeToWire(t.LastHandshake),
 		ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
 		ProbesSent: t.ProbesSent, ProbesLost: t.ProbesLost,
-		Problem: clip(t.Problem),
+		Problem:                 clip(t.Problem),
+		PresharedKeyGenerations: most(t.PresharedKeyGenerations, maxStatusGenerations),
+		PresharedKeyUsed:        t.PresharedKeyUsed,
 	}
 	if !t.PublicKey.IsZero() {
 		w.PublicKey = t.PublicKey[:]
@@ -69,6 +71,8 @@ const (
 	maxStatusProblems = 256
 	maxStatusDrift    = 64
 	maxStatusText     = 1_024
+	// maxStatusGenerations is how many pre-shared keys a tunnel has at most.
+	maxStatusGenerations = 2
 )
 
 func most[T any](in []T, n int) []T { return in[:min(len(in), n)] }
@@ -132,6 +136,7 @@ func readTunnelStatus(r *reader, t *v1.TunnelStatus) TunnelStatus {
 	if phase < PhasePending || phase > PhaseUp {
 		r.fail("phase", fmt.Errorf("%d is unknown to this version", t.GetPhase()))
 	}
+	r.limit("preshared_key_generations", len(t.GetPresharedKeyGenerations()), maxStatusGenerations)
 	return TunnelStatus{
 		ID: r.text("id", t.GetId()), Phase: phase, Backend: r.text("backend", t.GetBackend()),
 		PublicKey:     key,
@@ -140,6 +145,9 @@ func readTunnelStatus(r *reader, t *v1.TunnelStatus) TunnelStatus {
 		ProbesSent: t.GetProbesSent(), ProbesLost: t.GetProbesLost(),
 		RoundTrip: t.GetRoundTrip().AsDuration(),
 		Problem:   r.text("problem", t.GetProblem()),
+
+		PresharedKeyGenerations: t.GetPresharedKeyGenerations(),
+		PresharedKeyUsed:        t.GetPresharedKeyUsed(),
 	}
 }
 

@@ -727,9 +727,15 @@ type TunnelStatus struct {
 	// Of the last answered probe.
 	RoundTrip *durationpb.Duration `protobuf:"bytes,10,opt,name=round_trip,json=roundTrip,proto3" json:"round_trip,omitempty"`
 	// What is wrong, in a sentence; empty when nothing is.
-	Problem       string `protobuf:"bytes,11,opt,name=problem,proto3" json:"problem,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Problem string `protobuf:"bytes,11,opt,name=problem,proto3" json:"problem,omitempty"`
+	// The generations of the pre-shared keys that the node holds, in the order
+	// of its state.
+	PresharedKeyGenerations []uint64 `protobuf:"varint,12,rep,packed,name=preshared_key_generations,json=presharedKeyGenerations,proto3" json:"preshared_key_generations,omitempty"`
+	// The generation with which the last handshake was completed; 0 while that
+	// is not known.
+	PresharedKeyUsed uint64 `protobuf:"varint,13,opt,name=preshared_key_used,json=presharedKeyUsed,proto3" json:"preshared_key_used,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *TunnelStatus) Reset() {
@@ -837,6 +843,20 @@ func (x *TunnelStatus) GetProblem() string {
 		return x.Problem
 	}
 	return ""
+}
+
+func (x *TunnelStatus) GetPresharedKeyGenerations() []uint64 {
+	if x != nil {
+		return x.PresharedKeyGenerations
+	}
+	return nil
+}
+
+func (x *TunnelStatus) GetPresharedKeyUsed() uint64 {
+	if x != nil {
+		return x.PresharedKeyUsed
+	}
+	return 0
 }
 
 // GuardStatus is one fail-closed layer on one circuit interface.
@@ -1010,7 +1030,7 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\"Y\n" +
 	"\tRejection\x124\n" +
 	"\bposition\x18\x01 \x01(\v2\x18.circuitseal.v1.PositionR\bposition\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xa9\x03\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x93\x04\n" +
 	"\fTunnelStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x1b.circuitseal.v1.TunnelPhaseR\x05phase\x12\x18\n" +
@@ -1028,7 +1048,9 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"round_trip\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\troundTrip\x12\x18\n" +
-	"\aproblem\x18\v \x01(\tR\aproblem\"W\n" +
+	"\aproblem\x18\v \x01(\tR\aproblem\x12:\n" +
+	"\x19preshared_key_generations\x18\f \x03(\x04R\x17presharedKeyGenerations\x12,\n" +
+	"\x12preshared_key_used\x18\r \x01(\x04R\x10presharedKeyUsed\"W\n" +
 	"\vGuardStatus\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\tR\x05layer\x12\x14\n" +

@@ -891,6 +891,9 @@ type WireGuard struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Curve25519, 32 bytes; empty until the peer has reported its key.
 	PeerPublicKey []byte `protobuf:"bytes,1,opt,name=peer_public_key,json=peerPublicKey,proto3" json:"peer_public_key,omitempty"`
+	// One or two once there is a peer key; the first is the one to use, the
+	// second what to fall back to when handshakes fail.
+	PresharedKeys []*PresharedKey `protobuf:"bytes,2,rep,name=preshared_keys,json=presharedKeys,proto3" json:"preshared_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +931,68 @@ func (*WireGuard) Descriptor() ([]byte, []int) {
 func (x *WireGuard) GetPeerPublicKey() []byte {
 	if x != nil {
 		return x.PeerPublicKey
+	}
+	return nil
+}
+
+func (x *WireGuard) GetPresharedKeys() []*PresharedKey {
+	if x != nil {
+		return x.PresharedKeys
+	}
+	return nil
+}
+
+// PresharedKey is a secret that both ends of a tunnel have.
+type PresharedKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique to the tunnel, never 0; a later key has a greater one.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// 32 bytes.
+	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PresharedKey) Reset() {
+	*x = PresharedKey{}
+	mi := &file_circuitseal_v1_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PresharedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PresharedKey) ProtoMessage() {}
+
+func (x *PresharedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PresharedKey.ProtoReflect.Descriptor instead.
+func (*PresharedKey) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PresharedKey) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PresharedKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
 	}
 	return nil
 }
@@ -996,9 +1061,15 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x03mtu\x18\b \x01(\rR\x03mtu\x129\n" +
 	"\twireguard\x18\t \x01(\v2\x19.circuitseal.v1.WireGuardH\x00R\twireguardB\n" +
 	"\n" +
-	"\bprotocol\"3\n" +
+	"\bprotocol\"x\n" +
 	"\tWireGuard\x12&\n" +
-	"\x0fpeer_public_key\x18\x01 \x01(\fR\rpeerPublicKey*|\n" +
+	"\x0fpeer_public_key\x18\x01 \x01(\fR\rpeerPublicKey\x12C\n" +
+	"\x0epreshared_keys\x18\x02 \x03(\v2\x1c.circuitseal.v1.PresharedKeyR\rpresharedKeys\"@\n" +
+	"\fPresharedKey\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key*|\n" +
 	"\rInterfaceRole\x12\x1e\n" +
 	"\x1aINTERFACE_ROLE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16INTERFACE_ROLE_CIRCUIT\x10\x01\x12\x16\n" +
@@ -1022,7 +1093,7 @@ func file_circuitseal_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_circuitseal_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_circuitseal_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_circuitseal_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_circuitseal_v1_state_proto_goTypes = []any{
 	(InterfaceRole)(0),            // 0: circuitseal.v1.InterfaceRole
 	(OfflineAction)(0),            // 1: circuitseal.v1.OfflineAction
@@ -1037,12 +1108,13 @@ var file_circuitseal_v1_state_proto_goTypes = []any{
 	(*Group)(nil),                 // 10: circuitseal.v1.Group
 	(*Tunnel)(nil),                // 11: circuitseal.v1.Tunnel
 	(*WireGuard)(nil),             // 12: circuitseal.v1.WireGuard
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*PresharedKey)(nil),          // 13: circuitseal.v1.PresharedKey
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_circuitseal_v1_state_proto_depIdxs = []int32{
 	3,  // 0: circuitseal.v1.Envelope.signatures:type_name -> circuitseal.v1.Signature
-	13, // 1: circuitseal.v1.SignedState.issued:type_name -> google.protobuf.Timestamp
+	14, // 1: circuitseal.v1.SignedState.issued:type_name -> google.protobuf.Timestamp
 	6,  // 2: circuitseal.v1.State.interfaces:type_name -> circuitseal.v1.Interface
 	7,  // 3: circuitseal.v1.State.links:type_name -> circuitseal.v1.Link
 	8,  // 4: circuitseal.v1.State.sections:type_name -> circuitseal.v1.Section
@@ -1050,14 +1122,15 @@ var file_circuitseal_v1_state_proto_depIdxs = []int32{
 	9,  // 6: circuitseal.v1.Section.locals:type_name -> circuitseal.v1.LocalPrefix
 	10, // 7: circuitseal.v1.Section.groups:type_name -> circuitseal.v1.Group
 	11, // 8: circuitseal.v1.Group.tunnels:type_name -> circuitseal.v1.Tunnel
-	14, // 9: circuitseal.v1.Group.max_offline:type_name -> google.protobuf.Duration
+	15, // 9: circuitseal.v1.Group.max_offline:type_name -> google.protobuf.Duration
 	1,  // 10: circuitseal.v1.Group.offline_action:type_name -> circuitseal.v1.OfflineAction
 	12, // 11: circuitseal.v1.Tunnel.wireguard:type_name -> circuitseal.v1.WireGuard
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	13, // 12: circuitseal.v1.WireGuard.preshared_keys:type_name -> circuitseal.v1.PresharedKey
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_state_proto_init() }
@@ -1074,7 +1147,7 @@ func file_circuitseal_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_state_proto_rawDesc), len(file_circuitseal_v1_state_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
