@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -19,8 +20,10 @@ import (
 
 	"github.com/circuitseal/circuitseal/controller/api"
 	"github.com/circuitseal/circuitseal/controller/pki"
+	"github.com/circuitseal/circuitseal/controller/rotate"
 	"github.com/circuitseal/circuitseal/controller/session"
 	"github.com/circuitseal/circuitseal/controller/store"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // openTimeout bounds how long the store may take to start: a large log is
@@ -38,7 +41,10 @@ type Config struct {
 	// the controller, beside the host's own and the loopback ones.
 	Names   []string
 	Version string
-	Log     *slog.Logger
+	// SecretKeyFile holds the key that encrypts secrets at rest. It is not made
+	// here and lies outside of DataDir; see proto/sealed.
+	SecretKeyFile string
+	Log           *slog.Logger
 	// Restored says that DataDir was restored from a backup: the epoch is raised
 	// and unused enrolment tokens are voided before anything is compiled.
 	Restored bool
@@ -57,6 +63,9 @@ type Config struct {
 func (c Config) Check() error {
 	if c.DataDir == "" {
 		return errors.New("--data-dir is empty: name the directory that holds everything")
+	}
+	if c.SecretKeyFile == "" {
+		return errors.New("--secret-key-file is empty: name the file with the key that encrypts secrets at rest")
 	}
 	if err := checkAddress("--listen", c.Listen); err != nil {
 		return err
@@ -81,6 +90,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	secrets, err := openSecrets(c)
+	if err != nil {
+		return err
+	}
 	listener, err := listen(ctx, "--listen", c.Listen)
 	if err != nil {
 		return err
@@ -96,12 +109,12 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	kept, err := store.Open(opening, store.Config{Dir: c.DataDir, Log: c.Log.With("part", "store")})
+	kept, err := store.Open(opening, store.Config{Dir: c.DataDir, Log: c.Log.With("part", "store"), Secrets: secrets})
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return explainDir(c.DataDir, err)
+		return explainDir(c, err)
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
 
@@ -119,14 +132,17 @@ func Run(ctx context.Context, c Config) (err error) {
 
 	group, ctx := errgroup.WithContext(ctx)
 	hub := session.New(kept, authority, c.Log.With("part", "session"))
+	rotator := rotate.New(rotate.Config{Store: kept, Sessions: hub, Log: c.Log.With("part", "rotate"), Now: c.Now})
 	metrics := newMetrics(c.Version)
 	countWork(metrics, hub.Work)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub,
+		Inventory: authority, Rotation: rotator, Secrets: secrets,
 		Log: c.Log.With("part", "api"), Now: c.Now, Metrics: metrics, Stopping: ctx,
 	})
 
 	group.Go(func() error { return hub.Run(ctx) })
+	group.Go(func() error { return rotator.Run(ctx) })
 	group.Go(func() error {
 		if err := kept.Await(ctx); ctx.Err() == nil {
 			return outlive(ctx, c, err)
@@ -199,7 +215,7 @@ func openAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Autho
 	case <-opened:
 		return made, failed
 	case err := <-died:
-		return nil, explainDir(c.DataDir, err)
+		return nil, explainDir(c, err)
 	}
 }
 
@@ -226,14 +242,28 @@ func fitAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Author
 // afterBackup is what a backup of the whole directory needs.
 const afterBackup = "if you restore the whole data directory, start with --restored then"
 
+// openSecrets reads the secret key file; where there is none, it says how one
+// is made and does not make it: a data directory of another key, on a host that
+// lost that, would only be the harder to open.
+func openSecrets(c Config) (*sealed.Ring, error) {
+	ring, err := sealed.Load(c.SecretKeyFile, c.DataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no secret key file %s, with which secrets are encrypted at rest: make one with `circuitseal-controller secret-key generate %s`, or put there the one that %s was used with; --secret-key-file names another", c.SecretKeyFile, c.SecretKeyFile, c.DataDir)
+	}
+	return ring, err
+}
+
 // explainDir says what to do about a data directory that cannot be used.
-func explainDir(dir string, err error) error {
+func explainDir(c Config, err error) error {
+	dir := c.DataDir
 	hint := fmt.Sprintf("see that %s is on a writable disk and belongs to this user, or name another with --data-dir", dir)
 	switch {
 	case errors.Is(err, store.ErrInUse):
 		hint = "stop that controller first, or name another directory with --data-dir"
 	case errors.Is(err, store.ErrNoParent):
 		hint = "make it, or name another directory with --data-dir"
+	case errors.Is(err, store.ErrSecretKey):
+		hint = fmt.Sprintf("put the key that %s was used with into %s, or name its file with --secret-key-file; nothing was changed", dir, c.SecretKeyFile)
 	case errors.Is(err, store.ErrDamaged):
 		hint = fmt.Sprintf("see that this user may read and write all files in %s and that the disk is sound, or restore the directory from a backup and start with --restored", dir)
 	case errors.Is(err, store.ErrExposed):

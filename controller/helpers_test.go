@@ -9,6 +9,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -24,6 +26,7 @@ import (
 	"github.com/circuitseal/circuitseal/controller"
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // patience is how long tests wait for what comes at once on an idle machine.
@@ -65,10 +68,24 @@ func start(t testing.TB, dir string) *running {
 	return startWith(t, controller.Config{DataDir: dir})
 }
 
+// secretKey is the file with a data directory's secret key, made when it is not
+// there.
+func secretKey(t testing.TB, dir string) string {
+	t.Helper()
+	path := filepath.Clean(dir) + "-key/key"
+	if err := sealed.Generate(path, time.Now()); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // startWith fills in what a configuration leaves open.
 func startWith(t testing.TB, c controller.Config) *running {
 	t.Helper()
 	dir := c.DataDir
+	if c.SecretKeyFile == "" {
+		c.SecretKeyFile = secretKey(t, dir)
+	}
 	r := &running{t: t, dir: dir, log: &safeBuffer{}}
 	ready := make(chan string, 1)
 	done := make(chan error, 1)

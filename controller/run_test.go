@@ -66,11 +66,12 @@ func TestRunSaysWhatToDo(t *testing.T) {
 		{"no parent", t.TempDir() + "/a/b", "127.0.0.1:0", []string{"/a/b", "--data-dir", "/a, does not exist", "make it"}},
 		{"no directory named", "", "127.0.0.1:0", []string{"--data-dir is empty"}},
 	}
+	key := secretKey(t, t.TempDir()+"/d")
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			err := controller.Run(ctx, controller.Config{DataDir: tt.dir, Listen: tt.listen, Log: slog.New(slog.DiscardHandler)})
+			err := controller.Run(ctx, controller.Config{DataDir: tt.dir, SecretKeyFile: key, Listen: tt.listen, Log: slog.New(slog.DiscardHandler)})
 			if err == nil {
 				t.Fatal("it ran")
 			}
@@ -90,7 +91,7 @@ func TestRunSaysWhatToDo(t *testing.T) {
 func TestNamesAreCheckedFirst(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir() + "/data"
-	err := controller.Run(t.Context(), controller.Config{DataDir: dir, Listen: "127.0.0.1:0", Names: []string{"ok.example", "a_b"}, Log: slog.New(slog.DiscardHandler)})
+	err := controller.Run(t.Context(), controller.Config{DataDir: dir, SecretKeyFile: "/none", Listen: "127.0.0.1:0", Names: []string{"ok.example", "a_b"}, Log: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), "--name") || !strings.Contains(err.Error(), `"a_b"`) {
 		t.Errorf("it ended with %v", err)
 	}

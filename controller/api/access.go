@@ -65,6 +65,7 @@ var rules = map[string]rule{
 	circuitsealv1connect.NodeServiceListNodesProcedure:       {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.NodeServiceRevokeProcedure:          {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.NodeServiceDecommissionProcedure:    {access: AccessAdmin, most: maxOperatorMessage},
+	circuitsealv1connect.KeyServiceListKeysProcedure:         {access: AccessAdmin, most: maxOperatorMessage},
 	circuitsealv1connect.StatusServiceGetStatusProcedure:     {access: AccessAdmin, most: maxOperatorMessage},
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/circuitseal/circuitseal/proto/chunk"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // Store is what the API needs of the store; store.Store has it.
@@ -61,7 +62,11 @@ type Config struct {
 	Store     Store
 	Authority Authority
 	Sessions  Sessions
-	Log       *slog.Logger
+	Inventory Inventory
+	Rotation  Rotation
+	// Secrets are the keys with which the store's secrets are sealed.
+	Secrets *sealed.Ring
+	Log     *slog.Logger
 	// Stopping is done when calls that last are to end.
 	Stopping context.Context
 	// Now is the clock.
@@ -102,6 +107,9 @@ func New(c Config) http.Handler {
 	mount(circuitsealv1connect.NewPlanServiceHandler(&plans{store: c.Store, uploads: texts, log: c.Log}, perProcedure))
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
+	mount(circuitsealv1connect.NewKeyServiceHandler(&keys{
+		store: c.Store, inventory: c.Inventory, rotation: c.Rotation, secrets: c.Secrets, log: c.Log, now: c.Now,
+	}, perProcedure))
 	return &gate{
 		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,
 		errors:    connect.NewErrorWriter(connect.WithCompression("gzip", nil, nil)),

@@ -189,8 +189,18 @@ func (c *compiler) tunnel(customer string, b *builder, t model.Tunnel, end int, 
 		Remote:     netip.AddrPortFrom(far.Address, port),
 		LocalProbe: probes[end], RemoteProbe: probes[1-end],
 		MTU:       uint16(policy.InnerMTU()),
-		WireGuard: &desired.WireGuard{PeerKey: c.snapshot.Keys[model.TunnelEnd{Tunnel: t.ID, Node: far.Node}]},
+		WireGuard: c.wireGuard(t.ID, far.Node),
 	}, true
+}
+
+// wireGuard is pending until the peer's key and a pre-shared key are there.
+func (c *compiler) wireGuard(tunnel, far string) *desired.WireGuard {
+	key := c.snapshot.Keys[model.TunnelEnd{Tunnel: tunnel, Node: far}]
+	shared := c.snapshot.PresharedKeys[tunnel].Desired()
+	if key.IsZero() || len(shared) == 0 {
+		return &desired.WireGuard{}
+	}
+	return &desired.WireGuard{PeerKey: key, PresharedKeys: shared}
 }
 
 // state sorts what was collected.

@@ -1,6 +1,7 @@
 package compile_test
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -59,6 +60,17 @@ func samples(t testing.TB) []txtar.File {
 	return parts
 }
 
+// sharedFor are the pre-shared keys of a tunnel in the middle of a rotation.
+func sharedFor(tunnel string) model.PresharedKeys {
+	sum := desired.Secret(sha256.Sum256([]byte(tunnel)))
+	next := sum
+	next[0]++
+	return model.PresharedKeys{Phase: model.PresharedPrepare, Keys: []model.PresharedGeneration{
+		{PresharedKey: desired.PresharedKey{Generation: 7, Key: sum}},
+		{PresharedKey: desired.PresharedKey{Generation: 8, Key: next}},
+	}}
+}
+
 // TestGolden goes through testdata/*.txtar: files ending in .yaml are documents
 // (the shipped samples where there are none), "keys" has lines "tunnel node"
 // whose keys are known, and NODE.json is that node's state.
@@ -99,6 +111,10 @@ func TestGolden(t *testing.T) {
 			}
 			s := snapshot(t, sources...)
 			s.Keys = keys
+			s.PresharedKeys = map[string]model.PresharedKeys{}
+			for id := range s.Numbers.Tunnels {
+				s.PresharedKeys[id] = sharedFor(id)
+			}
 			got := map[string]string{}
 			for node, state := range compile.Compile(s) {
 				if err := state.Validate(); err != nil {

@@ -140,6 +140,10 @@ func (d *differ) keys() {
 	}
 }
 
+func (d *differ) presharedKeys() {
+	d.customersOf(changedKeys(d.before.PresharedKeys, d.after.PresharedKeys))
+}
+
 // changedKeys are those at which two maps differ.
 func changedKeys[K comparable, V any](a, b map[K]V) iter.Seq[K] {
 	return func(yield func(K) bool) {

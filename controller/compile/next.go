@@ -45,6 +45,7 @@ func Next(before *Result, s *model.Snapshot) *Result {
 	d.documents()
 	d.numbers()
 	d.keys()
+	d.presharedKeys()
 	d.revocations()
 
 	touched := set{}

@@ -47,6 +47,13 @@ func customerPart(s *model.Snapshot, r *reach, name string, numbers model.Number
 	part := &model.Snapshot{
 		Documents: map[model.Key]model.Document{}, Numbers: numbers, Keys: keys,
 		Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
+		PresharedKeys: map[string]model.PresharedKeys{},
+	}
+	// A tunnel without a number has none either.
+	for id := range numbers.Tunnels {
+		if shared, ok := s.PresharedKeys[id]; ok {
+			part.PresharedKeys[id] = shared
+		}
 	}
 	put(part, s, r.customers[name]...)
 	put(part, s, r.shared...)

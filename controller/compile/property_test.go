@@ -97,7 +97,7 @@ func TestCompileProperties(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &model.Snapshot{Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}}
+		s := &model.Snapshot{Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}, PresharedKeys: map[string]model.PresharedKeys{}}
 		for k, d := range docs {
 			if k.Kind != model.KindNode {
 				continue
@@ -108,6 +108,11 @@ func TestCompileProperties(t *testing.T) {
 						s.Keys[model.TunnelEnd{Tunnel: id, Node: d.Key.Name}] = keyFor(id, d.Key.Name)
 					}
 				}
+			}
+		}
+		for id := range numbers.Tunnels {
+			if rapid.Bool().Draw(t, "secret known") {
+				s.PresharedKeys[id] = sharedFor(id)
 			}
 		}
 		states := compile.Compile(s)
@@ -212,8 +217,16 @@ func mirrored(t *rapid.T, s *model.Snapshot, id string, ends []end) {
 		t.Fatalf("the ends of %s do not agree:\n%+v\n%+v", id, a, b)
 	}
 	for i, e := range ends {
-		if got, want := e.tunnel.WireGuard.PeerKey, s.Keys[model.TunnelEnd{Tunnel: id, Node: ends[1-i].node}]; got != want {
+		want := s.Keys[model.TunnelEnd{Tunnel: id, Node: ends[1-i].node}]
+		shared := s.PresharedKeys[id].Desired()
+		if want.IsZero() || len(shared) == 0 {
+			want, shared = desired.PublicKey{}, nil
+		}
+		if got := e.tunnel.WireGuard.PeerKey; got != want {
 			t.Fatalf("%s at %s has peer key %s, want %s", id, e.node, got, want)
+		}
+		if !slices.Equal(e.tunnel.WireGuard.PresharedKeys, shared) {
+			t.Fatalf("%s at %s has pre-shared keys %v, want %v", id, e.node, e.tunnel.WireGuard.PresharedKeys, shared)
 		}
 	}
 }

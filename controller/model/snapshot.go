@@ -17,6 +17,8 @@ type Snapshot struct {
 	Numbers Numbers
 	// Keys are the public keys that nodes have reported for their tunnels.
 	Keys map[TunnelEnd]desired.PublicKey
+	// PresharedKeys are the secrets that both ends of a tunnel have, by its ID.
+	PresharedKeys map[string]PresharedKeys
 	// Enrolments say which nodes hold a certificate.
 	Enrolments map[string]Enrolment
 	// Revocations are the keys that are never accepted again, with or without

@@ -18,7 +18,7 @@ import (
 // mortal is a store whose engine is going to die.
 func mortal(t *testing.T) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Dir: dataDir(t), Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(t.Context(), Config{Dir: dataDir(t), Log: slog.New(slog.DiscardHandler), Secrets: ring})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func firstStart(ctx context.Context, c Config, quota int64) (string, error) {
 	if err := os.RemoveAll(unfinished); err != nil {
 		return "", fmt.Errorf("start store in %s: throw away a first start that was cut short: %w", c.Dir, err)
 	}
-	first := &Store{log: c.Log, dir: c.Dir, died: &death{done: make(chan struct{})}}
+	first := &Store{log: c.Log, secrets: c.Secrets, dir: c.Dir, died: &death{done: make(chan struct{})}}
 	err := first.start(ctx, c, unfinished, quota)
 	first.stop()
 	if err != nil {

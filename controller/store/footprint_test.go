@@ -12,7 +12,7 @@ import (
 // BenchmarkFootprint applies changes of 30 KB for as long as it is told to and
 // reports what stays resident: entries of the log must not pile up in memory.
 func BenchmarkFootprint(b *testing.B) {
-	s, err := Open(b.Context(), Config{Dir: b.TempDir() + "/data", Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(b.Context(), Config{Dir: b.TempDir() + "/data", Log: slog.New(slog.DiscardHandler), Secrets: ring})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -19,6 +19,8 @@ import (
 //	keys/<node>/<customer>/<connection>/<circuit>/<link>   the 32 bytes
 //	enrolments/<node>                                 JSON, with the newest certificate
 //	revocations/<fingerprint>                         JSON; kept for ever
+//	preshared/<customer>/<connection>/<circuit>/<link>     JSON, the keys sealed
+//	sealed                                            a constant, sealed: tells whose secret key it is
 //	tokens/<id>                                       JSON, the secret as a hash
 //	redeemable/<node>                                 the id of the only token that may still be redeemed
 //	epoch                                             decimal
@@ -31,6 +33,8 @@ const (
 	chunksRoot    = root + "chunks/"
 	numbersRoot   = root + "numbers/"
 	keysRoot      = root + "keys/"
+	presharedRoot = root + "preshared/"
+	sealKey       = root + "sealed"
 	enrolmentRoot = root + "enrolments/"
 	revokedRoot   = root + "revocations/"
 	tokensRoot    = root + "tokens/"

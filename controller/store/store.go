@@ -2,9 +2,10 @@
 // in kernels, the keys and enrolments that nodes have, and enrolment tokens. It
 // hands out the whole at a revision, takes changes as fenced transactions and
 // says when there is something newer. It sits on an etcd server inside this
-// process that has no listener of any kind. It knows neither RPC nor policy nor
-// cryptography: whether a set of documents is valid, who may change it and what
-// a certificate says is for others to judge.
+// process that has no listener of any kind. Secrets are sealed before they get
+// there, with a key that lies elsewhere. It knows neither RPC nor policy:
+// whether a set of documents is valid, who may change it, when a secret is
+// replaced and what a certificate says is for others to judge.
 package store
 
 import (
@@ -22,6 +23,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/proto/chunk"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // What callers tell apart. Errors of this package wrap at most one of these,
@@ -71,6 +73,8 @@ var (
 	ErrSlow = errors.New("the store's disk is too slow")
 	// ErrDamaged: the engine has found files that it cannot use.
 	ErrDamaged = errors.New("the store's files cannot be used")
+	// ErrSecretKey: the store's secrets were sealed with another secret key.
+	ErrSecretKey = errors.New("the store is another secret key's")
 	// ErrClosed: the store was closed or has stopped by itself.
 	ErrClosed = errors.New("store is closed")
 	// ErrReadOnly: the store has stopped by itself before this change, which was
@@ -86,11 +90,14 @@ type Config struct {
 	Dir string
 	// Log takes what etcd warns of.
 	Log *slog.Logger
+	// Secrets seals what is secret; it is never nil.
+	Secrets *sealed.Ring
 }
 
 // Store is an open store. Its methods may be used concurrently.
 type Store struct {
-	log *slog.Logger
+	log     *slog.Logger
+	secrets *sealed.Ring
 	// dir is the data directory.
 	dir    string
 	lock   *dirLock
@@ -129,7 +136,9 @@ func open(ctx context.Context, c Config, quota int64) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{log: c.Log, dir: c.Dir, lock: lock, died: &death{done: make(chan struct{})}, inFlight: map[chunk.Sum]int{}}
+	s := &Store{
+		log: c.Log, secrets: c.Secrets, dir: c.Dir, lock: lock, died: &death{done: make(chan struct{})}, inFlight: map[chunk.Sum]int{},
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -163,6 +172,9 @@ func (s *Store) start(ctx context.Context, c Config, dir string, quota int64) (e
 
 func (s *Store) prepare(ctx context.Context) error {
 	if err := s.reclaim(ctx); err != nil {
+		return err
+	}
+	if err := s.unlock(ctx); err != nil {
 		return err
 	}
 	if err := s.initialise(ctx); err != nil {

@@ -52,7 +52,7 @@ func dataDir(t *testing.T) string {
 func start(t *testing.T, dir string) *Store {
 	t.Helper()
 	var log syncBuffer
-	s, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.NewTextHandler(&log, nil)), Secrets: ring})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -143,6 +143,8 @@ func TestSurvivesRestart(t *testing.T) {
 		Numbers:    numbers(),
 		Keys:       map[model.TunnelEnd]desired.PublicKey{{Tunnel: tunnelA, Node: "prem-1"}: key},
 		Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
+
+		PresharedKeys: map[string]model.PresharedKeys{},
 	}
 	for _, d := range []model.Document{site("hq", "10.1.0.0/16"), node("prem-1")} {
 		d.Revision = before.Documents[d.Key].Revision
@@ -245,7 +247,7 @@ func TestRefusesDirectory(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := dataDir(t)
 			tt.prep(t, dir)
-			_, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+			_, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Open: %v, want %q", err, tt.want)
 			}
@@ -308,7 +310,7 @@ func TestReadOnlyFileSystem(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	_, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	_, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring})
 	if err == nil || !strings.Contains(err.Error(), "is read-only") {
 		t.Errorf("Open: %v, want an error that says read-only", err)
 	}
@@ -317,7 +319,7 @@ func TestReadOnlyFileSystem(t *testing.T) {
 func TestDirectoryInUse(t *testing.T) {
 	dir := dataDir(t)
 	s := start(t, dir)
-	_, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	_, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring})
 	want := fmt.Sprintf("in use by pid %d", os.Getpid())
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), want) {
 		t.Errorf("second Open: %v, want ErrInUse and %q", err, want)
@@ -331,7 +333,7 @@ func TestDirectoryInUse(t *testing.T) {
 // TestFull fills a store of 1 MiB and takes it into use again.
 func TestFull(t *testing.T) {
 	dir := dataDir(t)
-	c := Config{Dir: dir, Log: slog.New(slog.DiscardHandler)}
+	c := Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring}
 	s, err := open(t.Context(), c, 1<<20)
 	if err != nil {
 		t.Fatal(err)

@@ -27,8 +27,9 @@ type Change struct {
 	// Revocation is what is kept of the identities of deleted Nodes.
 	Revocation model.Revocation
 	// Numbers are all numbers after the change. With a tunnel that has no
-	// number any more go the keys that nodes have reported for it, and with an
-	// endpoint that moves to another node that of the old one.
+	// number any more go the keys that nodes have reported for it and its
+	// pre-shared keys, and with an endpoint that moves to another node that of
+	// the old one, and the pre-shared keys that it knows.
 	Numbers model.Numbers
 }
 
@@ -237,11 +238,25 @@ func (e encoded) difference(have *model.Snapshot) (ops []clientv3.Op, changed []
 		}
 	}
 	ends := e.ends(have)
+	known := map[string]bool{}
+	for tunnel := range have.PresharedKeys {
+		if _, numbered := e.tunnels[tunnel]; !numbered {
+			known[tunnel] = true
+		}
+	}
 	for end := range have.Keys {
 		_, numbered := e.tunnels[end.Tunnel]
 		nodes, derived := ends[end.Tunnel]
-		if stale := !numbered || derived && !slices.Contains(nodes[:], end.Node); stale && !gone[end.Node] {
-			ops = append(ops, clientv3.OpDelete(tunnelKey(end.Node, end.Tunnel)))
+		if stale := !numbered || derived && !slices.Contains(nodes[:], end.Node); stale {
+			known[end.Tunnel] = true
+			if !gone[end.Node] {
+				ops = append(ops, clientv3.OpDelete(tunnelKey(end.Node, end.Tunnel)))
+			}
+		}
+	}
+	for _, tunnel := range slices.Sorted(maps.Keys(known)) {
+		if _, ok := have.PresharedKeys[tunnel]; ok {
+			ops = append(ops, clientv3.OpDelete(presharedKey(tunnel)))
 		}
 	}
 	return ops, changed, nil

@@ -260,6 +260,7 @@ func TestKeysFollowEndpoints(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	preshared(t, s, map[string]model.PresharedKeys{tunnelA: steady(generation(1, 1)), tunnelB: steady(generation(1, 2))})
 	moved := model.Document{Key: model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "vnet-weu"}}
 	old, ok := model.Lookup[*model.EndpointSpec](snapshot(t, s).Documents, moved.Key)
 	if !ok {
@@ -271,6 +272,9 @@ func TestKeysFollowEndpoints(t *testing.T) {
 	want := map[model.TunnelEnd]desired.PublicKey{{Node: "prem-1", Tunnel: tunnelA}: {1}, {Node: "prem-1", Tunnel: tunnelB}: {2}}
 	if d := cmp.Diff(want, snapshot(t, s).Keys); d != "" {
 		t.Errorf("keys after an endpoint has moved (-want +got):\n%s", d)
+	}
+	if got := snapshot(t, s).PresharedKeys; len(got) != 0 {
+		t.Errorf("the node that was left knows pre-shared keys that are still in use: %v", got)
 	}
 }
 

@@ -59,6 +59,12 @@ every node its signed state. At its first start it makes its certificate
 authority and writes the administrator's identity to admin/identity.pem in the
 data directory; sealctl takes that file, and admin/root.pem beside it.
 
+Secrets at rest are encrypted with a key that is made once, by
+  circuitseal-controller secret-key generate /etc/circuitseal/controller.key
+and lies outside of the data directory. As a systemd service the controller takes
+it from the credential "secret-key".
+
+
 Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 		Version:       version,
 		SilenceErrors: true,
@@ -90,12 +96,14 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	f := cmd.Flags()
 	f.StringVar(&config.DataDir, "data-dir", "/var/lib/circuitseal-controller", "`directory` that holds everything; made at the first start")
+	f.StringVar(&config.SecretKeyFile, "secret-key-file", secretKeyFile(), "`file` with the key that encrypts secrets at rest, 0600, outside of the data directory")
 	f.StringVar(&config.Listen, "listen", ":8443", "`address` to listen on")
 	f.StringVar(&config.MetricsListen, "metrics-listen", "", "`address` at which Prometheus may scrape /metrics, such as 127.0.0.1:9467; anybody who reaches it may read it")
 	f.StringArrayVar(&config.Names, "name", nil, "host `name` or address in the server's certificate, beside this host's own; repeatable")
 	f.BoolVar(&config.Restored, "restored", false, "the data directory was restored from a backup: raise the epoch, so that nodes accept its states again, and void enrolment tokens")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cmd.AddCommand(secretKeyCommand())
 	return cmd
 }
 
