@@ -137,6 +137,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/circuitseal.v1.NodeService/ListNodes":       operator(""),
 		"/circuitseal.v1.NodeService/Revoke":          operator(bad),
 		"/circuitseal.v1.NodeService/Decommission":    operator(bad),
+		"/circuitseal.v1.KeyService/ListKeys":         operator(""),
 		"/circuitseal.v1.StatusService/GetStatus":     operator(""),
 		"/circuitseal.v1.PlanService/Plan":            operator(bad),
 	}

@@ -161,6 +161,7 @@ type operator struct {
 	policy circuitsealv1connect.PolicyServiceClient
 	nodes  circuitsealv1connect.NodeServiceClient
 	status circuitsealv1connect.StatusServiceClient
+	keys   circuitsealv1connect.KeyServiceClient
 }
 
 func (r *running) operator() operator {
@@ -169,6 +170,31 @@ func (r *running) operator() operator {
 		circuitsealv1connect.NewPolicyServiceClient(c, r.url),
 		circuitsealv1connect.NewNodeServiceClient(c, r.url),
 		circuitsealv1connect.NewStatusServiceClient(c, r.url),
+		circuitsealv1connect.NewKeyServiceClient(c, r.url),
+	}
+}
+
+// awaitSecrets waits until so many tunnels have a pre-shared key, and returns
+// what the controller lists then.
+func (o operator) awaitSecrets(t testing.TB, n int) []*v1.KeyReport {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		a, err := o.keys.ListKeys(t.Context(), connect.NewRequest(&v1.ListKeysRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := 0
+		for _, k := range a.Msg.GetKeys() {
+			if k.GetKind() == v1.KeyKind_KEY_KIND_PRESHARED {
+				have++
+			}
+		}
+		if have == n {
+			return a.Msg.GetKeys()
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d pre-shared keys are there, want %d", have, n)
+		}
 	}
 }
 

@@ -51,27 +51,40 @@ func TestRunSaysWhatToDo(t *testing.T) {
 	if err := errors.Join(o.stop(), os.RemoveAll(orphaned+"/pki")); err != nil {
 		t.Fatal(err)
 	}
+	other := t.TempDir() + "/data"
+	if err := start(t, other).stop(); err != nil {
+		t.Fatal(err)
+	}
+	key, open := secretKey(t, t.TempDir()+"/d"), secretKey(t, t.TempDir()+"/d")
+	if err := os.Chmod(open, 0o644); err != nil { //nolint:gosec // that others can read it is the point
+		t.Fatal(err)
+	}
 	tests := []struct {
 		name, dir, listen string
+		key               string
 		says              []string
 	}{
-		{"port in use", t.TempDir() + "/d", taken, []string{taken, "another process", "--listen"}},
-		{"no such address", t.TempDir() + "/d", "192.0.2.1:8443", []string{"192.0.2.1:8443", "--listen"}},
-		{"malformed address", t.TempDir() + "/d", "eight", []string{"eight", "--listen"}},
-		{"directory in use", r.dir, "127.0.0.1:0", []string{r.dir, "in use by pid", "stop that", "--data-dir"}},
-		{"directory read-only", readOnly, "127.0.0.1:0", []string{readOnly, "read-only", "--data-dir"}},
-		{"directory is a file", file, "127.0.0.1:0", []string{file, "is a file", "name a directory with --data-dir"}},
-		{"directory open to all", exposed, "127.0.0.1:0", []string{"mode 0755: others can reach its keys", "run `chmod 700 " + exposed + "`"}},
-		{"authority lost", orphaned, "127.0.0.1:0", []string{orphaned + " holds policy and no certificate authority (" + orphaned + "/pki): restore it from a backup of the same time", "--restored"}},
-		{"no parent", t.TempDir() + "/a/b", "127.0.0.1:0", []string{"/a/b", "--data-dir", "/a, does not exist", "make it"}},
-		{"no directory named", "", "127.0.0.1:0", []string{"--data-dir is empty"}},
+		{"port in use", t.TempDir() + "/d", taken, key, []string{taken, "another process", "--listen"}},
+		{"no such address", t.TempDir() + "/d", "192.0.2.1:8443", key, []string{"192.0.2.1:8443", "--listen"}},
+		{"malformed address", t.TempDir() + "/d", "eight", key, []string{"eight", "--listen"}},
+		{"directory in use", r.dir, "127.0.0.1:0", secretKey(t, r.dir), []string{r.dir, "in use by pid", "stop that", "--data-dir"}},
+		{"directory read-only", readOnly, "127.0.0.1:0", key, []string{readOnly, "read-only", "--data-dir"}},
+		{"directory is a file", file, "127.0.0.1:0", key, []string{file, "is a file", "name a directory with --data-dir"}},
+		{"directory open to all", exposed, "127.0.0.1:0", key, []string{"mode 0755: others can reach its keys", "run `chmod 700 " + exposed + "`"}},
+		{"authority lost", orphaned, "127.0.0.1:0", secretKey(t, orphaned), []string{orphaned + " holds policy and no certificate authority (" + orphaned + "/pki): restore it from a backup of the same time", "--restored"}},
+		{"no parent", t.TempDir() + "/a/b", "127.0.0.1:0", key, []string{"/a/b", "--data-dir", "/a, does not exist", "make it"}},
+		{"no directory named", "", "127.0.0.1:0", key, []string{"--data-dir is empty"}},
+		{"no secret key", t.TempDir() + "/d", "127.0.0.1:0", "/nowhere/key", []string{"no secret key file /nowhere/key", "make one with `circuitseal-controller secret-key generate /nowhere/key`", "--secret-key-file"}},
+		{"no secret key named", t.TempDir() + "/d", "127.0.0.1:0", "", []string{"--secret-key-file is empty"}},
+		{"secret key in the data directory", other, "127.0.0.1:0", other + "/key", []string{other + "/key: it lies in " + other, "keep it elsewhere"}},
+		{"secret key that others read", t.TempDir() + "/d", "127.0.0.1:0", open, []string{open + ": its mode 0644 lets others at it; make it 0600"}},
+		{"another secret key", other, "127.0.0.1:0", key, []string{"another secret key's", key, "--secret-key-file", "nothing was changed"}},
 	}
-	key := secretKey(t, t.TempDir()+"/d")
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			err := controller.Run(ctx, controller.Config{DataDir: tt.dir, SecretKeyFile: key, Listen: tt.listen, Log: slog.New(slog.DiscardHandler)})
+			err := controller.Run(ctx, controller.Config{DataDir: tt.dir, SecretKeyFile: tt.key, Listen: tt.listen, Log: slog.New(slog.DiscardHandler)})
 			if err == nil {
 				t.Fatal("it ran")
 			}

@@ -11,10 +11,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 func TestCommandLine(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "none", "data")
+	key := filepath.Join(t.TempDir(), "key")
+	if err := sealed.Generate(key, time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		name     string
 		args     []string
@@ -27,7 +33,7 @@ func TestCommandLine(t *testing.T) {
 		{"argument", []string{"moon"}, 2, "", `got ["moon"]`},
 		{"log format", []string{"--log-format", "xml"}, 2, "", "want text or json"},
 		{"log level", []string{"--log-level", "loud"}, 2, "", "want debug, info"},
-		{"data directory", []string{"--data-dir", file, "--listen", "127.0.0.1:0"}, 1, "", file},
+		{"data directory", []string{"--data-dir", file, "--secret-key-file", key, "--listen", "127.0.0.1:0"}, 1, "", file},
 		{"name", []string{"--data-dir", filepath.Join(t.TempDir(), "d"), "--listen", "127.0.0.1:0", "--name", "a_b"}, 2, "", `server name "a_b"`},
 		{"address as a name", []string{"--name", "https://seal.example"}, 2, "", "--name"},
 		{"no data directory", []string{"--data-dir", ""}, 2, "", "--data-dir is empty"},
@@ -60,8 +66,12 @@ func TestMain(m *testing.M) {
 // A database that cannot be used ends the controller with a sentence and exit
 // code 1, and not with the stacks of what it is built on.
 func TestDamagedDatabase(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	if err := sealed.Generate(key, time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	command := func(ctx context.Context, dir string) *exec.Cmd {
-		c := exec.CommandContext(ctx, os.Args[0], "--data-dir", dir, "--listen", "127.0.0.1:0")
+		c := exec.CommandContext(ctx, os.Args[0], "--data-dir", dir, "--secret-key-file", key, "--listen", "127.0.0.1:0")
 		c.Env = append(os.Environ(), asCommand+"=1")
 		return c
 	}
