@@ -273,6 +273,7 @@ func (n *node) Status(ctx context.Context) desired.Status {
 		seen[t.ID] = report.Tunnel{
 			Backend: t.Backend.String(), Problem: t.Problem, LastHandshake: t.LastHandshake,
 			ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
+			PresharedHeld: t.PresharedHeld, PresharedUsed: t.PresharedUsed,
 		}
 	}
 	for id, h := range n.probes.Snapshot() {

@@ -93,7 +93,7 @@ func (b *builder) section(x desired.Section) {
 				continue
 			}
 			if t.Pending() {
-				b.plan.Pending = append(b.plan.Pending, Pending{ID: t.ID, Reason: "waits for the peer's public key"})
+				b.plan.Pending = append(b.plan.Pending, Pending{ID: t.ID, Reason: "waits for the peer's public key and a pre-shared key"})
 				continue
 			}
 			group.Members = append(group.Members, b.tunnel(t, g))
@@ -111,7 +111,7 @@ func (b *builder) tunnel(t desired.Tunnel, g desired.Group) Member {
 	allowed = append(allowed, host(t.RemoteProbe))
 	b.plan.Tunnels = append(b.plan.Tunnels, Tunnel{
 		ID: t.ID, Device: device, Mark: mark, MTU: int(t.MTU),
-		Local: t.Local, Peer: t.Remote, PeerKey: t.WireGuard.PeerKey,
+		Local: t.Local, Peer: t.Remote, PeerKey: t.WireGuard.PeerKey, PresharedKeys: t.WireGuard.PresharedKeys,
 		AllowedIPs: allowed, LocalProbe: t.LocalProbe, RemoteProbe: t.RemoteProbe,
 	})
 	b.plan.Guard.Flows = append(b.plan.Guard.Flows, Flow{

@@ -31,6 +31,7 @@ func (p Plan) String() string {
 	for _, t := range p.Tunnels {
 		line("%s: %s, %s -> %s, mark %#x, mtu %d", t.ID, t.Device, t.Local, t.Peer, t.Mark, t.MTU)
 		line("  allowed %v", t.AllowedIPs)
+		line("  pre-shared keys %v", t.PresharedKeys)
 		line("  probe %s -> %s", t.LocalProbe, t.RemoteProbe)
 	}
 	section("pending tunnels", len(p.Pending))

@@ -52,6 +52,9 @@ type Tunnel struct {
 	// Local and Peer are the outer addresses and UDP ports.
 	Local, Peer netip.AddrPort
 	PeerKey     desired.PublicKey
+	// PresharedKeys are the one to use and, while it is replaced, what to fall
+	// back to.
+	PresharedKeys []desired.PresharedKey
 	// AllowedIPs are the far prefixes and the peer's probe address.
 	AllowedIPs              []netip.Prefix
 	LocalProbe, RemoteProbe netip.Addr

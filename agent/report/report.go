@@ -22,6 +22,9 @@ type Tunnel struct {
 	ProbesSent, ProbesLost   uint64
 	RoundTrip                time.Duration
 	PublicKey                desired.PublicKey
+	// PresharedHeld and PresharedUsed are generations of pre-shared keys.
+	PresharedHeld []uint64
+	PresharedUsed uint64
 }
 
 // Tunnels is the status of every tunnel of a plan, pending ones included, in
@@ -34,6 +37,7 @@ func Tunnels(p plan.Plan, seen map[string]Tunnel, now time.Time) []desired.Tunne
 			ID: t.ID, Phase: desired.PhaseDown, Backend: s.Backend, PublicKey: s.PublicKey,
 			LastHandshake: s.LastHandshake, ReceivedBytes: s.ReceivedBytes, SentBytes: s.SentBytes,
 			ProbesSent: s.ProbesSent, ProbesLost: s.ProbesLost, RoundTrip: s.RoundTrip,
+			PresharedKeyGenerations: s.PresharedHeld, PresharedKeyUsed: s.PresharedUsed,
 		}
 		if s.Up {
 			status.Phase = desired.PhaseUp

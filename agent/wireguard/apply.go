@@ -184,6 +184,7 @@ func (d *Driver) remove(s *session, name string) error {
 		}
 	}
 	delete(d.young, name)
+	delete(d.shared, name)
 	return errors.Join(errs...)
 }
 
@@ -211,7 +212,13 @@ func (d *Driver) configure(s *session, w want, c change) error {
 	if c.set != nil {
 		config.Peers = append(config.Peers, peerConfig(*c.set))
 	}
-	return d.guard(w.Device, func() error { return s.wg.ConfigureDevice(w.Device, config) })
+	if err := d.guard(w.Device, func() error { return s.wg.ConfigureDevice(w.Device, config) }); err != nil {
+		return err
+	}
+	if c.set != nil && c.set.fresh && c.set.shared != nil {
+		d.bornWith(w.Device, c.set.shared.Key, time.Now())
+	}
+	return nil
 }
 
 func peerConfig(p peerChange) wgtypes.PeerConfig {
@@ -222,6 +229,10 @@ func peerConfig(p peerChange) wgtypes.PeerConfig {
 	}
 	if p.endpoint.IsValid() {
 		c.Endpoint = net.UDPAddrFromAddrPort(p.endpoint)
+	}
+	if p.shared != nil {
+		k := wgtypes.Key(p.shared.Key)
+		c.PresharedKey = &k
 	}
 	for _, a := range p.allowed {
 		c.AllowedIPs = append(c.AllowedIPs, *netOf(a))

@@ -22,6 +22,9 @@ var contract = map[string]func(*testing.T, pair){
 	"a broken device is made whole":        madeWhole,
 	"one end late":                         oneEndLate,
 	"a session that one end has":           halfSession,
+	"pre-shared keys change in phases":     presharedInPhases,
+	"ends with different keys find one":    presharedFallback,
+	"a dead agent's key is found in time":  presharedOverdue,
 }
 
 func TestContract(t *testing.T) {
@@ -156,7 +159,9 @@ func (e *end) left(t *testing.T, tunnels []plan.Tunnel) []step {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wanted = append(wanted, want{x, k.public})
+		e.driver.mu.Lock()
+		wanted = append(wanted, want{Tunnel: x, public: k.public, shared: e.driver.pick(x, time.Now())})
+		e.driver.mu.Unlock()
 	}
 	steps, leftovers := diff(wanted, have.devices)
 	return append(steps, leftovers...)

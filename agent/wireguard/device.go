@@ -42,6 +42,9 @@ func (b Backend) String() string {
 type want struct {
 	plan.Tunnel
 	public desired.PublicKey
+	// shared is the pre-shared key that the peer is to have now. It is a pointer
+	// because fmt prints what unexported fields hold.
+	shared *desired.PresharedKey
 }
 
 // place is where a device's network interface is.
@@ -84,7 +87,8 @@ type peer struct {
 	endpoint  netip.AddrPort
 	allowed   []netip.Prefix
 	keepalive time.Duration
-	preshared bool
+	// shared is nil for none.
+	shared *desired.Secret
 }
 
 // settingsFrom takes what matters from wgctrl; the private key stays behind.
@@ -102,7 +106,9 @@ func settingsFrom(d *wgtypes.Device) settings {
 			key:       desired.PublicKey(p.PublicKey),
 			endpoint:  endpointOf(p),
 			keepalive: p.PersistentKeepaliveInterval,
-			preshared: p.PresharedKey != wgtypes.Key{},
+		}
+		if k := desired.Secret(p.PresharedKey); !k.IsZero() {
+			x.shared = &k
 		}
 		for _, n := range p.AllowedIPs {
 			ones, _ := n.Mask.Size()

@@ -55,6 +55,8 @@ type peerChange struct {
 	allowed  []netip.Prefix
 	replace  bool // allowed is all, not additions
 	timing   bool
+	// shared is the pre-shared key to set; nil leaves it.
+	shared *desired.PresharedKey
 }
 
 func (c change) empty() bool {
@@ -167,12 +169,15 @@ func diffSettings(w want, have settings) change {
 	allowed := sorted(w.AllowedIPs)
 	found := false
 	for _, p := range have.peers {
-		if p.key != w.PeerKey || p.preshared {
+		if p.key != w.PeerKey || p.shared != nil && w.shared == nil {
 			c.drop = append(c.drop, p.key)
 			continue
 		}
 		found = true
 		x := peerChange{key: p.key, timing: p.keepalive != keepalive}
+		if w.shared != nil && (p.shared == nil || !p.shared.Equal(w.shared.Key)) {
+			x.shared = w.shared
+		}
 		if p.endpoint != w.Peer {
 			x.endpoint = w.Peer
 		}
@@ -183,7 +188,7 @@ func diffSettings(w want, have settings) change {
 				x.allowed, x.replace = allowed, true
 			}
 		}
-		if x.timing || x.endpoint.IsValid() || len(x.allowed) > 0 || x.replace {
+		if x.timing || x.endpoint.IsValid() || len(x.allowed) > 0 || x.replace || x.shared != nil {
 			c.set = &x
 		}
 	}
@@ -194,7 +199,7 @@ func diffSettings(w want, have settings) change {
 }
 
 func freshPeer(w want) *peerChange {
-	return &peerChange{key: w.PeerKey, fresh: true, endpoint: w.Peer, allowed: sorted(w.AllowedIPs), replace: true, timing: true}
+	return &peerChange{key: w.PeerKey, fresh: true, endpoint: w.Peer, allowed: sorted(w.AllowedIPs), replace: true, timing: true, shared: w.shared}
 }
 
 // missing are those of a that b lacks.
@@ -265,6 +270,9 @@ func (c change) String() string {
 			if !s.replace {
 				p += " in addition"
 			}
+		}
+		if s.shared != nil {
+			p += " sharing " + s.shared.String()
 		}
 		parts = append(parts, p)
 	}

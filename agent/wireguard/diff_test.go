@@ -29,6 +29,7 @@ func wanted() want {
 			LocalProbe: netip.MustParseAddr("fdc5::1"), RemoteProbe: netip.MustParseAddr("fdc5::2"),
 		},
 		public: desired.PublicKey{1},
+		shared: &desired.PresharedKey{Generation: 7, Key: desired.Secret{7}},
 	}
 }
 
@@ -42,6 +43,7 @@ func inPlace() device {
 			peers: []peer{{
 				key: desired.PublicKey{2}, endpoint: netip.MustParseAddrPort("192.0.2.2:51820"),
 				allowed: prefixes("10.1.0.0/16", "fdc5::2/128"), keepalive: keepalive,
+				shared: &desired.Secret{7},
 			}},
 		},
 	}
@@ -54,7 +56,7 @@ func TestDiff(t *testing.T) {
 	)
 	whole := []string{
 		"move device cs-t-1 to the main namespace",
-		"configure device cs-t-1: private key, port 51820, mark 0x43530001, peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128]",
+		"configure device cs-t-1: private key, port 51820, mark 0x43530001, peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128] sharing generation 7",
 		"set device cs-t-1 to make no address by itself", "set MTU of device cs-t-1 to 1380",
 		"add address fdc5::1/128 to device cs-t-1", "set device cs-t-1 up", "add route to fdc5::2/128 by device cs-t-1",
 	}
@@ -95,14 +97,13 @@ func TestDiff(t *testing.T) {
 		}},
 		{"keepalive", func(d *device) { d.config.peers[0].keepalive = time.Second }, []string{"configure device cs-t-1: peer " + key2}},
 		{"another peer", func(d *device) { d.config.peers[0].key = desired.PublicKey{9} }, []string{
-			"configure device cs-t-1: no peer " + key9 + ", peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128]",
+			"configure device cs-t-1: no peer " + key9 + ", peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128] sharing generation 7",
 		}},
 		{"one peer too many", func(d *device) { d.config.peers = append(d.config.peers, peer{key: desired.PublicKey{9}}) }, []string{
 			"configure device cs-t-1: no peer " + key9,
 		}},
-		{"a secret that nobody planned", func(d *device) { d.config.peers[0].preshared = true }, []string{
-			"configure device cs-t-1: no peer " + key2 + ", peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128]",
-		}},
+		{"no pre-shared key", func(d *device) { d.config.peers[0].shared = nil }, []string{"configure device cs-t-1: peer " + key2 + " sharing generation 7"}},
+		{"another pre-shared key", func(d *device) { d.config.peers[0].shared = &desired.Secret{9} }, []string{"configure device cs-t-1: peer " + key2 + " sharing generation 7"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			have := inPlace()

@@ -152,6 +152,6 @@ func (d *Driver) hastenOne(s *session, name string, silent func(tunnel string, s
 		}
 	}
 	y.shaken = time.Time{}
-	x := want{Tunnel: t}
+	x := want{Tunnel: t, shared: d.pick(t, time.Now())}
 	return false, d.configure(s, x, restart(x))
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/durable"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 const (
@@ -25,12 +26,13 @@ const (
 )
 
 // Keys keeps one private key for each tunnel ID in a directory of its own, each
-// in a file of mode 0600 that is written atomically and checks itself. A key is
+// in a file of mode 0600 that is sealed, written atomically and checks itself. A key is
 // made once and stays until Forget. Methods may be called by several
 // goroutines; two processes must not share a directory.
 type Keys struct {
-	dir string
-	mu  sync.Mutex
+	dir     string
+	secrets *sealed.Ring
+	mu      sync.Mutex
 	// known saves reading files again on every pass.
 	known map[string]keyPair
 }
@@ -57,7 +59,9 @@ func (f keyFile) sum() []byte {
 }
 
 // OpenKeys makes the directory, of mode 0700, when it is not there.
-func OpenKeys(dir string) (*Keys, error) {
+// Files are sealed with the first key of secrets; those of before that are not
+// sealed are taken, and sealed when they are first read.
+func OpenKeys(dir string, secrets *sealed.Ring) (*Keys, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open WireGuard keys: %w", err)
 	}
@@ -68,7 +72,7 @@ func OpenKeys(dir string) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open WireGuard keys: %w", err)
 	}
-	return &Keys{dir: dir, known: map[string]keyPair{}}, nil
+	return &Keys{dir: dir, secrets: secrets, known: map[string]keyPair{}}, nil
 }
 
 // Ensure makes the keys that are missing and returns the public halves of all.
@@ -141,12 +145,31 @@ func (k *Keys) load(id string) (keyPair, error) {
 	if err != nil {
 		return keyPair{}, err
 	}
-	p, err := decodeKey(b, id)
+	plain, stale, err := k.secrets.Open(keyPlace(id), b)
+	if errors.Is(err, sealed.ErrNotSealed) {
+		plain, stale, err = b, true, nil
+	}
+	var p keyPair
+	if err == nil {
+		p, err = decodeKey(plain, id)
+	}
 	if err != nil {
 		return keyPair{}, fmt.Errorf("%s: %w; restore the file from a backup, or remove it to have a new key made", path, err)
 	}
+	if stale {
+		if err := k.write(id, plain); err != nil {
+			return keyPair{}, err
+		}
+	}
 	k.known[id] = p
 	return p, nil
+}
+
+// keyPlace is where a tunnel's key may be opened.
+func keyPlace(id string) string { return "wireguard private key\x00" + id }
+
+func (k *Keys) write(id string, plain []byte) error {
+	return durable.WriteFile(filepath.Join(k.dir, keyName(id)), k.secrets.Seal(keyPlace(id), plain), 0o600)
 }
 
 func (k *Keys) create(id string) (keyPair, error) {
@@ -164,7 +187,7 @@ func (k *Keys) create(id string) (keyPair, error) {
 	if err != nil {
 		return keyPair{}, err
 	}
-	if err := durable.WriteFile(filepath.Join(k.dir, keyName(id)), append(b, '\n'), 0o600); err != nil {
+	if err := k.write(id, b); err != nil {
 		return keyPair{}, err
 	}
 	p := keyPair{private: private, public: public}

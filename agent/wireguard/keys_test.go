@@ -16,12 +16,23 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
+
+var ring = mustRing("cskey1.1700000000.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE")
+
+func mustRing(lines ...string) *sealed.Ring {
+	r, err := sealed.Parse([]byte(strings.Join(lines, "\n")))
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
 
 func openKeys(t *testing.T) (*Keys, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "wireguard")
-	k, err := OpenKeys(dir)
+	k, err := OpenKeys(dir, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +55,7 @@ func TestKeysLastAndDiffer(t *testing.T) {
 	if first["a/b/c/1"] == first["a/b/c/2"] || first["a/b/c/1"].IsZero() {
 		t.Errorf("keys %v", first)
 	}
-	again, err := OpenKeys(dir)
+	again, err := OpenKeys(dir, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +129,9 @@ func TestDamagedKeysAreNotReplaced(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if b, _, err = ring.Open(keyPlace("a"), b); err != nil {
+				t.Fatal(err)
+			}
 			var f keyFile
 			if err := json.Unmarshal(b, &f); err != nil {
 				t.Fatal(err)
@@ -129,7 +143,7 @@ func TestDamagedKeysAreNotReplaced(t *testing.T) {
 			if err := os.Chmod(path, tt.mode); err != nil {
 				t.Fatal(err)
 			}
-			again, err := OpenKeys(dir)
+			again, err := OpenKeys(dir, ring)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -146,6 +160,64 @@ func TestDamagedKeysAreNotReplaced(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Keys lie sealed, those of an earlier version from when they are first read;
+// with another secret key they are not readable, and not replaced.
+func TestKeysLieSealed(t *testing.T) {
+	k, dir := openKeys(t)
+	first := ensure(t, k, "a", "b")
+	path := func(id string) string { return filepath.Join(dir, keyName(id)) }
+	read := func(id string) []byte {
+		b, err := os.ReadFile(path(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	plain, _, err := ring.Open(keyPlace("a"), read("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path("a"), plain, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	newer := mustRing("cskey1.1700000001.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI", "cskey1.1700000000.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE")
+	for _, r := range []*sealed.Ring{ring, newer} {
+		again, err := OpenKeys(dir, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := ensure(t, again, "a", "b"); got["a"] != first["a"] || got["b"] != first["b"] {
+			t.Errorf("keys %v, before %v", got, first)
+		}
+		for _, id := range []string{"a", "b"} {
+			if _, stale, err := r.Open(keyPlace(id), read(id)); err != nil || stale {
+				t.Errorf("the file of %s: stale %t, %v", id, stale, err)
+			}
+		}
+	}
+	before := read("a")
+	foreign, err := OpenKeys(dir, ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := foreign.Ensure([]string{"a"}); !errors.Is(err, sealed.ErrOtherKey) || len(got) != 0 {
+		t.Errorf("with another secret key: %v, %v", got, err)
+	}
+	if err := os.WriteFile(path("b"), before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	moved, err := OpenKeys(dir, newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := moved.Ensure([]string{"b"}); !errors.Is(err, sealed.ErrDamaged) {
+		t.Errorf("another tunnel's file: %v", err)
+	}
+	if !bytes.Equal(read("a"), before) {
+		t.Error("a key that could not be read was replaced")
 	}
 }
 

@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -99,7 +100,7 @@ func newEnd(t *testing.T, letter string, b Backend, address string) *end {
 		t.Fatal(err)
 	}
 	e.circuit = circuit
-	if e.keys, err = OpenKeys(e.keyDir); err != nil {
+	if e.keys, err = OpenKeys(e.keyDir, ring); err != nil {
 		t.Fatal(err)
 	}
 	e.restart()
@@ -148,6 +149,14 @@ func (e *end) cable(t *testing.T, up bool) {
 
 func id(n uint16) string { return fmt.Sprintf("contoso/hq/er1/%d", n) }
 
+// shared are pre-shared keys of a tunnel, by generation.
+func shared(tunnel string, generations ...uint64) (keys []desired.PresharedKey) {
+	for _, g := range generations {
+		keys = append(keys, desired.PresharedKey{Generation: g, Key: sha256.Sum256(fmt.Appendf(nil, "%s %d", tunnel, g))})
+	}
+	return keys
+}
+
 // tunnels are the plan of e for numbers, with the keys of far.
 func (e *end) tunnels(t *testing.T, far *end, numbers ...uint16) []plan.Tunnel {
 	t.Helper()
@@ -173,9 +182,11 @@ func (e *end) tunnels(t *testing.T, far *end, numbers ...uint16) []plan.Tunnel {
 		all = append(all, plan.Tunnel{
 			ID: id(n), Device: e.inst.Device(n), Mark: instance.Mark(1), MTU: 1380,
 			Local: netip.AddrPortFrom(e.address, 51819+n), Peer: netip.AddrPortFrom(far.address, 51819+n),
-			PeerKey:    theirs[id(n)],
-			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), single(remote)},
-			LocalProbe: local, RemoteProbe: remote,
+			PeerKey: theirs[id(n)],
+
+			PresharedKeys: shared(id(n), 1),
+			AllowedIPs:    []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), single(remote)},
+			LocalProbe:    local, RemoteProbe: remote,
 		})
 	}
 	return all

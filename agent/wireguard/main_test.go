@@ -43,6 +43,10 @@ func agent(inst instance.Instance, mainName, keyDir string) error {
 	if err := json.NewDecoder(os.Stdin).Decode(&tunnels); err != nil {
 		return err
 	}
+	for i := range tunnels {
+		// Secrets do not survive JSON.
+		tunnels[i].PresharedKeys = shared(tunnels[i].ID, 1)
+	}
 	main, err := netns.Open(mainName)
 	if err != nil {
 		return err
@@ -51,7 +55,7 @@ func agent(inst instance.Instance, mainName, keyDir string) error {
 	if err != nil {
 		return err
 	}
-	keys, err := OpenKeys(keyDir)
+	keys, err := OpenKeys(keyDir, ring)
 	if err != nil {
 		return err
 	}

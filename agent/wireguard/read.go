@@ -204,6 +204,7 @@ func (d *Driver) readSettings(s *session, name string, have *inventory) {
 			if len(w.Peers) == 1 || p.PublicKey == wgtypes.Key(t.PeerKey) {
 				have.peers[name] = p
 				have.handshakes[name] = p.LastHandshakeTime
+				d.observe(name, p, time.Now())
 			}
 		}
 	}

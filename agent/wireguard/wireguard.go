@@ -63,6 +63,8 @@ type Driver struct {
 	leftovers []step
 	// backend is Config.Backend, once it is known what the kernel can do.
 	backend Backend
+	// shared is what was seen of pre-shared keys, by device.
+	shared map[string]*sharing
 	// stuck are devices with a call that has not come back.
 	stuck map[string]<-chan struct{}
 }
@@ -75,6 +77,7 @@ func New(config Config) *Driver {
 		tunnels: map[string]plan.Tunnel{},
 		young:   map[string]*youth{},
 		born:    make(chan struct{}, 1),
+		shared:  map[string]*sharing{},
 		stuck:   map[string]<-chan struct{}{},
 	}
 }
@@ -126,6 +129,10 @@ func (d *Driver) Sync(ctx context.Context, tunnels []plan.Tunnel, closing func(d
 		delete(have.devices, name)
 		wanted = slices.DeleteFunc(wanted, func(w want) bool { return w.Device == name })
 	}
+	now := time.Now()
+	for i, w := range wanted {
+		wanted[i].shared = d.pick(w.Tunnel, now)
+	}
 	steps, leftovers := diff(wanted, have.devices)
 	if devices := made(steps); len(devices) > 0 {
 		if err := closing(devices); err != nil {
@@ -174,6 +181,7 @@ func (d *Driver) adopt(tunnels map[string]plan.Tunnel, have inventory) {
 			delete(d.young, name)
 		}
 	}
+	maps.DeleteFunc(d.shared, func(name string, _ *sharing) bool { _, ok := tunnels[name]; return !ok })
 }
 
 // TunnelState is what a device has, not what it was asked for.
@@ -188,6 +196,11 @@ type TunnelState struct {
 	// this is not where the plan has it.
 	Endpoint netip.AddrPort
 	Roamed   bool
+	// PresharedHeld are the generations that the driver has for the tunnel and
+	// can fall back to; PresharedUsed is that of the last handshake, 0 while
+	// that is not known.
+	PresharedHeld []uint64
+	PresharedUsed uint64
 	// Problem is a sentence, empty when nothing is wrong.
 	Problem string
 }
@@ -218,6 +231,7 @@ func (d *Driver) Status(ctx context.Context) ([]TunnelState, error) {
 		}
 		state.Backend = x.backend
 		if p, ok := have.peers[name]; ok {
+			state.PresharedHeld, state.PresharedUsed = d.generations(t)
 			state.LastHandshake = p.LastHandshakeTime
 			state.ReceivedBytes = uint64(p.ReceiveBytes)
 			state.SentBytes = uint64(p.TransmitBytes)
