@@ -26,6 +26,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/uplink"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // Config is what an agent needs to know before it starts.
@@ -35,6 +36,9 @@ type Config struct {
 	// ExternalWireGuard tells that a service manager runs the WireGuard process,
 	// where one is needed, and that the agent must not start it.
 	ExternalWireGuard bool
+	// SecretKeyFile holds the key that encrypts secrets at rest; empty for the
+	// service manager's credential "secret-key" or the instance's own file.
+	SecretKeyFile string
 	// Ready is called once, after the first pass or, on a node that has no state
 	// yet, when the agent waits for one. nil is nobody.
 	Ready func()
@@ -46,6 +50,11 @@ type Config struct {
 
 // IdentityDir is where enrolment puts the node's identity.
 func IdentityDir(i instance.Instance) string { return filepath.Join(i.StateDir(), "identity") }
+
+// wireguardKeys is the directory of tunnels' private keys in a state directory.
+const wireguardKeys = "wireguard"
+
+func keyDir(i instance.Instance) string { return filepath.Join(i.StateDir(), wireguardKeys) }
 
 // RequireRoot says what the agent needs root for.
 func RequireRoot() error {
@@ -72,7 +81,14 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
 
-	kept, header, state, unread := lastgood.Open(c.Instance.StateDir(), id.Node, id.Root)
+	secrets, err := openSecrets(c, log)
+	if err != nil {
+		return err
+	}
+	kept, header, state, unread := lastgood.Open(c.Instance.StateDir(), id.Node, id.Root, secrets)
+	if errors.Is(unread, sealed.ErrOtherKey) {
+		return fmt.Errorf("%w; put the key that it was encrypted with into %s, or name its file with --secret-key-file; nothing was changed", unread, c.secretKeyFile())
+	}
 	if unread != nil {
 		// Going on closed: nothing that the guard holds is opened for it.
 		log.Error("last good state is not usable; waiting for the controller", "error", unread)
@@ -84,7 +100,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		log.Error("time of the last contact with the controller is a guess: when the last good state was issued", "error", err)
 	}
-	keys, err := wireguard.OpenKeys(filepath.Join(c.Instance.StateDir(), "wireguard"))
+	if done, err := kept.Reseal(); err != nil {
+		log.Warn("the last good state is not encrypted with the newest secret key", "error", err)
+	} else if done {
+		log.Info("the last good state is encrypted now", "secret_key", secrets.First())
+	}
+	keys, err := wireguard.OpenKeys(keyDir(c.Instance), secrets)
 	if err != nil {
 		return err
 	}

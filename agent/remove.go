@@ -20,7 +20,7 @@ import (
 // Remove takes off the host whatever the instance's agent has set up, and with
 // it all protection: tunnels and their process end, circuit interfaces return to
 // the main namespace, down and without addresses, and the guard goes last.
-// Identity, keys and last good state go only with purge. It refuses while an
+// Identity, keys, last good state and the instance's own secret key file go only with purge. It refuses while an
 // agent runs. What is gone already is no error, so that it can be repeated
 // after one.
 func Remove(ctx context.Context, c Config, purge bool) (err error) {
@@ -57,6 +57,10 @@ func Remove(ctx context.Context, c Config, purge bool) (err error) {
 	errs := []error{netns.Remove(c.Instance.Namespace()), os.RemoveAll(c.Instance.RunDir())}
 	if purge {
 		errs = append(errs, os.RemoveAll(c.Instance.StateDir()))
+		// What somebody else has put elsewhere is theirs to remove.
+		if err := os.Remove(c.Instance.SecretKeyFile()); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

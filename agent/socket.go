@@ -17,6 +17,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // listen opens the local status socket: root's only.
@@ -88,17 +89,22 @@ func Status(ctx context.Context, i instance.Instance) (desired.Status, error) {
 	return s, nil
 }
 
-// Plan is what the instance brings about from its last good state, and that
+// Plan is what c.Instance brings about from its last good state, and that
 // state's header.
-func Plan(i instance.Instance) (desired.Header, plan.Plan, error) {
+func Plan(c Config) (desired.Header, plan.Plan, error) {
 	if err := RequireRoot(); err != nil {
 		return desired.Header{}, plan.Plan{}, err
 	}
+	i := c.Instance
 	id, err := identity.Load(IdentityDir(i))
 	if err != nil {
 		return desired.Header{}, plan.Plan{}, err
 	}
-	_, h, state, err := lastgood.Open(i.StateDir(), id.Node, id.Root)
+	secrets, err := sealed.Load(c.secretKeyFile(), i.StateDir())
+	if err != nil {
+		return desired.Header{}, plan.Plan{}, err
+	}
+	_, h, state, err := lastgood.Open(i.StateDir(), id.Node, id.Root, secrets)
 	if err != nil {
 		return desired.Header{}, plan.Plan{}, err
 	}

@@ -32,6 +32,11 @@ func Parse(s string) (Instance, error) {
 // StateDir keeps what must survive a reboot: identity, keys, last good state.
 func (i Instance) StateDir() string { return filepath.Join("/var/lib/circuitseal", string(i)) }
 
+// SecretKeyFile is where the key lies that encrypts what is secret in StateDir,
+// unless somebody says otherwise: elsewhere, so that who copies the one does not
+// have the other.
+func (i Instance) SecretKeyFile() string { return filepath.Join("/etc/circuitseal", string(i)+".key") }
+
 // RunDir keeps sockets and the bpffs; it goes with a reboot.
 func (i Instance) RunDir() string { return filepath.Join("/run/circuitseal", string(i)) }
 

@@ -1,20 +1,26 @@
 package lastgood
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"math/big"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 type signer struct {
@@ -22,7 +28,22 @@ type signer struct {
 	key  *ecdsa.PrivateKey
 }
 
-func authority(t *testing.T) (root, states signer) {
+const (
+	line1 = "cskey1.1700000000.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"
+	line2 = "cskey1.1700000001.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI"
+)
+
+var ring = mustRing(line1)
+
+func mustRing(lines ...string) *sealed.Ring {
+	r, err := sealed.Parse([]byte(strings.Join(lines, "\n")))
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func authority(t testing.TB) (root, states signer) {
 	t.Helper()
 	make1 := func(parent *signer, c *x509.Certificate) signer {
 		key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -53,7 +74,7 @@ func authority(t *testing.T) (root, states signer) {
 	return root, states
 }
 
-func seal(t *testing.T, by signer, node string, p desired.Position, s desired.State) *v1.Envelope {
+func seal(t testing.TB, by signer, node string, p desired.Position, s desired.State) *v1.Envelope {
 	t.Helper()
 	raw, err := s.Marshal()
 	if err != nil {
@@ -74,7 +95,7 @@ func TestAccept(t *testing.T) {
 	root, by := authority(t)
 	_, stranger := authority(t)
 	dir := t.TempDir()
-	s, h, _, err := Open(dir, "prem-1", root.cert)
+	s, h, _, err := Open(dir, "prem-1", root.cert, ring)
 	if err != nil || h != (desired.Header{}) {
 		t.Fatalf("empty: %v, %v", h, err)
 	}
@@ -103,7 +124,7 @@ func TestAccept(t *testing.T) {
 		if got := s.Held().Position; got != st.held {
 			t.Errorf("%s: held %v, want %v", st.name, got, st.held)
 		}
-		_, h, _, err := Open(dir, "prem-1", root.cert)
+		_, h, _, err := Open(dir, "prem-1", root.cert, ring)
 		if err != nil || h.Position != st.held {
 			t.Errorf("%s: on disk %v, %v; want %v", st.name, h.Position, err, st.held)
 		}
@@ -114,7 +135,7 @@ func TestAccept(t *testing.T) {
 func TestTornFilesAreRefused(t *testing.T) {
 	root, by := authority(t)
 	dir := t.TempDir()
-	s, _, _, err := Open(dir, "prem-1", root.cert)
+	s, _, _, err := Open(dir, "prem-1", root.cert, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +150,7 @@ func TestTornFilesAreRefused(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, file), whole[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, h, _, err := Open(dir, "prem-1", root.cert); err == nil || h != (desired.Header{}) {
+		if _, h, _, err := Open(dir, "prem-1", root.cert, ring); err == nil || h != (desired.Header{}) {
 			t.Fatalf("cut at byte %d of %d: %v, %v", n, len(whole), h, err)
 		}
 	}
@@ -141,7 +162,7 @@ func TestTornFilesAreRefused(t *testing.T) {
 func TestAFullDiskKeepsTheOldState(t *testing.T) {
 	root, by := authority(t)
 	dir := t.TempDir()
-	s, _, _, err := Open(dir, "prem-1", root.cert)
+	s, _, _, err := Open(dir, "prem-1", root.cert, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,4 +174,114 @@ func TestAFullDiskKeepsTheOldState(t *testing.T) {
 	if err == nil || Refused(err) || fresh || s.Held().Position.Revision != 1 {
 		t.Errorf("fresh %v, error %v, held %v", fresh, err, s.Held().Position)
 	}
+}
+
+// secret is a state with a canary as pre-shared key.
+func secret() (desired.State, []byte) {
+	canary := desired.Secret([]byte("canary-of-thirty-two-bytes-long!"))
+	first, second := desired.ProbeAddresses(1)
+	s := named("circ0")
+	s.Interfaces[0].Addresses = []netip.Prefix{netip.MustParsePrefix("172.16.0.1/30")}
+	s.Links = []desired.Link{{ID: "contoso/er/primary", Number: 1, Interface: "circ0", NextHop: netip.MustParseAddr("172.16.0.2")}}
+	s.Sections = []desired.Section{{Customer: "contoso", Tenant: 1, Groups: []desired.Group{{ID: "contoso/c", Number: 1, Tunnels: []desired.Tunnel{{
+		ID: "contoso/c/er/primary", Number: 1, Link: "contoso/er/primary", LocalProbe: first, RemoteProbe: second, MTU: 1328,
+		Local: netip.MustParseAddrPort("172.16.0.1:51820"), Remote: netip.MustParseAddrPort("172.20.0.1:51820"),
+		WireGuard: &desired.WireGuard{PeerKey: desired.PublicKey{1}, PresharedKeys: []desired.PresharedKey{{Generation: 1, Key: canary}}},
+	}}}}}}
+	return s, canary[:]
+}
+
+func TestTheFileIsSealed(t *testing.T) {
+	root, by := authority(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, file)
+	state, canary := secret()
+	envelope := seal(t, by, "prem-1", desired.Position{Epoch: 1, Revision: 1}, state)
+	plain, err := proto.Marshal(envelope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(plain, canary) {
+		t.Fatal("the canary is not in the envelope: this test would see nothing")
+	}
+	s, _, _, err := Open(dir, "prem-1", root.cert, ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if had, err := Sealed(dir); err != nil || had {
+		t.Errorf("an empty directory is sealed: %t, %v", had, err)
+	}
+	if _, _, _, err := s.Accept(envelope); err != nil {
+		t.Fatal(err)
+	}
+	read := func() []byte {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	if bytes.Contains(read(), canary) || !sealed.Is(read()) {
+		t.Error("a pre-shared key lies on disk in clear")
+	}
+	if had, err := Sealed(dir); err != nil || !had {
+		t.Errorf("the directory is not sealed: %t, %v", had, err)
+	}
+
+	// Another key: nothing is touched. Another node's: damaged.
+	before := read()
+	if _, h, _, err := Open(dir, "prem-1", root.cert, mustRing(line2)); !errors.Is(err, sealed.ErrOtherKey) || h != (desired.Header{}) || !bytes.Equal(read(), before) {
+		t.Errorf("with another secret key: %v %v", h, err)
+	}
+	if _, _, _, err := Open(dir, "nva-1", root.cert, ring); !errors.Is(err, sealed.ErrDamaged) {
+		t.Errorf("as another node: %v", err)
+	}
+
+	// A file of before, and one that an older key has sealed, are taken and
+	// sealed anew by who asks for it.
+	for name, tt := range map[string]struct {
+		content []byte
+		ring    *sealed.Ring
+	}{"plain": {plain, ring}, "older key": {before, mustRing(line2, line1)}} {
+		if err := os.WriteFile(path, tt.content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, h, got, err := Open(dir, "prem-1", root.cert, tt.ring)
+		if err != nil || h.Position.Revision != 1 || !got.Equal(state) {
+			t.Fatalf("%s: %v, %v", name, h, err)
+		}
+		if !bytes.Equal(read(), tt.content) {
+			t.Errorf("%s: who only opens it changes it", name)
+		}
+		for _, want := range []bool{true, false} {
+			if done, err := s.Reseal(); err != nil || done != want {
+				t.Errorf("%s: sealed anew %t, want %t, %v", name, done, want, err)
+			}
+		}
+		if _, stale, err := tt.ring.Open(s.place(), read()); err != nil || stale {
+			t.Errorf("%s: on disk stale %t, %v", name, stale, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	root, by := authority(f)
+	s := &Store{node: "prem-1", root: root.cert, secrets: ring}
+	state, _ := secret()
+	plain, err := proto.Marshal(seal(f, by, "prem-1", desired.Position{Epoch: 1, Revision: 1}, state))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(plain)
+	f.Add(ring.Seal(s.place(), plain))
+	f.Add(ring.Seal("elsewhere", plain))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		h, got, _, err := s.decode(raw)
+		if err != nil && (h != (desired.Header{}) || !got.Equal(desired.State{})) {
+			t.Errorf("something is held of what was refused: %v", h)
+		}
+		if err == nil && !got.Equal(state) {
+			t.Error("a state that nobody signed was read")
+		}
+	})
 }

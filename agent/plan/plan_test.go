@@ -22,7 +22,9 @@ func premises() desired.State {
 			ID: "contoso/hq-weu/er-ams/" + link, Number: n, Link: "contoso/er-ams/" + link,
 			Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote),
 			LocalProbe: first, RemoteProbe: second, MTU: 1328,
-			WireGuard: &desired.WireGuard{PeerKey: desired.PublicKey{byte(n)}},
+			WireGuard: &desired.WireGuard{PeerKey: desired.PublicKey{byte(n)}, PresharedKeys: []desired.PresharedKey{
+				{Generation: 8, Key: desired.Secret{byte(n), 8}}, {Generation: 7, Key: desired.Secret{byte(n), 7}},
+			}},
 		}
 	}
 	return desired.State{

@@ -54,6 +54,10 @@ func Tunnels(p plan.Plan, seen map[string]Tunnel, now time.Time) []desired.Tunne
 	return out
 }
 
+// overdue is when a session has ended without another: REJECT_AFTER_TIME of
+// WireGuard.
+const overdue = 180 * time.Second
+
 // problem is the sentence that a person reads first, and what to look at.
 func problem(t plan.Tunnel, s Tunnel, now time.Time) string {
 	switch {
@@ -62,7 +66,9 @@ func problem(t plan.Tunnel, s Tunnel, now time.Time) string {
 	case s.Up:
 		return ""
 	case s.LastHandshake.IsZero():
-		return fmt.Sprintf("no handshake with %s yet: is the peer's agent running, and does the link carry UDP port %d?", t.Peer.Addr(), t.Peer.Port())
+		return fmt.Sprintf("no handshake with %s yet: is the peer's agent running, does the link carry UDP port %d, and does the peer hold one of the pre-shared key's generations %v?", t.Peer.Addr(), t.Peer.Port(), s.PresharedHeld)
+	case now.Sub(s.LastHandshake) > overdue:
+		return fmt.Sprintf("no handshake with %s for %s, one is due every 120 s: does the link carry UDP port %d, and does the peer hold one of the pre-shared key's generations %v?", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second), t.Peer.Port(), s.PresharedHeld)
 	default:
 		return fmt.Sprintf("probe is not answered; the last handshake with %s was %s ago", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second))
 	}

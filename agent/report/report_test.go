@@ -2,6 +2,7 @@ package report
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,13 +28,17 @@ func TestTunnels(t *testing.T) {
 		{"no device", Tunnel{Problem: "the device does not exist"}, desired.PhaseDown, "the device does not exist"},
 		{"no handshake", Tunnel{}, desired.PhaseDown, "no handshake with 172.20.255.4 yet"},
 		{"handshake, no answer", Tunnel{LastHandshake: now.Add(-3 * time.Minute)}, desired.PhaseDown, "was 3m0s ago"},
-		{"up", Tunnel{Up: true}, desired.PhaseUp, ""},
+		{"no handshake in time", Tunnel{LastHandshake: now.Add(-4 * time.Minute), PresharedHeld: []uint64{7, 6}}, desired.PhaseDown, "one of the pre-shared key's generations [7 6]"},
+		{"up", Tunnel{Up: true, PresharedHeld: []uint64{8, 7}, PresharedUsed: 8}, desired.PhaseUp, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got := Tunnels(p, map[string]Tunnel{"t": tt.seen, "p": {PublicKey: key}}, now)
 			if len(got) != 2 || got[0].Phase != tt.phase || !strings.Contains(got[0].Problem, tt.says) || (tt.says == "") != (got[0].Problem == "") {
 				t.Errorf("got %+v", got)
+			}
+			if !slices.Equal(got[0].PresharedKeyGenerations, tt.seen.PresharedHeld) || got[0].PresharedKeyUsed != tt.seen.PresharedUsed {
+				t.Errorf("pre-shared keys of %+v", got[0])
 			}
 			if got[1].Phase != desired.PhasePending || got[1].PublicKey != key || !strings.Contains(got[1].Problem, "waits for") {
 				t.Errorf("pending: %+v", got[1])

@@ -28,7 +28,7 @@ func (r *Rig) node(h netns.Host) (*node, error) {
 
 // AgentSpec is a call of circuitseal-agent on an appliance.
 func (r *Rig) AgentSpec(h netns.Host, command string, args ...string) netns.Spec {
-	all := append([]string{command, "--instance", r.Lab.Instance(h)}, args...)
+	all := append([]string{command, "--instance", r.Lab.Instance(h), "--secret-key-file", filepath.Join(r.private, "keys", string(h))}, args...)
 	return r.program("circuitseal-agent", "agent-"+string(h), all...)
 }
 

@@ -33,13 +33,29 @@ func (r *Rig) DataDir() string { return filepath.Join(r.private, "controller") }
 func (r *Rig) ControllerSpec() netns.Spec {
 	return r.program("circuitseal-controller", "controller",
 		"--data-dir", r.DataDir(), "--listen", net.JoinHostPort(netns.ControllerAddress.String(), controllerPort),
-		"--name", netns.ControllerAddress.String())
+		"--name", netns.ControllerAddress.String(), "--secret-key-file", r.secretKeyFile())
+}
+
+// secretKeyFile is where the controller's secret key is, outside of its data
+// directory.
+func (r *Rig) secretKeyFile() string { return filepath.Join(r.private, "keys", "controller") }
+
+// makeSecretKey makes the controller's secret key, once, as an operator does.
+func (r *Rig) makeSecretKey(ctx context.Context) error {
+	if _, err := os.Stat(r.secretKeyFile()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	_, err := r.Lab.Run(ctx, netns.Ctl, r.program("circuitseal-controller", "secret-key", "secret-key", "generate", r.secretKeyFile()))
+	return err
 }
 
 // StartController starts the controller and waits until it answers.
 func (r *Rig) StartController(ctx context.Context) error {
 	if r.controller != nil && r.controller.Alive() {
 		return errors.New("start the controller: it runs already")
+	}
+	if err := r.makeSecretKey(ctx); err != nil {
+		return err
 	}
 	p, err := r.Lab.Start(netns.Ctl, r.ControllerSpec())
 	if err != nil {

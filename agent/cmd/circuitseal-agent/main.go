@@ -54,6 +54,7 @@ var errUsage = errors.New("usage")
 // options are what every subcommand takes.
 type options struct {
 	instance  string
+	secretKey string
 	logFormat string
 	logLevel  string
 }
@@ -104,9 +105,10 @@ Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	f := root.PersistentFlags()
 	f.StringVar(&o.instance, "instance", string(instance.Default), "name of this agent on this host: 1 to 6 characters a-z and 0-9, the first a letter")
+	f.StringVar(&o.secretKey, "secret-key-file", "", "`file` with the key that encrypts secrets at rest, 0600, outside of the state directory (default: the credential \"secret-key\", else /etc/circuitseal/NAME.key, made by run when there is none)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), removeCommand(o))
+	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), removeCommand(o), secretKeyCommand())
 	for _, c := range root.Commands() {
 		check := c.Args
 		c.Args = func(c *cobra.Command, args []string) error {
@@ -149,6 +151,7 @@ without its controller. When it stops, tunnels and guard stay as they are.`,
 			}
 			return agent.Run(c.Context(), agent.Config{
 				Instance: i, Version: version, ExternalWireGuard: external, MetricsListen: metrics, Log: log,
+				SecretKeyFile: o.secretKey,
 				Ready: func() {
 					if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 						log.Warn("tell the service manager that the agent is ready", "error", err)

@@ -76,7 +76,7 @@ type certificate struct {
 func planCommand(o *options) *cobra.Command {
 	return printer(o, "plan", "Print what the last good state asks of this host; change nothing",
 		func(_ *cobra.Command, i instance.Instance) (any, func(io.Writer) error, error) {
-			h, p, err := agent.Plan(i)
+			h, p, err := agent.Plan(agent.Config{Instance: i, SecretKeyFile: o.secretKey})
 			return p, func(w io.Writer) error {
 				_, err := fmt.Fprintf(w, "node %s, state %s of %s\n%s", h.Node, h.Position, h.Issued.Format(time.RFC3339), p)
 				return err

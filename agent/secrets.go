@@ -1,0 +1,68 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/lastgood"
+	"github.com/circuitseal/circuitseal/proto/sealed"
+)
+
+// secretKeyFile is the file with the key that encrypts the instance's secrets:
+// what the configuration names, else the credential that the service manager
+// passes, else the instance's own.
+func (c Config) secretKeyFile() string {
+	return cmp.Or(c.SecretKeyFile, sealed.Credential("secret-key"), c.Instance.SecretKeyFile())
+}
+
+// openSecrets reads the secret key file, and makes it on a node that has
+// nothing sealed yet: one that was just enrolled, or that ran a version which
+// sealed nothing. Where something is sealed and the key is gone, a new one would
+// not open it.
+func openSecrets(c Config, log *slog.Logger) (*sealed.Ring, error) {
+	path := c.secretKeyFile()
+	ring, err := sealed.Load(path, c.Instance.StateDir())
+	if !errors.Is(err, fs.ErrNotExist) {
+		return ring, err
+	}
+	before, err := hasSealed(c.Instance.StateDir())
+	if err != nil {
+		return nil, err
+	}
+	if before {
+		return nil, fmt.Errorf("there is no secret key file %s, and what is in %s is encrypted with it: put it back, or name it with --secret-key-file; if it is lost, remove %s and %s, which the controller and this agent make anew",
+			path, c.Instance.StateDir(), filepath.Join(c.Instance.StateDir(), "last-good-state"), keyDir(c.Instance))
+	}
+	if err := sealed.Generate(path, time.Now()); err != nil {
+		return nil, err
+	}
+	log.Info("made the key that encrypts this node's secrets at rest", "file", path)
+	return sealed.Load(path, c.Instance.StateDir())
+}
+
+// hasSealed reports whether anything in a state directory is sealed.
+func hasSealed(dir string) (bool, error) {
+	if found, err := lastgood.Sealed(dir); found || err != nil {
+		return found, err
+	}
+	keys, err := filepath.Glob(filepath.Join(dir, wireguardKeys, "*.key"))
+	if err != nil {
+		return false, err
+	}
+	for _, k := range keys {
+		b, err := os.ReadFile(k)
+		if err != nil {
+			return false, err
+		}
+		if sealed.Is(b) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
