@@ -54,6 +54,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"tap":         quiet("watch host:interface label= addresses= tunnel= | start | = 0 | > 0 | saw label kind", "watch the links", x.watch),
 		"sealctl":     command("args...", "run sealctl as the administrator", x.sealctl),
 		"status":      quiet("says text", "wait until sealctl status says something", x.status),
+		"keys":        quiet("says|lacks text [within=20s]", "wait until sealctl keys says something, or says it no more", x.keys),
 		"token":       command("appliance [args...]", "make a token; $TOKEN is its file", x.token),
 		"enroll":      command("appliance token-file pin [args...]", "run circuitseal-agent enroll", x.enroll),
 		"agentctl":    command("appliance command [args...]", "run circuitseal-agent to its end", x.agentctl),

@@ -179,6 +179,31 @@ func (x *session) status(s *script.State, args []string) error {
 	})
 }
 
+func (x *session) keys(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	o, err := split(args, 2, "within=")
+	if err != nil {
+		return err
+	}
+	within, err := o.duration("within", 20*time.Second)
+	if err != nil {
+		return err
+	}
+	if o.words[0] != "says" && o.words[0] != "lacks" {
+		return script.ErrUsage
+	}
+	want := o.words[1]
+	return eventually(s.Context(), x.config.Slow.Longer(within), func() error {
+		out, err := x.rig.Sealctl(s.Context(), "keys")
+		if err == nil && strings.Contains(out.Stdout, want) != (o.words[0] == "says") {
+			err = fmt.Errorf("want that `sealctl keys` %s %q; it says:\n%s", o.words[0], want, out.Stdout)
+		}
+		return err
+	})
+}
+
 func (x *session) token(s *script.State, args []string) (output, error) {
 	if x.rig == nil {
 		return output{}, errNoLab
