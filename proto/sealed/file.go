@@ -194,10 +194,14 @@ func Generate(path string, now time.Time) error {
 		return fmt.Errorf("make secret key file: %w", err)
 	}
 	text := header + line + "\n"
-	return write(path, text, func(temporary string) error {
+	err = write(path, text, func(temporary string) error {
 		// A link fails where the name is taken, which a rename does not.
 		return errors.Join(os.Link(temporary, path), os.Remove(temporary))
 	})
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("secret key file %s: %w and is not overwritten: what it has encrypted would be lost; `secret-key rotate` adds a key", path, fs.ErrExist)
+	}
+	return err
 }
 
 // Rotate puts a new key before those that a file holds. What is sealed with the

@@ -41,6 +41,8 @@ var rules = []rule{
 
 	{from: "proto/chunk", never: []string{module, etcd, connect, "os", "net/http"},
 		why: "cutting texts knows neither where they come from nor where they go"},
+	{from: "proto/sealed", never: []string{module},
+		why: "how secrets lie on disk knows nothing of what they are"},
 
 	{from: "agent", never: []string{module + "controller", module + "testlab"},
 		why: "agent and controller meet in proto/desired only; the product does not know its lab"},
@@ -81,6 +83,8 @@ var rules = []rule{
 		why: "what a change does is found out without doing any of it: no I/O, clock or log"},
 	{from: "controller/store", never: []string{wire, connect, module + "controller/api", module + "controller/session", module + "controller/compile"},
 		why: "the store keeps; it neither serves nor decides"},
+	{from: "controller/rotate", never: []string{wire, etcd, connect, "os", "net/http", module + "controller/api", module + "controller/compile", module + "proto/sealed"},
+		why: "when a secret changes is decided from values; who keeps, seals and carries it is elsewhere"},
 	{from: "controller/cmd/sealctl", never: []string{module + "controller", module + "proto/desired", etcd}, but: []string{module + "controller/cmd/sealctl"},
 		why: "sealctl speaks the public API and nothing else, so anybody could have written it"},
 

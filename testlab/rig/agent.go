@@ -28,8 +28,13 @@ func (r *Rig) node(h netns.Host) (*node, error) {
 
 // AgentSpec is a call of circuitseal-agent on an appliance.
 func (r *Rig) AgentSpec(h netns.Host, command string, args ...string) netns.Spec {
-	all := append([]string{command, "--instance", r.Lab.Instance(h), "--secret-key-file", filepath.Join(r.private, "keys", string(h))}, args...)
+	all := append([]string{command, "--instance", r.Lab.Instance(h), "--secret-key-file", r.agentKeyFile(h)}, args...)
 	return r.program("circuitseal-agent", "agent-"+string(h), all...)
+}
+
+// agentKeyFile is where an appliance's secret key is.
+func (r *Rig) agentKeyFile(h netns.Host) string {
+	return filepath.Join(r.private, "keys", string(h))
 }
 
 // CreateToken makes an enrolment token for an appliance's node and returns the
@@ -77,7 +82,7 @@ func (r *Rig) StartAgent(h netns.Host) error {
 	if n.agent != nil && n.agent.Alive() {
 		return fmt.Errorf("start the agent on %s: it runs already", h)
 	}
-	spec := r.AgentSpec(h, "run")
+	spec := r.AgentSpec(h, "run", r.logLevel()...)
 	if err := r.listen(h, n); err != nil {
 		return err
 	}

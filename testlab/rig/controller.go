@@ -31,9 +31,16 @@ func (r *Rig) DataDir() string { return filepath.Join(r.private, "controller") }
 
 // ControllerSpec is how the controller is started.
 func (r *Rig) ControllerSpec() netns.Spec {
-	return r.program("circuitseal-controller", "controller",
+	return r.program("circuitseal-controller", "controller", append(r.logLevel(),
 		"--data-dir", r.DataDir(), "--listen", net.JoinHostPort(netns.ControllerAddress.String(), controllerPort),
-		"--name", netns.ControllerAddress.String(), "--secret-key-file", r.secretKeyFile())
+		"--name", netns.ControllerAddress.String(), "--secret-key-file", r.secretKeyFile())...)
+}
+
+func (r *Rig) logLevel() []string {
+	if r.Debug {
+		return []string{"--log-level", "debug"}
+	}
+	return nil
 }
 
 // secretKeyFile is where the controller's secret key is, outside of its data

@@ -57,6 +57,9 @@ type Rig struct {
 	log        *slog.Logger
 	controller *netns.Process
 	// nodes by the name of the appliance.
+	// Debug has controllers and agents that are started from then on log all.
+	Debug bool
+
 	nodes map[netns.Host]*node
 	taps  []*Tap
 	// targets are the addresses, IPv4 and IPv6, at which traffic servers answer.

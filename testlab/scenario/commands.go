@@ -55,6 +55,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"sealctl":     command("args...", "run sealctl as the administrator", x.sealctl),
 		"status":      quiet("says text", "wait until sealctl status says something", x.status),
 		"keys":        quiet("says|lacks text [within=20s]", "wait until sealctl keys says something, or says it no more", x.keys),
+		"secrets":     command("log | hidden", "log everything from now on; crash all and find no secret anywhere", x.secrets),
 		"token":       command("appliance [args...]", "make a token; $TOKEN is its file", x.token),
 		"enroll":      command("appliance token-file pin [args...]", "run circuitseal-agent enroll", x.enroll),
 		"agentctl":    command("appliance command [args...]", "run circuitseal-agent to its end", x.agentctl),

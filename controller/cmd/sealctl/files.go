@@ -139,6 +139,9 @@ func source(name string, b []byte) (*v1.Source, error) {
 // tokenPrefix begins every enrolment token.
 const tokenPrefix = "cst1."
 
+// secretKeyPrefix begins every key in a secret key file.
+const secretKeyPrefix = "cskey1."
+
 // secretIn says what secret a file is, if it is one. No line of a document
 // begins so.
 func secretIn(b []byte) string {
@@ -148,6 +151,8 @@ func secretIn(b []byte) string {
 		switch {
 		case bytes.HasPrefix(l, []byte(tokenPrefix)):
 			return "an enrolment token"
+		case bytes.HasPrefix(l, []byte(secretKeyPrefix)):
+			return "a secret key"
 		case !bytes.HasPrefix(l, []byte("-----BEGIN ")):
 		case bytes.Contains(l, []byte("PRIVATE KEY-----")):
 			return "a private key"
