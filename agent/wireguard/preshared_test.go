@@ -227,8 +227,12 @@ func presharedOverdue(t *testing.T, p pair) {
 		return h.Sent, h.Lost
 	}
 	sent, before := lost()
-	for start := time.Now(); time.Since(start) < 230*time.Second; time.Sleep(time.Second) {
+	for start, seen := time.Now(), before; time.Since(start) < 230*time.Second; time.Sleep(time.Second) {
 		p.a.sync(t, a)
+		if _, now := lost(); now != seen {
+			t.Logf("%d probes lost by %s after the handshake", now-before, time.Since(first))
+			seen = now
+		}
 	}
 	now := p.a.states(t)[0]
 	after, lostNow := lost()

@@ -115,7 +115,7 @@ func TestDiskIsFull(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	s, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(t.Context(), Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,9 +13,22 @@ import (
 	"github.com/circuitseal/circuitseal/controller/pki"
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 const node = "prem-1"
+
+// secretKey is what a secret key file holds: it lies on a disk that lasts.
+const secretKey = "cskey1.1700000000.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"
+
+// ring is the secret key of everything here.
+var ring = func() *sealed.Ring {
+	r, err := sealed.Parse([]byte(secretKey))
+	if err != nil {
+		panic(err)
+	}
+	return r
+}()
 
 // seal signs the state of a revision.
 func seal(t *testing.T, by *pki.Authority, revision int) *v1.Envelope {
@@ -43,7 +56,7 @@ func TestLastGoodState(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := mount(t)
-	s, _, _, err := lastgood.Open(d.Path, node, root)
+	s, _, _, err := lastgood.Open(d.Path, node, root, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +70,7 @@ func TestLastGoodState(t *testing.T) {
 		kept = append(kept, promise{d.Mark(), i})
 	}
 	if bad := atEveryCut(t, d, begun, kept, 1, func(dir string, kept, begun int) error {
-		_, h, state, err := lastgood.Open(dir, node, root)
+		_, h, state, err := lastgood.Open(dir, node, root, ring)
 		if err != nil {
 			return err
 		}
@@ -76,7 +89,7 @@ func TestLastGoodState(t *testing.T) {
 		if _, _, fresh, err := s.Accept(seal(t, by, 9)); err == nil || fresh || lastgood.Refused(err) {
 			t.Errorf("%s: fresh %v, %v", name, fresh, err)
 		}
-		if _, h, _, err := lastgood.Open(d.Path, node, root); err != nil || h.Position.Revision != 5 {
+		if _, h, _, err := lastgood.Open(d.Path, node, root, ring); err != nil || h.Position.Revision != 5 {
 			t.Errorf("%s: has %s, %v", name, h.Position, err)
 		}
 	}
@@ -91,7 +104,7 @@ func TestLastGoodState(t *testing.T) {
 func TestTunnelKeys(t *testing.T) {
 	d := mount(t)
 	dir := filepath.Join(d.Path, "wireguard")
-	keys, err := wireguard.OpenKeys(dir)
+	keys, err := wireguard.OpenKeys(dir, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +121,7 @@ func TestTunnelKeys(t *testing.T) {
 		kept = append(kept, promise{d.Mark(), i})
 	}
 	if bad := atEveryCut(t, d, nil, kept, 1, func(dir string, kept, _ int) error {
-		keys, err := wireguard.OpenKeys(filepath.Join(dir, "wireguard"))
+		keys, err := wireguard.OpenKeys(filepath.Join(dir, "wireguard"), ring)
 		if err != nil {
 			return err
 		}

@@ -53,8 +53,17 @@ func subject(dir string) error {
 		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
 		cancel()
 	}()
+	elsewhere, err := os.MkdirTemp("", "circuitseal-powercut-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(elsewhere) }()
+	key := filepath.Join(elsewhere, "key")
+	if err := os.WriteFile(key, []byte(secretKey), 0o600); err != nil {
+		return err
+	}
 	return controller.Run(ctx, controller.Config{
-		DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		DataDir: dir, SecretKeyFile: key, Listen: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Ready: func(a net.Addr, _ string) { fmt.Println("ready", a) },
 	})
 }
@@ -174,7 +183,7 @@ func startAgain(t *testing.T, data string, kept, begun int) error {
 	if err := os.MkdirAll(filepath.Dir(data), 0o700); err != nil {
 		return err
 	}
-	s, err := store.Open(t.Context(), store.Config{Dir: data, Log: log})
+	s, err := store.Open(t.Context(), store.Config{Dir: data, Log: log, Secrets: ring})
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}

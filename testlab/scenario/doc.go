@@ -7,6 +7,7 @@
 //
 //	# fast                  runs in `make lab-ci` too; `fast: host`: on the host only
 //	# needs: kernel-esp     skipped where the kernel lacks it
+//	# limit: 15m            takes longer than the four minutes that one may take
 //
 // A script that starts a tap outside a control lab fails when the tap has
 // counted anything at its end, whether the script asks or not.
@@ -19,6 +20,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"time"
 
 	"golang.org/x/tools/txtar"
 )
@@ -29,7 +31,9 @@ type Scenario struct {
 	// Fast scenarios run in `make lab-ci`, on the host or in both labs.
 	Fast Fast
 	// Needs are facilities of the kernel; see Facilities.
-	Needs   []string
+	Needs []string
+	// Limit is how long it may take on a usual machine.
+	Limit   time.Duration
 	archive *txtar.Archive
 	// wrong is what is wrong with the script's head.
 	wrong error
@@ -71,7 +75,7 @@ func Load(dir fs.FS) ([]Scenario, error) {
 }
 
 func parse(name string, text []byte) (Scenario, error) {
-	s := Scenario{Name: name, archive: txtar.Parse(text)}
+	s := Scenario{Name: name, Limit: limit, archive: txtar.Parse(text)}
 	for line := range bytes.Lines(s.archive.Comment) {
 		comment, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "#")
 		if !ok {
@@ -86,9 +90,15 @@ func parse(name string, text []byte) (Scenario, error) {
 			s.Fast = OnHost
 		case key == "needs":
 			s.Needs = append(s.Needs, strings.Fields(value)...)
+		case key == "limit":
+			d, err := time.ParseDuration(strings.TrimSpace(value))
+			if err != nil || d <= 0 {
+				return s, fmt.Errorf("%q: want a time such as 15m", comment)
+			}
+			s.Limit = d
 		case head.MatchString(comment):
 			// Misspelt, it would be without effect for ever.
-			return s, fmt.Errorf("%q: want `fast`, `fast: host` or `needs: FACILITY...`", comment)
+			return s, fmt.Errorf("%q: want `fast`, `fast: host`, `needs: FACILITY...` or `limit: 15m`", comment)
 		}
 	}
 	return s, nil

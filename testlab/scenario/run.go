@@ -57,7 +57,8 @@ type Result struct {
 	Lacks []string `json:"lacks,omitempty"`
 }
 
-// limit ends a scenario that hangs; see Config.Slow.
+// limit ends a scenario that hangs, unless it says that it takes longer; see
+// Config.Slow.
 const limit = 4 * time.Minute
 
 // Run runs one scenario and writes its transcript to log.
@@ -69,7 +70,7 @@ func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
 		result.Reason = "this kernel has no " + strings.Join(lacks, ", ")
 		return result
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.Slow.Longer(limit))
+	ctx, cancel := context.WithTimeout(ctx, c.Slow.Longer(s.Limit))
 	defer cancel()
 	session := &session{config: c, name: s.Name}
 	err := session.run(ctx, s, log)
