@@ -99,9 +99,10 @@ func TestMetricsKnowTheStatus(t *testing.T) {
 		known []string
 	}{
 		// Time is the scrape's own. A tunnel's ID is its labels, its problem is
-		// text, and its key is nobody's business here.
+		// text, its key is nobody's business here, and how old pre-shared keys are is
+		// the controller's to say.
 		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters", "Drift"}},
-		{reflect.TypeFor[desired.TunnelStatus](), []string{"ID", "Phase", "Backend", "PublicKey", "LastHandshake", "ReceivedBytes", "SentBytes", "ProbesSent", "ProbesLost", "RoundTrip", "Problem"}},
+		{reflect.TypeFor[desired.TunnelStatus](), []string{"ID", "Phase", "Backend", "PublicKey", "LastHandshake", "ReceivedBytes", "SentBytes", "ProbesSent", "ProbesLost", "RoundTrip", "Problem", "PresharedKeyGenerations", "PresharedKeyUsed"}},
 	} {
 		for _, f := range reflect.VisibleFields(c.of) {
 			if !slices.Contains(c.known, f.Name) {

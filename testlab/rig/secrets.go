@@ -204,7 +204,7 @@ func (r *Rig) nodeSecrets(h netns.Host, node, state string, add adder) error {
 // forms are how a secret may have been written, whole or in its first half.
 func forms(secret []byte) map[string][]byte {
 	half := secret[:len(secret)/2]
-	words := strings.Trim(fmt.Sprint(half), "[]")
+	words := strings.Trim(fmt.Sprintf("%d", half), "[]")
 	var stack []string
 	for _, b := range half[:8] {
 		stack = append(stack, fmt.Sprintf("%#x", b))
