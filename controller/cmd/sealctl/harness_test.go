@@ -9,6 +9,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -27,6 +29,7 @@ import (
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/circuitseal/v1/circuitsealv1connect"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // patience is how long tests wait for what comes at once on an idle machine.
@@ -55,6 +58,16 @@ func noConfiguration(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", filepath.Join(t.TempDir(), "config"))
 }
 
+// secretKey is the file with the secret key of a controller's data directory.
+func secretKey(t *testing.T, dir string) string {
+	t.Helper()
+	path := dir + "-key"
+	if err := sealed.Generate(path, time.Now()); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Error(err)
+	}
+	return path
+}
+
 // serve runs a controller until the test ends; address is where.
 func serve(t *testing.T, dir string) (address string) {
 	t.Helper()
@@ -62,7 +75,7 @@ func serve(t *testing.T, dir string) (address string) {
 	ready, done := make(chan string, 1), make(chan error, 1)
 	go func() {
 		done <- controller.Run(ctx, controller.Config{
-			DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
+			DataDir: dir, SecretKeyFile: secretKey(t, dir), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
 			Ready: func(a net.Addr, _ string) { ready <- a.String() },
 		})
 	}()
@@ -87,7 +100,7 @@ func start2(t *testing.T) string {
 	dir := filepath.Join(t.TempDir(), "data")
 	ctx, cancel := context.WithCancel(t.Context())
 	err := controller.Run(ctx, controller.Config{
-		DataDir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Ready: func(net.Addr, string) { cancel() },
+		DataDir: dir, SecretKeyFile: secretKey(t, dir), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Ready: func(net.Addr, string) { cancel() },
 	})
 	cancel()
 	if err != nil {
