@@ -20,6 +20,8 @@ func keysCommand(o *options) *cobra.Command {
 		Long: `List all keys and secrets: what each is for, whose it is, where it lies, how old
 it is and when it is to be replaced. No value is ever shown: the controller does
 not send them to operators.`,
+		Example: `  sealctl keys
+  sealctl keys --customer contoso -o json`,
 		Args: arguments(0, 0, "none"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := o.connect()
