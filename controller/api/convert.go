@@ -86,10 +86,10 @@ func validNames(fields ...field) error {
 	return connect.NewError(connect.CodeInvalidArgument, errors.New(strings.Join(wrong, "; ")))
 }
 
-// selected are the keys of some kinds, a customer and a name, where empty means
-// any, in the order of kinds, customers and names.
-func selected(docs map[model.Key]model.Document, kinds []model.Kind, customer, name string) []model.Key {
-	return filter{kinds, customer, name}.keys(docs)
+// selected are the keys of a kind and a customer, where empty means any, in the
+// order of customers and names.
+func selected(docs map[model.Key]model.Document, kind model.Kind, customer string) []model.Key {
+	return filter{[]model.Kind{kind}, customer, ""}.keys(docs)
 }
 
 // identityToWire is everything of a document but its spec.

@@ -38,7 +38,7 @@ func (n *nodes) ListNodes(ctx context.Context, _ *connect.Request[v1.ListNodesRe
 		return nil, storeError(err)
 	}
 	answer := &v1.ListNodesResponse{}
-	for _, k := range selected(s.Documents, []model.Kind{model.KindNode}, "", "") {
+	for _, k := range selected(s.Documents, model.KindNode, "") {
 		answer.Nodes = append(answer.Nodes, identity(s, k.Name, n.sessions.Presence(k.Name), n.now()))
 	}
 	return connect.NewResponse(answer), nil
@@ -199,13 +199,13 @@ func (n *nodes) decommission(ctx context.Context, q *v1.DecommissionRequest) (*v
 func dependents(docs map[model.Key]model.Document, node string) []model.Key {
 	var out []model.Key
 	on := map[model.Key]bool{}
-	for _, k := range selected(docs, []model.Kind{model.KindEndpoint}, "", "") {
+	for _, k := range selected(docs, model.KindEndpoint, "") {
 		if e, ok := model.Lookup[*model.EndpointSpec](docs, k); ok && e.Node == node {
 			on[k] = true
 			out = append(out, k)
 		}
 	}
-	for _, k := range selected(docs, []model.Kind{model.KindConnection}, "", "") {
+	for _, k := range selected(docs, model.KindConnection, "") {
 		c, ok := model.Lookup[*model.ConnectionSpec](docs, k)
 		if ok && slices.ContainsFunc(c.Endpoints, func(e string) bool {
 			return on[model.Key{Kind: model.KindEndpoint, Customer: k.Customer, Name: e}]

@@ -102,7 +102,7 @@ func notFound(s *model.Snapshot, key model.Key, any bool) error {
 // nearestName is a name of the kind, and of the customer when one is given.
 func nearestName(s *model.Snapshot, kind model.Kind, customer, name string) string {
 	var names []string
-	for _, k := range selected(s.Documents, []model.Kind{kind}, customer, "") {
+	for _, k := range selected(s.Documents, kind, customer) {
 		names = append(names, k.Name)
 	}
 	return model.Nearest(name, names)

@@ -40,7 +40,7 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 	}
 	answer := &v1.GetStatusResponse{Revision: now.Revision}
 	reports := map[string]report{}
-	for _, k := range selected(now.Documents, []model.Kind{model.KindNode}, "", "") {
+	for _, k := range selected(now.Documents, model.KindNode, "") {
 		r := s.report(now, k.Name)
 		reports[k.Name] = r
 		w := &v1.NodeReport{Node: k.Name, Enrolled: r.enrolled, Connected: r.connected,
@@ -53,7 +53,7 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 		}
 		answer.Nodes = append(answer.Nodes, w)
 	}
-	for _, k := range selected(now.Documents, []model.Kind{model.KindConnection}, "", "") {
+	for _, k := range selected(now.Documents, model.KindConnection, "") {
 		answer.Connections = append(answer.Connections, connection(now, k, reports))
 	}
 	return connect.NewResponse(answer), nil

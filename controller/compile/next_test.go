@@ -49,6 +49,7 @@ func TestNextIsCompile(t *testing.T) {
 		s := &model.Snapshot{
 			Epoch: 1, Revision: 1, Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{},
 			Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
+			PresharedKeys: map[string]model.PresharedKeys{},
 		}
 		r := compile.Next(nil, s)
 		for range rapid.IntRange(1, 6).Draw(rt, "steps") {
@@ -81,7 +82,7 @@ func TestNextIsCompile(t *testing.T) {
 // or gone, numbers given anew, documents read again, or nothing at all.
 func step(rt *rapid.T, t testing.TB, s *model.Snapshot) *model.Snapshot {
 	next := &model.Snapshot{Epoch: s.Epoch, Revision: s.Revision + 1, Documents: maps.Clone(s.Documents), Keys: maps.Clone(s.Keys), Numbers: s.Numbers,
-		Enrolments: maps.Clone(s.Enrolments), Revocations: maps.Clone(s.Revocations)}
+		Enrolments: maps.Clone(s.Enrolments), Revocations: maps.Clone(s.Revocations), PresharedKeys: maps.Clone(s.PresharedKeys)}
 	switch rapid.IntRange(0, 10).Draw(rt, "step") {
 	case 0:
 	case 1:
@@ -89,6 +90,14 @@ func step(rt *rapid.T, t testing.TB, s *model.Snapshot) *model.Snapshot {
 	case 2, 3:
 		for _, c := range connections(s.Documents) {
 			for _, id := range tunnelIDs(s, c) {
+				switch rapid.IntRange(0, 3).Draw(rt, "shared") {
+				case 0:
+					next.PresharedKeys[id] = sharedFor(id)
+				case 1:
+					next.PresharedKeys[id] = sharedFor(fmt.Sprint(id, next.Revision))
+				case 2:
+					delete(next.PresharedKeys, id)
+				}
 				for _, node := range slices.Sorted(maps.Keys(compile.Compile(s))) {
 					end := model.TunnelEnd{Tunnel: id, Node: node}
 					switch rapid.IntRange(0, 5).Draw(rt, "key") {
@@ -171,10 +180,11 @@ func fleet(t testing.TB, n int) *model.Snapshot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &model.Snapshot{Epoch: 1, Revision: 1, Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}}
+	s := &model.Snapshot{Epoch: 1, Revision: 1, Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}, PresharedKeys: map[string]model.PresharedKeys{}}
 	for _, c := range connections(docs) {
 		tunnels, _ := model.Tunnels(docs, c)
 		for _, tunnel := range tunnels {
+			s.PresharedKeys[tunnel.ID] = sharedFor(tunnel.ID)
 			for _, e := range tunnel.Ends {
 				s.Keys[model.TunnelEnd{Tunnel: tunnel.ID, Node: e.Node}] = keyFor(tunnel.ID, e.Node)
 			}
@@ -305,7 +315,7 @@ func TestPartsAreOfWholeSnapshots(t *testing.T) {
 		of   reflect.Type
 		want []string
 	}{
-		{reflect.TypeFor[model.Snapshot](), []string{"Epoch", "Revision", "Documents", "Numbers", "Keys", "Enrolments", "Revocations"}},
+		{reflect.TypeFor[model.Snapshot](), []string{"Epoch", "Revision", "Documents", "Numbers", "Keys", "PresharedKeys", "Enrolments", "Revocations"}},
 		{reflect.TypeFor[model.Numbers](), []string{"Tenants", "Links", "Groups", "Tunnels"}},
 		{reflect.TypeFor[desired.State](), []string{"Interfaces", "Links", "Sections"}},
 	} {

@@ -41,7 +41,8 @@ func samples(t testing.TB) *model.Snapshot {
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	s := &model.Snapshot{Epoch: 1, Revision: 1, Documents: map[model.Key]model.Document{}, Keys: map[model.TunnelEnd]desired.PublicKey{}, Enrolments: map[string]model.Enrolment{}}
+	s := &model.Snapshot{Epoch: 1, Revision: 1, Documents: map[model.Key]model.Document{}, Keys: map[model.TunnelEnd]desired.PublicKey{},
+		PresharedKeys: map[string]model.PresharedKeys{}, Enrolments: map[string]model.Enrolment{}}
 	for _, d := range docs {
 		s.Documents[d.Key] = d
 		if d.Key.Kind == model.KindNode {
@@ -51,6 +52,9 @@ func samples(t testing.TB) *model.Snapshot {
 	s = numbered(t, s)
 	for e := range ends(compile.Compile(s)) {
 		s.Keys[e] = desired.PublicKey{1}
+		s.PresharedKeys[e.Tunnel] = model.PresharedKeys{Phase: model.PresharedSteady, Keys: []model.PresharedGeneration{
+			{PresharedKey: desired.PresharedKey{Generation: 1, Key: desired.Secret{1}}},
+		}}
 	}
 	return s
 }

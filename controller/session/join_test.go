@@ -271,9 +271,9 @@ func FuzzSession(f *testing.F) {
 			}
 			h.stop()
 			if !over {
-				<-done
+				_ = <-done
 			}
-			<-h.ran
+			_ = <-h.ran
 			cancel()
 		})
 	})
