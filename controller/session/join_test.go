@@ -271,9 +271,13 @@ func FuzzSession(f *testing.F) {
 			}
 			h.stop()
 			if !over {
-				_ = <-done
+				if err := <-done; err == nil {
+					t.Error("a session outlived its controller")
+				}
 			}
-			_ = <-h.ran
+			if err := <-h.ran; err != nil {
+				t.Error(err)
+			}
 			cancel()
 		})
 	})
