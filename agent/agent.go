@@ -122,7 +122,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 
 	n := &node{
-		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels,
+		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels, hooks: d.hooks,
 		positions: map[uint64]desired.Position{}, unread: unread, scrapes: scrapes{address: c.MetricsListen, log: log},
 		contact: contact, aged: make(chan struct{}, 1),
 		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, d.drift, log), drift: d.drift,

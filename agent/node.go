@@ -21,6 +21,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/report"
+	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/agent/uplink"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
@@ -40,6 +41,7 @@ type node struct {
 	loop       *reconcile.Reconciler
 	drift      *drift.Ledger
 	uplink     *uplink.Uplink
+	hooks      tchook.Way
 	scrapes    scrapes
 
 	// making is held while keys are made, and the tunnels that they are for read.
@@ -287,6 +289,7 @@ func (n *node) Status(ctx context.Context) desired.Status {
 		seen[id] = t
 	}
 	s.Tunnels = report.Tunnels(p, seen, now)
+	s.Capabilities = report.Capabilities(n.hooks.String(), s.Tunnels)
 
 	guards, counters, err := n.guard.Status(ctx)
 	problem("read the guard", err)

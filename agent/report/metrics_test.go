@@ -101,7 +101,7 @@ func TestMetricsKnowTheStatus(t *testing.T) {
 		// Time is the scrape's own. A tunnel's ID is its labels, its problem is
 		// text, its key is nobody's business here, and how old pre-shared keys are is
 		// the controller's to say.
-		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters", "Drift"}},
+		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Capabilities", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters", "Drift"}},
 		{reflect.TypeFor[desired.TunnelStatus](), []string{"ID", "Phase", "Backend", "PublicKey", "LastHandshake", "ReceivedBytes", "SentBytes", "ProbesSent", "ProbesLost", "RoundTrip", "Problem", "PresharedKeyGenerations", "PresharedKeyUsed"}},
 	} {
 		for _, f := range reflect.VisibleFields(c.of) {

@@ -5,6 +5,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -72,4 +73,17 @@ func problem(t plan.Tunnel, s Tunnel, now time.Time) string {
 	default:
 		return fmt.Sprintf("probe is not answered; the last handshake with %s was %s ago", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second))
 	}
+}
+
+// Capabilities are what a host was seen to do that others cannot, sorted: how it
+// attaches programs, and who encrypts its tunnels.
+func Capabilities(hooks string, tunnels []desired.TunnelStatus) []string {
+	all := []string{hooks}
+	for _, t := range tunnels {
+		if t.Backend != "" && !slices.Contains(all, t.Backend) {
+			all = append(all, t.Backend)
+		}
+	}
+	slices.Sort(all)
+	return all
 }

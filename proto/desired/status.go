@@ -47,9 +47,11 @@ func (p *Phase) UnmarshalText(b []byte) error {
 
 // Status is what a node's data plane has, not what it was asked for.
 type Status struct {
-	Version string    `json:"version"`
-	Kernel  string    `json:"kernel"`
-	Time    time.Time `json:"time"`
+	Version string `json:"version"`
+	Kernel  string `json:"kernel"`
+	// Capabilities are what this host can do that others cannot, sorted.
+	Capabilities []string  `json:"capabilities,omitempty"`
+	Time         time.Time `json:"time"`
 	// Acknowledged is the newest state that was verified and kept; Applied the
 	// newest that was applied in full.
 	Acknowledged Position `json:"acknowledged"`

@@ -27,8 +27,9 @@ func (s Status) ToWire() *v1.NodeStatus {
 	w := &v1.NodeStatus{
 		Version: clip(s.Version), Kernel: clip(s.Kernel), Time: timeToWire(s.Time),
 		Acknowledged: s.Acknowledged.ToWire(), Applied: s.Applied.ToWire(),
-		Problems: convert(most(s.Problems, maxStatusProblems), clip),
-		Tunnels:  convert(most(s.Tunnels, maxStatusTunnels), tunnelStatusToWire),
+		Problems:     convert(most(s.Problems, maxStatusProblems), clip),
+		Capabilities: convert(most(s.Capabilities, maxStatusCapabilities), clip),
+		Tunnels:      convert(most(s.Tunnels, maxStatusTunnels), tunnelStatusToWire),
 		Guards: convert(most(s.Guards, maxStatusGuards), func(g GuardStatus) *v1.GuardStatus {
 			return &v1.GuardStatus{Interface: clip(g.Interface), Layer: clip(g.Layer), Alive: g.Alive}
 		}),
@@ -70,7 +71,9 @@ const (
 	maxStatusGuards   = 4_096
 	maxStatusProblems = 256
 	maxStatusDrift    = 64
-	maxStatusText     = 1_024
+	// maxStatusCapabilities is a bound, not a count of what there is.
+	maxStatusCapabilities = 64
+	maxStatusText         = 1_024
 	// maxStatusGenerations is how many pre-shared keys a tunnel has at most.
 	maxStatusGenerations = 2
 )
@@ -104,6 +107,7 @@ func StatusFromWire(w *v1.NodeStatus) (Status, error) {
 	r.limit("guards", len(w.GetGuards()), maxStatusGuards)
 	r.limit("counters", len(w.GetCounters()), maxStatusCounters)
 	r.limit("drift", len(w.GetDrift()), maxStatusDrift)
+	r.limit("capabilities", len(w.GetCapabilities()), maxStatusCapabilities)
 	if r.err != nil {
 		return Status{}, r.err
 	}
@@ -112,6 +116,9 @@ func StatusFromWire(w *v1.NodeStatus) (Status, error) {
 	}
 	for i, p := range w.GetProblems() {
 		s.Problems = append(s.Problems, r.text(fmt.Sprintf("problems[%d]", i), p))
+	}
+	for i, c := range w.GetCapabilities() {
+		s.Capabilities = append(s.Capabilities, r.text(fmt.Sprintf("capabilities[%d]", i), c))
 	}
 	s.Tunnels = read(r, "tunnels", w.GetTunnels(), readTunnelStatus)
 	s.Guards = read(r, "guards", w.GetGuards(), func(r *reader, g *v1.GuardStatus) GuardStatus {

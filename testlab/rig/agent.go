@@ -226,25 +226,28 @@ type TunnelStatus struct {
 	ID            string `json:"id"`
 	Phase         string `json:"phase"`
 	Backend       string `json:"backend"`
-	ReceivedBytes uint64 `json:"receivedBytes"`
-	SentBytes     uint64 `json:"sentBytes"`
+	ReceivedBytes uint64 `json:"receivedBytes,string"`
+	SentBytes     uint64 `json:"sentBytes,string"`
 	Problem       string `json:"problem"`
 }
 
-// AgentStatus is what `circuitseal-agent status -o json` prints, as far as the
-// lab reads it.
+// Up reports whether the tunnel's probe is answered.
+func (t TunnelStatus) Up() bool { return t.Phase == "TUNNEL_PHASE_UP" }
+
+// AgentStatus is the status that `circuitseal-agent status -o json` prints, as
+// far as the lab reads it.
 type AgentStatus struct {
 	Tunnels  []TunnelStatus `json:"tunnels"`
 	Problems []string       `json:"problems"`
 	Drift    []struct {
 		What   string    `json:"what"`
-		Count  uint64    `json:"count"`
+		Count  uint64    `json:"count,string"`
 		Last   time.Time `json:"last"`
 		Detail string    `json:"detail"`
 	} `json:"drift"`
 	Counters []struct {
 		Name    string `json:"name"`
-		Packets uint64 `json:"packets"`
+		Packets uint64 `json:"packets,string"`
 	} `json:"counters"`
 	Guards []struct {
 		Interface string `json:"interface"`
@@ -259,11 +262,13 @@ func (r *Rig) Status(ctx context.Context, h netns.Host) (AgentStatus, error) {
 	if err != nil {
 		return AgentStatus{}, err
 	}
-	var s AgentStatus
+	var s struct {
+		Status AgentStatus `json:"status"`
+	}
 	if err := json.Unmarshal([]byte(out.Stdout), &s); err != nil {
 		return AgentStatus{}, fmt.Errorf("decode the status of %s: %w", h, err)
 	}
-	return s, nil
+	return s.Status, nil
 }
 
 // TunnelsUp waits until n tunnels are up at an appliance.
@@ -278,7 +283,7 @@ func (r *Rig) TunnelsUp(ctx context.Context, h netns.Host, n int, limit time.Dur
 		}
 		up := 0
 		for _, t := range s.Tunnels {
-			if t.Phase == "up" {
+			if t.Up() {
 				up++
 			}
 		}

@@ -33,7 +33,7 @@ func (r *Rig) DataDir() string { return filepath.Join(r.private, "controller") }
 func (r *Rig) ControllerSpec() netns.Spec {
 	return r.program("circuitseal-controller", "controller", append(r.logLevel(),
 		"--data-dir", r.DataDir(), "--listen", net.JoinHostPort(netns.ControllerAddress.String(), controllerPort),
-		"--name", netns.ControllerAddress.String(), "--secret-key-file", r.secretKeyFile())...)
+		"--name", netns.ControllerAddress.String(), "--secret-key-file", r.SecretKeyFile())...)
 }
 
 func (r *Rig) logLevel() []string {
@@ -43,16 +43,16 @@ func (r *Rig) logLevel() []string {
 	return nil
 }
 
-// secretKeyFile is where the controller's secret key is, outside of its data
+// SecretKeyFile is where the controller's secret key is, outside of its data
 // directory.
-func (r *Rig) secretKeyFile() string { return filepath.Join(r.private, "keys", "controller") }
+func (r *Rig) SecretKeyFile() string { return filepath.Join(r.private, "keys", "controller") }
 
 // makeSecretKey makes the controller's secret key, once, as an operator does.
 func (r *Rig) makeSecretKey(ctx context.Context) error {
-	if _, err := os.Stat(r.secretKeyFile()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(r.SecretKeyFile()); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	_, err := r.Lab.Run(ctx, netns.Ctl, r.program("circuitseal-controller", "secret-key", "secret-key", "generate", r.secretKeyFile()))
+	_, err := r.Lab.Run(ctx, netns.Ctl, r.program("circuitseal-controller", "secret-key", "secret-key", "generate", r.SecretKeyFile()))
 	return err
 }
 

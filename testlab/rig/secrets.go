@@ -66,7 +66,7 @@ func (r *Rig) Secrets() (map[string][]byte, error) {
 		return nil
 	}
 	errs := []error{
-		r.pemSecrets(r.DataDir(), add), r.keyLines(r.secretKeyFile(), add),
+		r.pemSecrets(r.DataDir(), add), r.keyLines(r.SecretKeyFile(), add),
 	}
 	for h, n := range r.nodes {
 		if n.agent == nil {

@@ -156,7 +156,7 @@ func (x *session) lab(s *script.State, args []string) error {
 	}
 	x.rig = r
 	for key, value := range map[string]string{
-		"LOGS": r.Lab.Dir(), "DATA": r.DataDir(), "CONTROLLER": rig.ControllerURL(),
+		"LOGS": r.Lab.Dir(), "DATA": r.DataDir(), "KEY": r.SecretKeyFile(), "CONTROLLER": rig.ControllerURL(),
 		"PREM": r.Lab.Instance(netns.Prem), "NVA": r.Lab.Instance(netns.NVA),
 	} {
 		if err := s.Setenv(key, value); err != nil {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/circuitseal/circuitseal/agent"
 	"github.com/circuitseal/circuitseal/agent/identity"
@@ -55,22 +57,33 @@ func statusCommand(o *options) *cobra.Command {
 			if err != nil {
 				return nil, nil, err
 			}
-			full := struct {
-				desired.Status
-				Certificate certificate
-			}{s, certificate{Node: id.Node, Serial: cert.SerialNumber.Text(16), Issued: cert.NotBefore, Expires: cert.NotAfter}}
+			own := certificate{Serial: cert.SerialNumber.Text(16), Issued: cert.NotBefore, Expires: cert.NotAfter}
+			full, err := newReport(id.Node, own, s)
 			return full, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "node %s, certificate %s good from %s to %s\n", full.Certificate.Node, full.Certificate.Serial,
-					full.Certificate.Issued.UTC().Format(time.RFC3339), full.Certificate.Expires.UTC().Format(time.RFC3339))
+				_, err := fmt.Fprintf(w, "node %s, certificate %s good from %s to %s\n", id.Node, own.Serial,
+					own.Issued.UTC().Format(time.RFC3339), own.Expires.UTC().Format(time.RFC3339))
 				return errors.Join(err, writeStatus(w, s, time.Now()))
-			}, nil
+			}, err
 		})
+}
+
+// report is a node in JSON. Its status is spelled as sealctl spells it.
+type report struct {
+	Node        string          `json:"node"`
+	Certificate certificate     `json:"certificate"`
+	Status      json.RawMessage `json:"status"`
+}
+
+func newReport(node string, c certificate, s desired.Status) (report, error) {
+	b, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(s.ToWire())
+	return report{node, c, b}, err
 }
 
 // certificate is the node's own, as it lies on disk.
 type certificate struct {
-	Node, Serial    string
-	Issued, Expires time.Time
+	Serial  string    `json:"serial"`
+	Issued  time.Time `json:"issued"`
+	Expires time.Time `json:"expires"`
 }
 
 func planCommand(o *options) *cobra.Command {
@@ -95,6 +108,7 @@ func writeStatus(out io.Writer, s desired.Status, now time.Time) error {
 	line := func(format string, a ...any) { _, _ = fmt.Fprintf(w, format+"\n", a...) }
 	line("state\tacknowledged %s, applied %s", s.Acknowledged, s.Applied)
 	line("version\t%s on Linux %s", s.Version, s.Kernel)
+	line("capabilities\t%s", strings.Join(s.Capabilities, ", "))
 	if s.Rejection != nil {
 		line("refused\tstate %s: %s", s.Rejection.Position, s.Rejection.Reason)
 	}

@@ -475,7 +475,10 @@ type NodeStatus struct {
 	Counters []*Counter             `protobuf:"bytes,9,rep,name=counters,proto3" json:"counters,omitempty"`
 	Time     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"`
 	// What had to be repaired since the agent started.
-	Drift         []*Drift `protobuf:"bytes,11,rep,name=drift,proto3" json:"drift,omitempty"`
+	Drift []*Drift `protobuf:"bytes,11,rep,name=drift,proto3" json:"drift,omitempty"`
+	// What this host can do that others cannot, sorted: how programs are attached
+	// (tcx or clsact), who encrypts (wireguard-kernel or wireguard-userspace).
+	Capabilities  []string `protobuf:"bytes,13,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -583,6 +586,13 @@ func (x *NodeStatus) GetTime() *timestamppb.Timestamp {
 func (x *NodeStatus) GetDrift() []*Drift {
 	if x != nil {
 		return x.Drift
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
 	}
 	return nil
 }
@@ -1008,7 +1018,7 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x05probe\x18\x02 \x01(\fR\x05probe\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\x84\x04\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xa8\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -1022,7 +1032,8 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\bcounters\x18\t \x03(\v2\x17.circuitseal.v1.CounterR\bcounters\x12.\n" +
 	"\x04time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12+\n" +
-	"\x05drift\x18\v \x03(\v2\x15.circuitseal.v1.DriftR\x05drift\"y\n" +
+	"\x05drift\x18\v \x03(\v2\x15.circuitseal.v1.DriftR\x05drift\x12\"\n" +
+	"\fcapabilities\x18\r \x03(\tR\fcapabilities\"y\n" +
 	"\x05Drift\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12.\n" +
