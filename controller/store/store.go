@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -106,6 +107,8 @@ type Store struct {
 	died   *death
 	// epoch rises with every restore or migration of the store.
 	epoch uint64
+	// tokens counts those made since the start.
+	tokens atomic.Uint64
 
 	// life is held for reading during every use of the engine, which must not
 	// be used once it has stopped.

@@ -44,6 +44,9 @@ type Redemption struct {
 // brings it is told what is wrong with it.
 const expiredKept = 24 * time.Hour
 
+// collectEach is how many tokens are made for each time that all are looked at.
+const collectEach = 64
+
 var tokenID = regexp.MustCompile(`^[a-z0-9]{8,64}$`)
 
 // tokenRecord is the stored form.
@@ -58,9 +61,9 @@ type redeemedRecord struct {
 	SPKI []byte `json:"spki"`
 }
 
-// PutToken keeps a new token and voids the node's older unused one. It also
-// forgets tokens whose time was over a day ago, and voided ones. ErrUnknownNode
-// when there is no such node.
+// PutToken keeps a new token and voids the node's older unused one. Now and then
+// it also forgets tokens whose time was over a day ago, and voided ones.
+// ErrUnknownNode when there is no such node.
 func (s *Store) PutToken(ctx context.Context, t Token) error {
 	if err := checkNames("node", t.Node, 1); err != nil {
 		return fmt.Errorf("write enrolment token: %w", err)
@@ -86,6 +89,9 @@ func (s *Store) PutToken(ctx context.Context, t Token) error {
 		return fmt.Errorf("write enrolment token of node %s: %w", t.Node, ErrUnknownNode)
 	case !r.Succeeded:
 		return fmt.Errorf("write enrolment token of node %s: id %s is taken", t.Node, t.ID)
+	}
+	if s.tokens.Add(1)%collectEach != 1 {
+		return nil
 	}
 	if err := s.collect(ctx, time.Now()); err != nil {
 		// The token is written and good; what was not collected is next time.
@@ -157,6 +163,23 @@ func (s *Store) Redeem(ctx context.Context, q Redemption, issue func(node string
 	}
 }
 
+// counts reports whether an unused token is the one of its node that counts. It
+// is false without an error where the token has changed since the revision.
+func (s *Store) counts(ctx context.Context, node, id string, revision int64) (bool, error) {
+	r, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpGet(redeemRoot + node), clientv3.OpGet(tokensRoot+id, clientv3.WithKeysOnly())}, nil)
+	if err != nil {
+		return false, err
+	}
+	pointer, token := r.Responses[0].GetResponseRange().Kvs, r.Responses[1].GetResponseRange().Kvs
+	switch {
+	case len(pointer) == 1 && string(pointer[0].Value) == id:
+		return true, nil
+	case len(token) == 1 && token[0].ModRevision == revision:
+		return false, ErrTokenUnknown
+	}
+	return false, nil
+}
+
 func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) (Issued, error)) (string, Issued, bool, error) {
 	var none Issued
 	key := tokensRoot + q.ID
@@ -183,6 +206,10 @@ func (s *Store) tryRedeem(ctx context.Context, q Redemption, issue func(string) 
 	case t.Redeemed != nil:
 		got, err := s.repeat(ctx, t)
 		return t.Node, got, err == nil, err
+	}
+	counts, err := s.counts(ctx, t.Node, q.ID, r.Kvs[0].ModRevision)
+	if err != nil || !counts {
+		return "", none, false, err
 	}
 	got, err := issue(t.Node)
 	if err != nil {
