@@ -35,7 +35,8 @@ func TestPlan(t *testing.T) {
 	}
 	applied := o.apply(t, samples(t)...)
 	nothing, err := plan(&v1.PlanRequest{Sources: samples(t)})
-	if err != nil || nothing.GetBaseRevision() != applied.GetRevision() ||
+	// Pre-shared keys of the new tunnels may have come meanwhile.
+	if err != nil || nothing.GetBaseRevision() < applied.GetRevision() ||
 		len(nothing.GetDocuments())+len(nothing.GetNodes())+len(nothing.GetFlows())+len(nothing.GetFlowCounts()) != 0 {
 		t.Errorf("a plan of what is there: %v, %v", nothing, err)
 	}

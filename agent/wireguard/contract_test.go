@@ -325,7 +325,7 @@ func halfSession(t *testing.T, p pair) {
 	}
 	s := &session{wg: wg}
 	defer s.close()
-	w := want{Tunnel: b[0]}
+	w := want{Tunnel: b[0], shared: p.b.driver.pick(b[0], time.Now())}
 	mute := freshPeer(w)
 	mute.timing = false // it begins no handshake
 	if err := p.b.driver.configure(s, w, change{drop: []desired.PublicKey{w.PeerKey}, set: mute}); err != nil {
