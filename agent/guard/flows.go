@@ -13,6 +13,7 @@ import (
 
 // mapState is what the maps hold, or should hold.
 type mapState struct {
+	stacks    map[programStackKey]bool
 	flows     map[programFlowKey]uint32
 	neighbors map[programNeighbor]bool
 }
@@ -20,19 +21,25 @@ type mapState struct {
 // mapPlan brings one mapState to another: additions come first. A flow with
 // another mark is set in place, in one step.
 type mapPlan struct {
-	setFlows      map[programFlowKey]uint32
-	addNeighbors  []programNeighbor
-	dropFlows     []programFlowKey
-	dropNeighbors []programNeighbor
+	// Stacks open nothing.
+	addStacks, dropStacks []programStackKey
+	setFlows              map[programFlowKey]uint32
+	addNeighbors          []programNeighbor
+	dropFlows             []programFlowKey
+	dropNeighbors         []programNeighbor
 }
 
 // renderMaps is what the maps should hold for p, where index has the interface
 // index of every name in p.
 func renderMaps(p policy, index map[string]int) mapState {
-	out := mapState{make(map[programFlowKey]uint32, len(p.flows)), make(map[programNeighbor]bool, len(p.neighbors))}
+	out := newMapState()
+	for k := range p.stacks {
+		out.stacks[programStackKey{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags)}] = true
+	}
 	for k, mark := range p.flows {
 		out.flows[programFlowKey{
 			Ifindex:    uint32(index[k.name]),
+			Tags:       uint32(k.tags),
 			Local:      wireAddr(k.local.Addr()),
 			Remote:     wireAddr(k.remote.Addr()),
 			LocalPort:  wirePort(k.local.Port()),
@@ -40,13 +47,27 @@ func renderMaps(p policy, index map[string]int) mapState {
 		}] = mark
 	}
 	for k := range p.neighbors {
-		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Local: wireAddr(k.local), Remote: wireAddr(k.remote)}] = true
+		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags), Local: wireAddr(k.local), Remote: wireAddr(k.remote)}] = true
 	}
 	return out
 }
 
+func newMapState() mapState {
+	return mapState{make(map[programStackKey]bool), make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
+}
+
 func diffMaps(want, have mapState) mapPlan {
 	out := mapPlan{setFlows: make(map[programFlowKey]uint32)}
+	for k := range want.stacks {
+		if !have.stacks[k] {
+			out.addStacks = append(out.addStacks, k)
+		}
+	}
+	for k := range have.stacks {
+		if !want.stacks[k] {
+			out.dropStacks = append(out.dropStacks, k)
+		}
+	}
 	for k, mark := range want.flows {
 		if had, ok := have.flows[k]; !ok || had != mark {
 			out.setFlows[k] = mark
@@ -72,11 +93,11 @@ func diffMaps(want, have mapState) mapPlan {
 
 // closing is p without what opens anything.
 func (p mapPlan) closing() mapPlan {
-	return mapPlan{dropFlows: p.dropFlows, dropNeighbors: p.dropNeighbors}
+	return mapPlan{addStacks: p.addStacks, dropStacks: p.dropStacks, dropFlows: p.dropFlows, dropNeighbors: p.dropNeighbors}
 }
 
 func (p mapPlan) empty() bool {
-	return len(p.setFlows)+len(p.addNeighbors)+len(p.dropFlows)+len(p.dropNeighbors) == 0
+	return len(p.addStacks)+len(p.dropStacks)+len(p.setFlows)+len(p.addNeighbors)+len(p.dropFlows)+len(p.dropNeighbors) == 0
 }
 
 // lines are the changes, each to be asked for its text.
@@ -105,10 +126,19 @@ type mapLine struct {
 func (l mapLine) String() string { return l.what + " " + l.key.String() }
 
 func readMaps(o *programObjects) (mapState, error) {
-	out := mapState{make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
+	out := newMapState()
+	var stack programStackKey
+	var present uint8
+	it := o.Stacks.Iterate()
+	for it.Next(&stack, &present) {
+		out.stacks[stack] = true
+	}
+	if err := it.Err(); err != nil {
+		return out, fmt.Errorf("read tags: %w", err)
+	}
 	var flow programFlowKey
 	var mark uint32
-	it := o.Flows.Iterate()
+	it = o.Flows.Iterate()
 	for it.Next(&flow, &mark) {
 		out.flows[flow] = mark
 	}
@@ -116,7 +146,6 @@ func readMaps(o *programObjects) (mapState, error) {
 		return out, fmt.Errorf("read flows: %w", err)
 	}
 	var neighbor programNeighbor
-	var present uint8
 	it = o.Neighbors.Iterate()
 	for it.Next(&neighbor, &present) {
 		out.neighbors[neighbor] = true
@@ -129,6 +158,11 @@ func readMaps(o *programObjects) (mapState, error) {
 
 func (p mapPlan) apply(o *programObjects) error {
 	var errs []error
+	for _, k := range p.addStacks {
+		if err := o.Stacks.Update(k, uint8(1), ebpf.UpdateAny); err != nil {
+			errs = append(errs, fmt.Errorf("take %s: %w", k, err))
+		}
+	}
 	for k, mark := range p.setFlows {
 		if err := o.Flows.Update(k, mark, ebpf.UpdateAny); err != nil {
 			errs = append(errs, fmt.Errorf("open flow %s: %w", k, err))
@@ -149,6 +183,11 @@ func (p mapPlan) apply(o *programObjects) error {
 			errs = append(errs, fmt.Errorf("close neighbour %s: %w", k, err))
 		}
 	}
+	for _, k := range p.dropStacks {
+		if err := o.Stacks.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("give up %s: %w", k, err))
+		}
+	}
 	// Maps have no order, and the same faults should read the same each time.
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
@@ -160,7 +199,12 @@ func (g *Guard) forget(ifindex uint32) error {
 	if err != nil {
 		return err
 	}
-	want := mapState{make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
+	want := newMapState()
+	for k := range have.stacks {
+		if k.Ifindex != ifindex {
+			want.stacks[k] = true
+		}
+	}
 	for k, mark := range have.flows {
 		if k.Ifindex != ifindex {
 			want.flows[k] = mark
@@ -174,13 +218,24 @@ func (g *Guard) forget(ifindex uint32) error {
 	return diffMaps(want, have).apply(g.objects)
 }
 
+// String names tags, the outer one first, and the interface that they are on.
+func (k programStackKey) String() string {
+	switch outer := k.Tags >> 16; {
+	case outer != 0:
+		return fmt.Sprintf("VLAN %d.%d on interface %d", outer, k.Tags&vlanID, k.Ifindex)
+	case k.Tags != 0:
+		return fmt.Sprintf("VLAN %d on interface %d", k.Tags, k.Ifindex)
+	}
+	return fmt.Sprintf("interface %d", k.Ifindex)
+}
+
 func (k programFlowKey) String() string {
-	return fmt.Sprintf("%s -> %s on interface %d",
-		netip.AddrPortFrom(hostAddr(k.Local), hostPort(k.LocalPort)), netip.AddrPortFrom(hostAddr(k.Remote), hostPort(k.RemotePort)), k.Ifindex)
+	return fmt.Sprintf("%s -> %s on %s", netip.AddrPortFrom(hostAddr(k.Local), hostPort(k.LocalPort)),
+		netip.AddrPortFrom(hostAddr(k.Remote), hostPort(k.RemotePort)), programStackKey{Ifindex: k.Ifindex, Tags: k.Tags})
 }
 
 func (k programNeighbor) String() string {
-	return fmt.Sprintf("%s of %s on interface %d", hostAddr(k.Remote), hostAddr(k.Local), k.Ifindex)
+	return fmt.Sprintf("%s of %s on %s", hostAddr(k.Remote), hostAddr(k.Local), programStackKey{Ifindex: k.Ifindex, Tags: k.Tags})
 }
 
 // The maps hold addresses and ports in network byte order.

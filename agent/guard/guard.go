@@ -162,7 +162,11 @@ func (g *Guard) bring(ctx context.Context, want plan.Guard, open bool) (index ma
 		// The other layer closes without this one.
 		return nil, false, errors.Join(append(errs, g.syncNFT(p, false))...)
 	}
-	p = p.only(index)
+	if len(index) != len(p.interfaces) {
+		// Without what depends on those that have no programs. All that is wrong
+		// with the rest has been said.
+		p, _ = compile(want.Only(slices.Collect(maps.Keys(index))))
+	}
 	errNFT := g.syncNFT(p, open)
 	errMaps := g.syncMaps(renderMaps(p, index), open && errNFT == nil)
 	return index, errNFT == nil && errMaps == nil, errors.Join(append(errs, errNFT, errMaps)...)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
@@ -15,9 +16,10 @@ type Frame struct {
 	Interface string
 	// Mark is the packet's mark; it counts going out only.
 	Mark uint32
-	// Tagged tells that a VLAN tag was taken off, or is to be put on by the
-	// interface.
-	Tagged bool
+	// Tag is the VLAN tag that was taken off, or is to be put on by the interface:
+	// its ethertype in the upper half, in the lower its priority and VLAN; 0 when
+	// there is none. Further tags are in Data.
+	Tag uint32
 	// Data begins with the Ethernet header and is the whole frame; a
 	// super-packet (UDP_SEGMENT, GRO) is one frame here.
 	Data []byte
@@ -43,7 +45,11 @@ const (
 	arpReply      = 2
 	maxFlows      = 16384
 	maxNeighbors  = 2048
-	maxInterfaces = 255
+	maxInterfaces = 1023
+	maxStacks     = 4096
+	maxTags       = 2
+	tagLength     = 4
+	vlanID        = 0xfff
 )
 
 var (
@@ -61,26 +67,72 @@ func Judge(g plan.Guard, f Frame) (pass bool, why Reason) {
 }
 
 func (p policy) judge(f Frame) Reason {
-	if f.Tagged {
-		return ReasonVLAN
+	stack, why := f.takeTags()
+	if why != ReasonFlow {
+		return why
 	}
-	if len(f.Data) < etherHeader+arpPacket {
+	switch known := p.stacks[stackKey{f.Interface, stack}]; {
+	case stack != 0 && !known:
+		return ReasonVLAN
+	case stack == 0 && known:
+		return ReasonUntagged
+	case len(f.Data) < etherHeader+arpPacket:
 		return ReasonShort
 	}
 	switch binary.BigEndian.Uint16(f.Data[12:]) {
 	case etherTypeIPv4:
-		return p.judgeUDP(f)
+		return p.judgeUDP(f, stack)
 	case etherTypeARP:
-		return p.judgeARP(f)
+		return p.judgeARP(f, stack)
 	case etherTypeIPv6:
 		return ReasonIPv6
-	case etherTypeVLAN, etherTypeQinQ:
-		return ReasonVLAN
 	}
 	return ReasonEtherType
 }
 
-func (p policy) judgeUDP(f Frame) Reason {
+// takeTags takes the tags off the frame. ReasonFlow, of which this is not the
+// last word, says that they are in order.
+func (f *Frame) takeTags() (tags, Reason) {
+	var stack tags
+	count := 0
+	take := func(tag uint32) Reason {
+		tci := uint16(tag)
+		vlan := tci & vlanID
+		switch {
+		case count == maxTags:
+			return ReasonTags
+		case tag>>16 != etherTypeVLAN:
+			return ReasonVLAN
+		case vlan == 0 || vlan == vlanID:
+			return ReasonPriorityTag
+		case f.Direction == Out && tci != vlan:
+			return ReasonVLAN
+		}
+		stack = stack.push(vlan)
+		count++
+		return ReasonFlow
+	}
+	if f.Tag != 0 {
+		if why := take(f.Tag); why != ReasonFlow {
+			return 0, why
+		}
+	}
+	for {
+		if len(f.Data) < etherHeader+2 {
+			return 0, ReasonShort
+		}
+		tag := binary.BigEndian.Uint32(f.Data[12:])
+		if t := tag >> 16; t != etherTypeVLAN && t != etherTypeQinQ {
+			return stack, ReasonFlow
+		}
+		if why := take(tag); why != ReasonFlow {
+			return 0, why
+		}
+		f.Data = slices.Concat(f.Data[:12], f.Data[12+tagLength:])
+	}
+}
+
+func (p policy) judgeUDP(f Frame, stack tags) Reason {
 	ip := f.Data[etherHeader:]
 	udp := ip[ipHeader:]
 	if ip[0] != 0x45 {
@@ -98,9 +150,9 @@ func (p policy) judgeUDP(f Frame) Reason {
 	}
 	source := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[12:])), binary.BigEndian.Uint16(udp))
 	destination := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[16:])), binary.BigEndian.Uint16(udp[2:]))
-	key := flowKey{f.Interface, source, destination}
+	key := flowKey{f.Interface, stack, source, destination}
 	if f.Direction == In {
-		key = flowKey{f.Interface, destination, source}
+		key = flowKey{f.Interface, stack, destination, source}
 	}
 	mark, ok := p.flows[key]
 	switch {
@@ -112,7 +164,7 @@ func (p policy) judgeUDP(f Frame) Reason {
 	return ReasonFlow
 }
 
-func (p policy) judgeARP(f Frame) Reason {
+func (p policy) judgeARP(f Frame, stack tags) Reason {
 	to, from, arp := f.Data[:6], f.Data[6:12], f.Data[etherHeader:]
 	operation := binary.BigEndian.Uint16(arp[6:])
 	if !bytes.Equal(arp[:6], []byte{0, 1, 8, 0, 6, 4}) || operation != arpRequest && operation != arpReply {
@@ -131,9 +183,9 @@ func (p policy) judgeARP(f Frame) Reason {
 		return ReasonARPHardware
 	}
 	sender, target := netip.AddrFrom4([4]byte(arp[14:])), netip.AddrFrom4([4]byte(arp[24:]))
-	key := neighborKey{f.Interface, sender, target}
+	key := neighborKey{f.Interface, stack, sender, target}
 	if f.Direction == In {
-		key = neighborKey{f.Interface, target, sender}
+		key = neighborKey{f.Interface, stack, target, sender}
 	}
 	if !p.neighbors[key] || f.Direction == Out && key.announces() {
 		return ReasonNoNeighbor

@@ -14,7 +14,7 @@ func TestJudge(t *testing.T) {
 	seen := make(map[Reason]bool)
 	for _, tt := range frameCases() {
 		t.Run(tt.name, func(t *testing.T) {
-			pass, got := Judge(onePlan("circ0"), Frame{tt.dir, "circ0", tt.mark, tt.tagged, tt.data})
+			pass, got := Judge(onePlan("circ0"), Frame{tt.dir, "circ0", tt.mark, tt.tag, tt.data})
 			if diff := cmp.Diff(tt.want.String(), got.String()); diff != "" {
 				t.Errorf("reason (-want +got):\n%s", diff)
 			}
@@ -23,6 +23,10 @@ func TestJudge(t *testing.T) {
 			}
 			seen[got] = true
 		})
+	}
+	for _, tt := range taggedCases() {
+		_, got := Judge(portPlan(), Frame{tt.dir, port, tt.mark, tt.tag, tt.data})
+		seen[got] = true
 	}
 	for r := range Reason(reasons) {
 		if !seen[r] {
@@ -33,7 +37,7 @@ func TestJudge(t *testing.T) {
 
 func TestJudgeOfAnotherInterfaceOrPlan(t *testing.T) {
 	good := frameCases()[0]
-	frame := Frame{good.dir, "circ0", good.mark, false, good.data}
+	frame := Frame{good.dir, "circ0", good.mark, 0, good.data}
 	if _, why := Judge(onePlan("circ1"), frame); why != ReasonNoFlow {
 		t.Errorf("the same tuple on another interface: %s, want %s", why, ReasonNoFlow)
 	}

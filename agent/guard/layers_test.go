@@ -46,7 +46,7 @@ func TestProgramsOnTheWire(t *testing.T) {
 			if dir == In {
 				from, to = to, from
 			}
-			cases := slices.DeleteFunc(frameCases(), func(c frameCase) bool { return c.dir != dir || c.tagged })
+			cases := slices.DeleteFunc(frameCases(), func(c frameCase) bool { return c.dir != dir || c.tag != 0 })
 			if dir == Out {
 				for _, c := range cases {
 					prove(t, to, c.data, func() { from.send(c.data, c.mark) })
@@ -137,7 +137,7 @@ func layerCases() []layerCase {
 	for _, c := range frameCases() {
 		// The stack writes the lengths of packets that it sends, and refuses
 		// those that it cannot read.
-		if c.dir == Out && !c.tagged && binary.BigEndian.Uint16(c.data[12:]) == etherTypeIPv4 &&
+		if c.dir == Out && c.tag == 0 && binary.BigEndian.Uint16(c.data[12:]) == etherTypeIPv4 &&
 			c.want != ReasonShort && c.want != ReasonLength && c.data[14]>>4 == 4 {
 			out = append(out, layerCase{c.name, c.mark, c.data[etherHeader:]})
 		}
@@ -171,7 +171,7 @@ func TestEachLayerAlone(t *testing.T) {
 			for _, c := range layerCases() {
 				want := tt.unguarded
 				if !want {
-					want, _ = Judge(onePlan("circ0"), Frame{Out, "circ0", c.mark, false, ethernet(remoteMAC, localMAC, etherTypeIPv4, c.packet)})
+					want, _ = Judge(onePlan("circ0"), Frame{Out, "circ0", c.mark, 0, ethernet(remoteMAC, localMAC, etherTypeIPv4, c.packet)})
 				}
 				// The kernel tells a sender whose packet nftables drops.
 				if err := send(c.packet, c.mark); err != nil && want {

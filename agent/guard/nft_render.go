@@ -67,6 +67,9 @@ const (
 // renderNFT is the layer for p. Mark and interface are looked up apart from
 // mark and tuple, since nft(8) shows keys of five parts at most; a mark has
 // one interface, so both together say the same as one key of six parts.
+//
+// nftables sees packets where they have no tags, so an interface that carries
+// tagged links is in no set: nothing is for it.
 func renderNFT(p policy) []nftTable {
 	links := nftSet{setLinks, concat(nftables.TypeMark, nftables.TypeIFName), map[string]bool{}}
 	out := nftSet{setFlowsOut, concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeInetService), map[string]bool{}}
@@ -74,6 +77,9 @@ func renderNFT(p policy) []nftTable {
 	asked := nftSet{setAsked, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeIPAddr), map[string]bool{}}
 	answering := nftSet{setAnswering, asked.key, map[string]bool{}}
 	for k, mark := range p.flows {
+		if k.tags != 0 {
+			continue
+		}
 		m := binary.NativeEndian.AppendUint32(nil, mark)
 		local := slices.Concat(k.local.Addr().AsSlice(), portField(k.local.Port()))
 		remote := slices.Concat(k.remote.Addr().AsSlice(), portField(k.remote.Port()))
@@ -82,6 +88,9 @@ func renderNFT(p policy) []nftTable {
 		in.elements[string(slices.Concat(nameField(k.name), remote, local))] = true
 	}
 	for k := range p.neighbors {
+		if k.tags != 0 {
+			continue
+		}
 		element := string(slices.Concat(nameField(k.name), k.local.AsSlice(), k.remote.AsSlice()))
 		answering.elements[element] = true
 		if !k.announces() {

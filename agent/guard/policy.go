@@ -12,6 +12,11 @@ import (
 // duplicates.
 type policy struct {
 	interfaces []string
+	// vlans has the VLAN devices by name.
+	vlans map[string]plan.VLAN
+	// stacks are the tags that interfaces carry. One that carries any has an entry
+	// without tags, too, which says so.
+	stacks map[stackKey]bool
 	// flows holds the mark of each.
 	flows     map[flowKey]uint32
 	neighbors map[neighborKey]bool
@@ -19,13 +24,27 @@ type policy struct {
 	links map[uint32]string
 }
 
+// tags are those of a frame as it is on an interface: none is 0, one its VLAN, of
+// two the outer one is in the upper half.
+type tags uint32
+
+// push is t with a VLAN more, inside.
+func (t tags) push(vlan uint16) tags { return t<<16 | tags(vlan) }
+
+type stackKey struct {
+	name string
+	tags tags
+}
+
 type flowKey struct {
 	name          string
+	tags          tags
 	local, remote netip.AddrPort
 }
 
 type neighborKey struct {
 	name          string
+	tags          tags
 	local, remote netip.Addr
 }
 
@@ -37,6 +56,8 @@ func (k neighborKey) announces() bool { return k.local == k.remote }
 // out, which then stays closed.
 func compile(g plan.Guard) (policy, error) {
 	p := policy{
+		vlans:     make(map[string]plan.VLAN, len(g.VLANs)),
+		stacks:    make(map[stackKey]bool),
 		flows:     make(map[flowKey]uint32, len(g.Flows)),
 		neighbors: make(map[neighborKey]bool, len(g.Neighbors)),
 		links:     make(map[uint32]string),
@@ -54,6 +75,7 @@ func compile(g plan.Guard) (policy, error) {
 	if n := len(p.interfaces); n > maxInterfaces {
 		errs = append(errs, fmt.Errorf("guard %d interfaces: at most %d are possible", n, maxInterfaces))
 	}
+	errs = append(errs, p.addVLANs(g.VLANs, known))
 	for _, f := range g.Flows {
 		if err := p.addFlow(f, known); err != nil {
 			errs = append(errs, fmt.Errorf("flow %s -> %s on %s: %w", f.Local, f.Remote, f.Interface, err))
@@ -67,13 +89,87 @@ func compile(g plan.Guard) (policy, error) {
 	return p, errors.Join(errs...)
 }
 
+// addVLANs wants devices in the order in which they stand on each other. What is
+// left out is nobody's interface: without those below, it would pass for untagged.
+func (p policy) addVLANs(vlans []plan.VLAN, known map[string]bool) error {
+	var errs []error
+	stacked, taken := make(map[string]bool, len(vlans)), make(map[stackKey]bool, len(vlans))
+	for _, v := range vlans {
+		stacked[v.Interface] = true
+	}
+	for _, v := range vlans {
+		here := stackKey{v.Parent, tags(v.ID)}
+		if err := p.addVLAN(v, known, stacked[v.Parent], taken[here]); err != nil {
+			known[v.Interface] = false
+			errs = append(errs, fmt.Errorf("VLAN device %s on %s: %w", v.Interface, v.Parent, err))
+		}
+		taken[here] = true
+	}
+	return errors.Join(errs...)
+}
+
+func (p policy) addVLAN(v plan.VLAN, known map[string]bool, onVLAN, taken bool) error {
+	_, twice := p.vlans[v.Interface]
+	parent, below := p.vlans[v.Parent]
+	switch {
+	case !known[v.Interface] || !known[v.Parent]:
+		return errors.New("one of the two is not the guard's")
+	case twice:
+		return errors.New("it stands twice")
+	case onVLAN && !below:
+		return errors.New("want it behind the one that it stands on")
+	case p.depth(v.Parent) > maxTags:
+		return fmt.Errorf("more than %d tags", maxTags)
+	case v.ID == 0 || v.ID >= vlanID:
+		return fmt.Errorf("VLAN %d, want 1 to %d", v.ID, vlanID-1)
+	case taken:
+		return fmt.Errorf("VLAN %d is another device's", v.ID)
+	case len(p.stacks)+2*maxTags > maxStacks:
+		return fmt.Errorf("more than %d tags on interfaces", maxStacks)
+	}
+	if below {
+		// What has the outer tag only is nobody's.
+		delete(p.stacks, stackKey{parent.Parent, tags(parent.ID)})
+	}
+	p.vlans[v.Interface] = v
+	p.below(v.Interface, func(name string, t tags) {
+		if t != 0 {
+			p.stacks[stackKey{name, t}] = true
+			p.stacks[stackKey{name, 0}] = true
+		}
+	})
+	return nil
+}
+
+// below tells an interface and those below it, each with the tags that frames of
+// the first have there.
+func (p policy) below(name string, tell func(name string, t tags)) {
+	var t tags
+	shift := 0
+	tell(name, 0)
+	for v, ok := p.vlans[name]; ok; v, ok = p.vlans[name] {
+		t |= tags(v.ID) << shift
+		shift += 16
+		name = v.Parent
+		tell(name, t)
+	}
+}
+
+// depth is how many interfaces a frame passes, name and those below it.
+func (p policy) depth(name string) (n int) {
+	p.below(name, func(string, tags) { n++ })
+	return n
+}
+
 func (p policy) addFlow(f plan.Flow, known map[string]bool) error {
-	key := flowKey{f.Interface, f.Local, f.Remote}
+	key := flowKey{f.Interface, 0, f.Local, f.Remote}
 	had, twice := p.flows[key]
 	link, used := p.links[f.Mark]
 	switch {
 	case !known[f.Interface]:
 		return errors.New("the interface is not one of the guard's")
+	case p.stacks[stackKey{f.Interface, 0}]:
+		return errors.New("the interface carries tagged links, want one of those")
 	case f.Protocol != protocolUDP:
 		return fmt.Errorf("protocol %d, want UDP (%d)", f.Protocol, protocolUDP)
 	case !usable(f.Local.Addr()) || !usable(f.Remote.Addr()) || f.Local.Port() == 0 || f.Remote.Port() == 0:
@@ -85,53 +181,34 @@ func (p policy) addFlow(f plan.Flow, known map[string]bool) error {
 	// nftables looks mark and interface up apart from mark and tuple.
 	case used && link != f.Interface:
 		return fmt.Errorf("mark %#x is also on %s, want one interface for a mark", f.Mark, link)
-	case !twice && len(p.flows) == maxFlows:
+	case !twice && len(p.flows)+p.depth(f.Interface) > maxFlows:
 		return fmt.Errorf("more than %d flows", maxFlows)
 	}
-	p.flows[key] = f.Mark
+	p.below(f.Interface, func(name string, t tags) { p.flows[flowKey{name, t, f.Local, f.Remote}] = f.Mark })
 	p.links[f.Mark] = f.Interface
 	return nil
 }
 
 func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
-	key := neighborKey{n.Interface, n.Local, n.Remote}
+	key := neighborKey{n.Interface, 0, n.Local, n.Remote}
 	switch {
 	case !known[n.Interface]:
 		return errors.New("the interface is not one of the guard's")
+	case p.stacks[stackKey{n.Interface, 0}]:
+		return errors.New("the interface carries tagged links, want one of those")
 	case n.Local.Is6() && n.Remote.Is6() && !n.Local.Is4In6():
 		// An IPv6 link: nothing of it passes yet, and nothing else suffers.
 		return nil
 	case !usable(n.Local) || !usable(n.Remote) || n.Local == n.Remote:
 		return errors.New("want two IPv4 unicast addresses")
-	case !p.neighbors[key] && len(p.neighbors) > maxNeighbors-2:
+	case !p.neighbors[key] && len(p.neighbors)+2*p.depth(n.Interface) > maxNeighbors:
 		return fmt.Errorf("more than %d neighbours", maxNeighbors/2)
 	}
-	p.neighbors[key] = true
-	p.neighbors[neighborKey{n.Interface, n.Remote, n.Remote}] = true
+	p.below(n.Interface, func(name string, t tags) {
+		p.neighbors[neighborKey{name, t, n.Local, n.Remote}] = true
+		p.neighbors[neighborKey{name, t, n.Remote, n.Remote}] = true
+	})
 	return nil
-}
-
-// only is p without what is on interfaces that are not in names.
-func (p policy) only(names map[string]int) policy {
-	out := policy{flows: map[flowKey]uint32{}, neighbors: map[neighborKey]bool{}, links: map[uint32]string{}}
-	has := func(name string) bool { _, ok := names[name]; return ok }
-	for _, name := range p.interfaces {
-		if has(name) {
-			out.interfaces = append(out.interfaces, name)
-		}
-	}
-	for k, mark := range p.flows {
-		if has(k.name) {
-			out.flows[k] = mark
-			out.links[mark] = k.name
-		}
-	}
-	for k := range p.neighbors {
-		if has(k.name) {
-			out.neighbors[k] = true
-		}
-	}
-	return out
 }
 
 func usable(a netip.Addr) bool {

@@ -15,7 +15,7 @@ import (
 
 type programCounts struct {
 	_       structs.HostLayout
-	Packets [32]uint64
+	Packets [40]uint64
 }
 
 type programDirection uint32
@@ -28,6 +28,7 @@ const (
 type programFlowKey struct {
 	_          structs.HostLayout
 	Ifindex    uint32
+	Tags       uint32
 	Local      uint32
 	Remote     uint32
 	LocalPort  uint16
@@ -37,6 +38,7 @@ type programFlowKey struct {
 type programNeighbor struct {
 	_       structs.HostLayout
 	Ifindex uint32
+	Tags    uint32
 	Local   uint32
 	Remote  uint32
 }
@@ -59,7 +61,16 @@ const (
 	programReasonREASON_ARP_FORMAT   programReason = 12
 	programReasonREASON_ARP_HARDWARE programReason = 13
 	programReasonREASON_NO_NEIGHBOR  programReason = 14
+	programReasonREASON_UNTAGGED     programReason = 15
+	programReasonREASON_PRIORITY_TAG programReason = 16
+	programReasonREASON_TAGS         programReason = 17
 )
+
+type programStackKey struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Tags    uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -68,6 +79,7 @@ const (
 	programMapCounters      = "counters"
 	programMapFlows         = "flows"
 	programMapNeighbors     = "neighbors"
+	programMapStacks        = "stacks"
 	programProgGuardEgress  = "guard_egress"
 	programProgGuardIngress = "guard_ingress"
 )
@@ -125,6 +137,7 @@ type programMapSpecs struct {
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	Neighbors *ebpf.MapSpec `ebpf:"neighbors"`
+	Stacks    *ebpf.MapSpec `ebpf:"stacks"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -156,6 +169,7 @@ type programMaps struct {
 	Counters  *ebpf.Map `ebpf:"counters"`
 	Flows     *ebpf.Map `ebpf:"flows"`
 	Neighbors *ebpf.Map `ebpf:"neighbors"`
+	Stacks    *ebpf.Map `ebpf:"stacks"`
 }
 
 func (m *programMaps) Close() error {
@@ -163,6 +177,7 @@ func (m *programMaps) Close() error {
 		m.Counters,
 		m.Flows,
 		m.Neighbors,
+		m.Stacks,
 	)
 }
 

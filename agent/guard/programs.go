@@ -16,7 +16,7 @@ import (
 // maps of another: change it with every change to a map in bpf/layout.h.
 const (
 	layoutPrefix = "guard-v"
-	layout       = layoutPrefix + "2"
+	layout       = layoutPrefix + "3"
 )
 
 // loadPrograms loads new copies of the programs onto the maps that are pinned
@@ -58,6 +58,7 @@ func (g *Guard) loaded() bool {
 		return false
 	}
 	for name, m := range map[string]*ebpf.Map{
+		programMapStacks:    g.objects.Stacks,
 		programMapFlows:     g.objects.Flows,
 		programMapNeighbors: g.objects.Neighbors,
 		programMapCounters:  g.objects.Counters,

@@ -36,7 +36,7 @@ const (
 	ReasonNeighbor = Reason(programReasonREASON_NEIGHBOR)
 	// ReasonShort: too short for anything that passes.
 	ReasonShort = Reason(programReasonREASON_SHORT)
-	// ReasonVLAN: a VLAN tag.
+	// ReasonVLAN: VLAN tags of no link here, or of another kind than 0x8100.
 	ReasonVLAN = Reason(programReasonREASON_VLAN)
 	// ReasonEtherType: neither IPv4, IPv6 nor ARP.
 	ReasonEtherType = Reason(programReasonREASON_ETHERTYPE)
@@ -60,10 +60,16 @@ const (
 	ReasonARPHardware = Reason(programReasonREASON_ARP_HARDWARE)
 	// ReasonNoNeighbor: ARP for or from another than the neighbour.
 	ReasonNoNeighbor = Reason(programReasonREASON_NO_NEIGHBOR)
+	// ReasonUntagged: no VLAN tag where only tagged links are.
+	ReasonUntagged = Reason(programReasonREASON_UNTAGGED)
+	// ReasonPriorityTag: a VLAN tag that names no VLAN: 0 or 4095.
+	ReasonPriorityTag = Reason(programReasonREASON_PRIORITY_TAG)
+	// ReasonTags: more than two VLAN tags.
+	ReasonTags = Reason(programReasonREASON_TAGS)
 )
 
 // reasons is how many there are.
-const reasons = int(ReasonNoNeighbor) + 1
+const reasons = int(ReasonTags) + 1
 
 // Pass reports whether frames judged so pass.
 func (r Reason) Pass() bool { return r == ReasonFlow || r == ReasonNeighbor }
@@ -101,6 +107,12 @@ func (r Reason) String() string {
 		return "arp_hardware"
 	case ReasonNoNeighbor:
 		return "no_neighbor"
+	case ReasonUntagged:
+		return "untagged"
+	case ReasonPriorityTag:
+		return "priority_tag"
+	case ReasonTags:
+		return "tags"
 	}
 	return fmt.Sprintf("reason %d", uint8(r))
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // Instance is the name of one agent on a host: 1 to 6 characters a-z and 0-9,
@@ -58,6 +59,22 @@ func (i Instance) Device(tunnel uint16) string { return fmt.Sprintf("%s%d", i.De
 
 // DevicePrefix begins the name of every tunnel device of this instance.
 func (i Instance) DevicePrefix() string { return "cs-" + string(i) + "-" }
+
+// VLANDevice is the name of a tagged link's interface.
+func (i Instance) VLANDevice(link uint16) string { return fmt.Sprintf("%s.%d", i.Namespace(), link) }
+
+// OuterVLANDevice is the name of the interface below VLANDevice, for a link's
+// outer tag.
+func (i Instance) OuterVLANDevice(link uint16) string {
+	return fmt.Sprintf("%s+%d", i.Namespace(), link)
+}
+
+// IsVLANDevice reports whether a name is one of VLANDevice or OuterVLANDevice. No
+// tunnel's device is called so, and no other instance's.
+func (i Instance) IsVLANDevice(name string) bool {
+	rest, ok := strings.CutPrefix(name, i.Namespace())
+	return ok && rest != "" && (rest[0] == '.' || rest[0] == '+')
+}
 
 // SlowNamespace is the name of the namespace of the slow path.
 func (i Instance) SlowNamespace() string { return i.Namespace() + "-slow" }

@@ -22,12 +22,11 @@ func Build(inst instance.Instance, s desired.State) Plan { return BuildClosed(in
 // BuildClosed is Build with some groups closed, by ID, each for a reason in
 // words: their tunnels are pending, whatever they have.
 func BuildClosed(inst instance.Instance, s desired.State, closed map[string]string) Plan {
-	b := builder{inst: inst, closed: closed, links: map[string]desired.Link{}, tables: map[string]*Table{}}
+	b := builder{inst: inst, closed: closed, links: map[string]desired.Link{}, devices: map[string]string{}, tables: map[string]*Table{}}
 	for _, i := range s.Interfaces {
 		switch i.Role {
 		case desired.RoleCircuit:
-			b.plan.Interfaces = append(b.plan.Interfaces, Interface{Name: i.Name, Addresses: i.Addresses})
-			b.plan.Guard.Interfaces = append(b.plan.Guard.Interfaces, i.Name)
+			b.circuit(Interface{Name: i.Name, Addresses: i.Addresses})
 		case desired.RoleLAN:
 			for _, x := range s.Sections {
 				if x.Customer == i.Customer {
@@ -43,7 +42,8 @@ func BuildClosed(inst instance.Instance, s desired.State, closed map[string]stri
 		t := &Table{Number: instance.Table(l.Number), Mark: instance.Mark(l.Number)}
 		b.tables[l.ID] = t
 		order = append(order, t)
-		b.neighbors(s, l)
+		b.devices[l.ID] = b.device(l)
+		b.neighbors(l.ID, l.NextHop)
 	}
 	for _, x := range s.Sections {
 		b.section(x)
@@ -58,19 +58,46 @@ type builder struct {
 	inst   instance.Instance
 	closed map[string]string
 	links  map[string]desired.Link
-	tables map[string]*Table
-	plan   Plan
+	// devices have the interface with a link's addresses.
+	devices map[string]string
+	tables  map[string]*Table
+	plan    Plan
+}
+
+// circuit adds a circuit interface, after the one that it stands on.
+func (b *builder) circuit(i Interface) {
+	b.plan.Interfaces = append(b.plan.Interfaces, i)
+	b.plan.Guard.Interfaces = append(b.plan.Guard.Interfaces, i.Name)
+	if i.Parent != "" {
+		b.plan.Guard.VLANs = append(b.plan.Guard.VLANs, VLAN{Interface: i.Name, Parent: i.Parent, ID: i.VLAN})
+	}
+}
+
+// device is the interface that has the link's addresses: for a tagged link a VLAN
+// device, which it adds, with one below it for an outer tag.
+func (b *builder) device(l desired.Link) string {
+	if !l.Tagged() {
+		return l.Interface
+	}
+	parent := l.Interface
+	if l.OuterVLAN != 0 {
+		parent = b.inst.OuterVLANDevice(l.Number)
+		b.circuit(Interface{Name: parent, Parent: l.Interface, VLAN: l.OuterVLAN})
+	}
+	name := b.inst.VLANDevice(l.Number)
+	b.circuit(Interface{Name: name, Addresses: l.Addresses, Parent: parent, VLAN: l.VLAN})
+	return name
 }
 
 // neighbors lets each address of the link's interface resolve its next hop.
-func (b *builder) neighbors(s desired.State, l desired.Link) {
-	for _, i := range s.Interfaces {
-		if i.Name != l.Interface {
+func (b *builder) neighbors(link string, hop netip.Addr) {
+	for _, i := range b.plan.Interfaces {
+		if i.Name != b.devices[link] {
 			continue
 		}
 		for _, a := range i.Addresses {
-			n := Neighbor{Interface: i.Name, Local: a.Addr(), Remote: l.NextHop}
-			if a.Contains(l.NextHop) && !slices.Contains(b.plan.Guard.Neighbors, n) {
+			n := Neighbor{Interface: i.Name, Local: a.Addr(), Remote: hop}
+			if a.Contains(hop) && !slices.Contains(b.plan.Guard.Neighbors, n) {
 				b.plan.Guard.Neighbors = append(b.plan.Guard.Neighbors, n)
 			}
 		}
@@ -115,11 +142,11 @@ func (b *builder) tunnel(t desired.Tunnel, g desired.Group) Member {
 		AllowedIPs: allowed, LocalProbe: t.LocalProbe, RemoteProbe: t.RemoteProbe,
 	})
 	b.plan.Guard.Flows = append(b.plan.Guard.Flows, Flow{
-		Tunnel: t.ID, Device: device, Interface: link.Interface, Mark: mark, Protocol: udp, Local: t.Local, Remote: t.Remote,
+		Tunnel: t.ID, Device: device, Interface: b.devices[t.Link], Mark: mark, Protocol: udp, Local: t.Local, Remote: t.Remote,
 	})
 	route := Route{
 		Destination: host(t.Remote.Addr()), NextHop: link.NextHop,
-		Interface: link.Interface, Source: t.Local.Addr(),
+		Interface: b.devices[t.Link], Source: t.Local.Addr(),
 	}
 	if table := b.tables[t.Link]; !slices.Contains(table.Routes, route) {
 		table.Routes = append(table.Routes, route)

@@ -5,17 +5,47 @@ import "slices"
 // Only is the plan as far as these circuit interfaces carry it. Tunnels stay:
 // one whose interface is missing has no way out, and fails over.
 func (p Plan) Only(interfaces []string) Plan {
-	has := func(name string) bool { return slices.Contains(interfaces, name) }
+	p.Guard = p.Guard.Only(interfaces)
+	has := func(name string) bool { return slices.Contains(p.Guard.Interfaces, name) }
 	p.Interfaces = keep(p.Interfaces, func(i Interface) bool { return has(i.Name) })
 	tables := slices.Clone(p.Tables)
 	for i := range tables {
 		tables[i].Routes = keep(tables[i].Routes, func(r Route) bool { return has(r.Interface) })
 	}
 	p.Tables = tables
-	p.Guard.Interfaces = keep(p.Guard.Interfaces, has)
-	p.Guard.Flows = keep(p.Guard.Flows, func(f Flow) bool { return has(f.Interface) })
-	p.Guard.Neighbors = keep(p.Guard.Neighbors, func(n Neighbor) bool { return has(n.Interface) })
 	return p
+}
+
+// Only is the guard as far as it is about these interfaces. A VLAN device
+// without the ones below it is left out.
+func (g Guard) Only(interfaces []string) Guard {
+	there := make(map[string]bool, len(interfaces))
+	for _, name := range interfaces {
+		there[name] = true
+	}
+	parents := make(map[string]string, len(g.VLANs))
+	for _, v := range g.VLANs {
+		parents[v.Interface] = v.Parent
+	}
+	has := func(name string) bool {
+		// No tag is beyond the second.
+		for range 3 {
+			if !there[name] {
+				return false
+			}
+			parent, stacked := parents[name]
+			if !stacked {
+				return true
+			}
+			name = parent
+		}
+		return false
+	}
+	g.Interfaces = keep(g.Interfaces, has)
+	g.VLANs = keep(g.VLANs, func(v VLAN) bool { return has(v.Interface) })
+	g.Flows = keep(g.Flows, func(f Flow) bool { return has(f.Interface) })
+	g.Neighbors = keep(g.Neighbors, func(n Neighbor) bool { return has(n.Interface) })
+	return g
 }
 
 // Without is the guard without flows of tunnels on these devices.

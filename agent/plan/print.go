@@ -18,6 +18,10 @@ func (p Plan) String() string {
 
 	section("circuit interfaces (in the circuit namespace)", len(p.Interfaces))
 	for _, i := range p.Interfaces {
+		if i.Parent != "" {
+			line("%s is VLAN %d of %s %v", i.Name, i.VLAN, i.Parent, i.Addresses)
+			continue
+		}
 		line("%s %v", i.Name, i.Addresses)
 	}
 	section("routing tables (in the circuit namespace, each ends in unreachable)", len(p.Tables))

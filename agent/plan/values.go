@@ -21,10 +21,16 @@ type Plan struct {
 	Classifier Classifier
 }
 
-// Interface is a circuit interface, which lives in the circuit namespace.
+// Interface is a circuit interface, which lives in the circuit namespace: one of
+// the host's own, or a VLAN device on one, which the agent makes.
 type Interface struct {
 	Name      string
 	Addresses []netip.Prefix
+	// Parent is the interface below a VLAN device, which stands before it in the
+	// plan; empty for one of the host's own.
+	Parent string
+	// VLAN is the tag that Parent has for a VLAN device, of ethertype 0x8100.
+	VLAN uint16
 }
 
 // Table is the routing table of a link, in the circuit namespace: packets that
@@ -70,8 +76,17 @@ type Pending struct {
 // Guard is what may pass the circuit interfaces; everything else is dropped.
 type Guard struct {
 	Interfaces []string
-	Flows      []Flow
-	Neighbors  []Neighbor
+	// VLANs say which of Interfaces are VLAN devices. What a flow or a neighbour
+	// is on the uppermost device, it is behind a tag on the ones below.
+	VLANs     []VLAN
+	Flows     []Flow
+	Neighbors []Neighbor
+}
+
+// VLAN is a VLAN device of the guard's interfaces.
+type VLAN struct {
+	Interface, Parent string
+	ID                uint16
 }
 
 // Flow is the outer packets of one tunnel, in both directions: out, the mark

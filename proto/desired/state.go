@@ -74,7 +74,8 @@ type Interface struct {
 	Name string
 	Role Role
 	// Addresses are set on circuit interfaces only: moving one to the circuit
-	// namespace loses what the host had configured.
+	// namespace loses what the host had configured. One that carries tagged links
+	// has none: they are the links'.
 	Addresses []netip.Prefix
 	// Customer owns a LAN interface; empty otherwise.
 	Customer string
@@ -91,6 +92,26 @@ type Link struct {
 	// NextHop is the neighbour on Interface that leads to the far end:
 	// Microsoft's edge on premises, the subnet's router in Azure.
 	NextHop netip.Addr
+	// VLAN is the link's tag on Interface, 1 to 4094; 0 for an untagged link,
+	// which has the interface for itself.
+	VLAN uint16
+	// OuterVLAN is the tag in front of VLAN (QinQ), 0 for none. Both tags have
+	// ethertype 0x8100. The tag that comes first on the wire belongs to one link
+	// of an interface.
+	OuterVLAN uint16
+	// Addresses are those of a tagged link; an untagged one has its interface's.
+	Addresses []netip.Prefix
+}
+
+// Tagged reports whether the link's frames carry VLAN tags.
+func (l Link) Tagged() bool { return l.VLAN != 0 }
+
+// FirstTag is the tag that comes first on the wire, 0 for an untagged link.
+func (l Link) FirstTag() uint16 {
+	if l.OuterVLAN != 0 {
+		return l.OuterVLAN
+	}
+	return l.VLAN
 }
 
 // Section is one customer's part of a node.

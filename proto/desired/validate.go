@@ -14,6 +14,7 @@ import (
 // signed one.
 const (
 	maxInterfaces = 4_096
+	maxLinks      = 1<<16 - 1
 	maxSections   = 4_096
 	maxPrefixes   = 20_000
 	maxTunnels    = 20_000
@@ -39,9 +40,10 @@ func (s State) Equal(t State) bool { return proto.Equal(s.ToWire(), t.ToWire()) 
 func (s State) Validate() error {
 	v := &validator{
 		interfaces: map[string]Interface{}, links: map[string]Link{}, numbers: map[string]string{},
-		ports: map[uint16]string{}, ways: map[way]netip.Addr{},
+		ports: map[uint16]string{}, ways: map[way]netip.Addr{}, tags: map[tag]string{}, addresses: map[netip.Addr]string{},
 	}
 	v.most("interfaces", len(s.Interfaces), maxInterfaces)
+	v.most("links", len(s.Links), maxLinks)
 	v.most("sections", len(s.Sections), maxSections)
 	for i, x := range s.Interfaces {
 		v.iface(fmt.Sprintf("interfaces[%d]", i), x)
@@ -64,6 +66,12 @@ type way struct {
 	far  netip.Addr
 }
 
+// tag is the first tag of a link on an interface, 0 for an untagged link.
+type tag struct {
+	iface string
+	vlan  uint16
+}
+
 type validator struct {
 	interfaces map[string]Interface
 	links      map[string]Link
@@ -73,7 +81,11 @@ type validator struct {
 	ports map[uint16]string
 	// ways have the local address from which a far one is reached over a link:
 	// agents have one route for it.
-	ways             map[way]netip.Addr
+	ways map[way]netip.Addr
+	// tags are those by which an interface tells its links apart.
+	tags map[tag]string
+	// addresses are those of tagged links.
+	addresses        map[netip.Addr]string
 	prefixes, tunnel int
 	errs             []error
 }
@@ -104,9 +116,13 @@ func (v *validator) iface(at string, x Interface) {
 	v.check(x.Role >= RoleCircuit && x.Role <= RoleManagement, at+".role", x.Role, "is unknown to this version")
 	v.check(len(x.Addresses) == 0 || x.Role == RoleCircuit, at+".addresses", len(x.Addresses), "are for circuit interfaces only")
 	v.check((x.Customer != "") == (x.Role == RoleLAN), at+".customer", x.Customer, "must be set on LAN interfaces and on no others")
-	for i, a := range x.Addresses {
-		v.check(a.IsValid() && usable(a.Addr()), fmt.Sprintf("%s.addresses[%d]", at, i), a, "is not a unicast address with a prefix length")
-		v.outside4(fmt.Sprintf("%s.addresses[%d]", at, i), a.Addr())
+	v.underlay(at+".addresses", x.Addresses)
+}
+
+func (v *validator) underlay(field string, addresses []netip.Prefix) {
+	for i, a := range addresses {
+		v.check(a.IsValid() && usable(a.Addr()), fmt.Sprintf("%s[%d]", field, i), a, "is not a unicast address with a prefix length")
+		v.outside4(fmt.Sprintf("%s[%d]", field, i), a.Addr())
 	}
 }
 
@@ -123,12 +139,48 @@ func (v *validator) link(at string, x Link) {
 	v.unique("link", uint32(x.Number), at+".number")
 	i, ok := v.interfaces[x.Interface]
 	v.check(ok && i.Role == RoleCircuit, at+".interface", x.Interface, "is not a circuit interface of this state")
+	v.linkTags(at, x, i)
 	onLink := false
-	for _, a := range i.Addresses {
+	for _, a := range v.addressesOf(x) {
 		onLink = onLink || a.Masked().Contains(x.NextHop) && a.Addr() != x.NextHop
 	}
 	v.check(onLink, at+".next_hop", x.NextHop, "is no neighbour on the interface")
 	v.outside4(at+".next_hop", x.NextHop)
+}
+
+// maxVLAN is the last tag that names a VLAN (IEEE 802.1Q, table 9-2).
+const maxVLAN = 4094
+
+// linkTags wants every frame of an interface to belong to one link at most: an
+// untagged link has its interface to itself, and of tagged ones no two have the
+// same first tag. An interface of tagged links has no address, so that nothing
+// untagged is ever for it.
+func (v *validator) linkTags(at string, x Link, i Interface) {
+	v.check(x.VLAN <= maxVLAN, at+".vlan", x.VLAN, fmt.Sprintf("is more than %d", maxVLAN))
+	v.check(x.OuterVLAN <= maxVLAN, at+".outer_vlan", x.OuterVLAN, fmt.Sprintf("is more than %d", maxVLAN))
+	v.check(x.OuterVLAN == 0 || x.Tagged(), at+".outer_vlan", x.OuterVLAN, "stands without the inner vlan")
+	v.check(x.Tagged() || len(x.Addresses) == 0, at+".addresses", len(x.Addresses), "are for tagged links only")
+	if x.Tagged() {
+		v.check(len(i.Addresses) == 0, at+".interface", x.Interface, "has addresses of its own beside tagged links")
+		v.underlay(at+".addresses", x.Addresses)
+		for j, a := range x.Addresses {
+			first, twice := v.addresses[a.Addr()]
+			v.check(!twice, fmt.Sprintf("%s.addresses[%d]", at, j), a, "is an address of "+first+" as well")
+			v.addresses[a.Addr()] = at
+		}
+		v.check(v.tags[tag{x.Interface, 0}] == "", at+".interface", x.Interface, "carries an untagged link, "+v.tags[tag{x.Interface, 0}])
+		first := v.tags[tag{x.Interface, x.FirstTag()}]
+		v.check(first == "", at+".vlan", x.FirstTag(), "is the first tag of "+first+" on the same interface")
+	}
+	v.tags[tag{x.Interface, x.FirstTag()}] = at
+}
+
+// addressesOf are those from which tunnels of a link can start.
+func (v *validator) addressesOf(x Link) []netip.Prefix {
+	if x.Tagged() {
+		return x.Addresses
+	}
+	return v.interfaces[x.Interface].Addresses
 }
 
 func (v *validator) section(at string, x Section) {
@@ -186,10 +238,10 @@ func (v *validator) tunnelOf(at string, t Tunnel, group string) {
 	l, ok := v.links[t.Link]
 	v.check(ok, at+".link", t.Link, "is not a link of this state")
 	own := false
-	for _, a := range v.interfaces[l.Interface].Addresses {
+	for _, a := range v.addressesOf(l) {
 		own = own || a.Addr() == t.Local.Addr()
 	}
-	v.check(own, at+".local", t.Local, "is not an address of the link's interface")
+	v.check(own, at+".local", t.Local, "is not an address of the link or its interface")
 	v.check(t.Local.Port() != 0 && t.Remote.Port() != 0, at+".local", t.Local, "needs a port at both ends")
 	v.check(usable(t.Remote.Addr()) && t.Local.Addr().Is4() == t.Remote.Addr().Is4(), at+".remote", t.Remote, "is not a unicast address of the local one's family")
 	port := t.Local.Port()

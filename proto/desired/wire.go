@@ -17,7 +17,10 @@ func (s State) ToWire() *v1.State {
 			return &v1.Interface{Name: i.Name, Role: v1.InterfaceRole(i.Role), Addresses: texts(i.Addresses), Customer: i.Customer}
 		}),
 		Links: convert(s.Links, func(l Link) *v1.Link {
-			return &v1.Link{Id: l.ID, Number: uint32(l.Number), Interface: l.Interface, NextHop: l.NextHop.String()}
+			return &v1.Link{
+				Id: l.ID, Number: uint32(l.Number), Interface: l.Interface, NextHop: l.NextHop.String(),
+				Vlan: uint32(l.VLAN), OuterVlan: uint32(l.OuterVLAN), Addresses: texts(l.Addresses),
+			}
 		}),
 		Sections: convert(s.Sections, func(s Section) *v1.Section {
 			return &v1.Section{
@@ -71,6 +74,8 @@ func StateFromWire(w *v1.State) (State, error) {
 			return Link{
 				ID: l.GetId(), Number: narrow[uint16](r, "number", l.GetNumber()),
 				Interface: l.GetInterface(), NextHop: parse(r, "next_hop", l.GetNextHop(), netip.ParseAddr),
+				VLAN: narrow[uint16](r, "vlan", l.GetVlan()), OuterVLAN: narrow[uint16](r, "outer_vlan", l.GetOuterVlan()),
+				Addresses: r.prefixes("addresses", l.GetAddresses()),
 			}
 		}),
 		Sections: read(r, "sections", w.GetSections(), readSection),

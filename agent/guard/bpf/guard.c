@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What may pass a circuit interface: the outer packets of configured tunnels,
-// and ARP with the link's own neighbour. Judge in ../judge.go says the same in
+// and ARP with the link's own neighbour, behind the VLAN tags of the link. Judge in ../judge.go says the same in
 // Go, check by check and in the same order; a test holds one against the other.
 #include "layout.h"
 #include <linux/if_ether.h>
 #include <linux/ip.h>
 #include <linux/udp.h>
+#include <stddef.h>
 
 // TC_ACT_OK and TC_ACT_SHOT, by tcx as by clsact. Passing ends the chain: no
 // program or filter after the guard gets to change or redirect what it has judged.
@@ -19,6 +20,9 @@
 #define ETHERNET 1
 #define ARP_REQUEST 1
 #define ARP_REPLY 2
+#define MAX_TAGS 2
+#define TAG_LEN 4
+#define VLAN_ID 0xfff
 
 char __license[] SEC("license") = "Apache-2.0";
 
@@ -50,6 +54,17 @@ struct frame {
 
 _Static_assert(sizeof(struct frame) == 42, "Ethernet, IPv4 and UDP, or Ethernet and ARP");
 
+_Static_assert(offsetof(struct frame, eth.h_proto) == 2 * ETH_ALEN, "tags stand between addresses and type");
+
+// The tags of a frame, whether the kernel keeps them beside it or they stand in it.
+struct tags {
+	// See stack_key.
+	__u32 stack;
+	__u32 count;
+	// Bytes of tags in the frame.
+	__u32 bytes;
+};
+
 static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 {
 	__u8 diff = 0;
@@ -70,7 +85,7 @@ static __always_inline int mac_all(const __u8 *a, __u8 value)
 
 // A frame carries nothing behind its packet, but for the padding that a short
 // one gets on the wire (IEEE 802.3, 4.2.3.3) and that is not there yet when it
-// goes out.
+// goes out. Tags do not count: they may have been put before or behind it.
 static __always_inline int length_fits(__u32 frame, __u32 packet, enum direction direction)
 {
 	__u32 want = sizeof(struct ethhdr) + packet;
@@ -78,9 +93,9 @@ static __always_inline int length_fits(__u32 frame, __u32 packet, enum direction
 	return frame == want || (direction == DIRECTION_IN && frame > want && frame <= MIN_FRAME);
 }
 
-static __always_inline enum reason judge_udp(struct __sk_buff *skb, const struct frame *f, enum direction direction)
+static __always_inline enum reason judge_udp(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
 {
-	struct flow_key key = {.ifindex = skb->ifindex};
+	struct flow_key key = {.ifindex = skb->ifindex, .tags = tags->stack};
 	__u32 total = bpf_ntohs(f->ip.tot_len);
 	__u32 *mark;
 
@@ -96,7 +111,7 @@ static __always_inline enum reason judge_udp(struct __sk_buff *skb, const struct
 	// udp_gro_complete_segment), so the same equations hold for it.
 	if (total < sizeof(struct iphdr) + sizeof(struct udphdr) ||
 	    bpf_ntohs(f->udp.len) != total - sizeof(struct iphdr) ||
-	    !length_fits(skb->len, total, direction))
+	    !length_fits(skb->len - tags->bytes, total, direction))
 		return REASON_LENGTH;
 
 	if (direction == DIRECTION_OUT) {
@@ -119,16 +134,16 @@ static __always_inline enum reason judge_udp(struct __sk_buff *skb, const struct
 	return REASON_FLOW;
 }
 
-static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct frame *f, enum direction direction)
+static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
 {
-	struct neighbor key = {.ifindex = skb->ifindex};
+	struct neighbor key = {.ifindex = skb->ifindex, .tags = tags->stack};
 	__u16 operation = bpf_ntohs(f->arp.operation);
 
 	if (f->arp.hardware != bpf_htons(ETHERNET) || f->arp.protocol != bpf_htons(ETH_P_IP) ||
 	    f->arp.hardware_len != ETH_ALEN || f->arp.protocol_len != 4 ||
 	    (operation != ARP_REQUEST && operation != ARP_REPLY))
 		return REASON_ARP_FORMAT;
-	if (!length_fits(skb->len, sizeof(struct arp), direction))
+	if (!length_fits(skb->len - tags->bytes, sizeof(struct arp), direction))
 		return REASON_LENGTH;
 	if ((f->eth.h_dest[0] & 1) && !mac_all(f->eth.h_dest, 0xff))
 		return REASON_ARP_HARDWARE;
@@ -153,25 +168,83 @@ static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct
 	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
 }
 
+// REASON_FLOW, of which this is not the last word, when the tag is in order.
+static __always_inline enum reason take_tag(struct tags *tags, __be16 protocol, __u16 tci, enum direction direction)
+{
+	__u32 vlan = tci & VLAN_ID;
+
+	if (tags->count == MAX_TAGS)
+		return REASON_TAGS;
+	if (protocol != bpf_htons(ETH_P_8021Q))
+		return REASON_VLAN;
+	// 0 is a priority tag, the greatest is reserved (IEEE 802.1Q, table 9-2).
+	if (!vlan || vlan == VLAN_ID)
+		return REASON_PRIORITY_TAG;
+	// The other bits carry nothing out.
+	if (direction == DIRECTION_OUT && tci != vlan)
+		return REASON_VLAN;
+	tags->stack = tags->stack << 16 | vlan;
+	tags->count++;
+	return REASON_FLOW;
+}
+
+// The first tag is beside the frame where the kernel or the interface has taken
+// it off, or the interface is to put it on; others are always in it.
+static __always_inline enum reason take_tags(struct __sk_buff *skb, struct tags *tags, enum direction direction)
+{
+	struct {
+		__be16 protocol;
+		__be16 tci;
+	} tag;
+	enum reason why;
+
+	if (skb->vlan_present) {
+		why = take_tag(tags, skb->vlan_proto, skb->vlan_tci, direction);
+		if (why != REASON_FLOW)
+			return why;
+	}
+	// One more than can be in order, so that it is seen.
+	for (int i = 0; i <= MAX_TAGS; i++) {
+		if (bpf_skb_load_bytes(skb, offsetof(struct ethhdr, h_proto) + tags->bytes, &tag, sizeof(tag)))
+			return REASON_SHORT;
+		if (tag.protocol != bpf_htons(ETH_P_8021Q) && tag.protocol != bpf_htons(ETH_P_8021AD))
+			break;
+		why = take_tag(tags, tag.protocol, bpf_ntohs(tag.tci), direction);
+		if (why != REASON_FLOW)
+			return why;
+		tags->bytes += TAG_LEN;
+	}
+	return REASON_FLOW;
+}
+
 static __always_inline enum reason judge(struct __sk_buff *skb, enum direction direction)
 {
+	struct stack_key key = {.ifindex = skb->ifindex};
+	struct tags tags = {};
 	struct frame f;
+	enum reason why = take_tags(skb, &tags, direction);
+	int known;
 
-	if (skb->vlan_present)
+	if (why != REASON_FLOW)
+		return why;
+	key.tags = tags.stack;
+	known = bpf_map_lookup_elem(&stacks, &key) != NULL;
+	if (tags.count && !known)
 		return REASON_VLAN;
+	if (!tags.count && known)
+		return REASON_UNTAGGED;
 	// Copies, so that it does not matter how much of the frame is linear.
-	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)))
+	if (bpf_skb_load_bytes(skb, 0, &f, offsetof(struct frame, eth.h_proto)) ||
+	    bpf_skb_load_bytes(skb, offsetof(struct frame, eth.h_proto) + tags.bytes, (__u8 *)&f + offsetof(struct frame, eth.h_proto),
+			       sizeof(f) - offsetof(struct frame, eth.h_proto)))
 		return REASON_SHORT;
 	switch (bpf_ntohs(f.eth.h_proto)) {
 	case ETH_P_IP:
-		return judge_udp(skb, &f, direction);
+		return judge_udp(skb, &f, &tags, direction);
 	case ETH_P_ARP:
-		return judge_arp(skb, &f, direction);
+		return judge_arp(skb, &f, &tags, direction);
 	case ETH_P_IPV6:
 		return REASON_IPV6;
-	case ETH_P_8021Q:
-	case ETH_P_8021AD:
-		return REASON_VLAN;
 	}
 	return REASON_ETHERTYPE;
 }

@@ -11,8 +11,9 @@
 
 #define MAX_FLOWS 16384
 #define MAX_NEIGHBORS 2048
-#define MAX_INTERFACES 256
-#define MAX_REASONS 16
+#define MAX_STACKS 4096
+#define MAX_INTERFACES 1024
+#define MAX_REASONS 20
 
 // Why a frame passes or not. The driver names counters after these.
 enum reason {
@@ -31,6 +32,9 @@ enum reason {
 	REASON_ARP_FORMAT = 12,
 	REASON_ARP_HARDWARE = 13,
 	REASON_NO_NEIGHBOR = 14,
+	REASON_UNTAGGED = 15,
+	REASON_PRIORITY_TAG = 16,
+	REASON_TAGS = 17,
 };
 
 enum direction {
@@ -38,10 +42,18 @@ enum direction {
 	DIRECTION_IN = 1,
 };
 
+// VLAN tags as a frame has them on an interface: none is 0, one its VLAN, of two
+// the outer one is in the upper half.
+struct stack_key {
+	__u32 ifindex;
+	__u32 tags;
+};
+
 // The outer packets of a tunnel, as this node sees them: addresses and ports
 // are in network byte order.
 struct flow_key {
 	__u32 ifindex;
+	__u32 tags;
 	__be32 local;
 	__be32 remote;
 	__be16 local_port;
@@ -52,6 +64,7 @@ struct flow_key {
 // itself (RFC 5227, section 3), which only comes in.
 struct neighbor {
 	__u32 ifindex;
+	__u32 tags;
 	__be32 local;
 	__be32 remote;
 };
@@ -61,6 +74,17 @@ struct counts {
 };
 
 // All maps are preallocated: an insertion must not fail for want of memory.
+// Tags that an interface carries. An entry without tags says that it carries
+// some, so that frames without are not for it. This opens nothing: flows and
+// neighbours have the tags in their keys.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_STACKS);
+	__type(key, struct stack_key);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} stacks SEC(".maps");
+
 // The value of a flow is its mark.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

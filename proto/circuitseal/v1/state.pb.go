@@ -397,7 +397,8 @@ type Interface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Role  InterfaceRole          `protobuf:"varint,2,opt,name=role,proto3,enum=circuitseal.v1.InterfaceRole" json:"role,omitempty"`
-	// Circuit interfaces only: moving one to the circuit namespace loses them.
+	// Circuit interfaces without tagged links only: moving one to the circuit
+	// namespace loses them.
 	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// The owner of a LAN interface.
 	Customer      string `protobuf:"bytes,4,opt,name=customer,proto3" json:"customer,omitempty"`
@@ -473,7 +474,15 @@ type Link struct {
 	Interface string `protobuf:"bytes,3,opt,name=interface,proto3" json:"interface,omitempty"`
 	// The neighbour through which the far end is reached: Microsoft's edge on
 	// premises, the subnet's router in Azure.
-	NextHop       string `protobuf:"bytes,4,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
+	NextHop string `protobuf:"bytes,4,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
+	// The link's VLAN on the interface, 1 to 4094; 0 for an untagged link.
+	Vlan uint32 `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	// The tag in front of vlan (QinQ, Azure's S-tag), 1 to 4094; 0 for none. Both
+	// tags have ethertype 0x8100. The tag that comes first on the wire belongs to
+	// one link of the interface.
+	OuterVlan uint32 `protobuf:"varint,6,opt,name=outer_vlan,json=outerVlan,proto3" json:"outer_vlan,omitempty"`
+	// The addresses on a tagged link; an untagged one has its interface's.
+	Addresses     []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -534,6 +543,27 @@ func (x *Link) GetNextHop() string {
 		return x.NextHop
 	}
 	return ""
+}
+
+func (x *Link) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *Link) GetOuterVlan() uint32 {
+	if x != nil {
+		return x.OuterVlan
+	}
+	return 0
+}
+
+func (x *Link) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 // Section is one customer's part of a node.
@@ -1027,12 +1057,16 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1d.circuitseal.v1.InterfaceRoleR\x04role\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x1a\n" +
-	"\bcustomer\x18\x04 \x01(\tR\bcustomer\"g\n" +
+	"\bcustomer\x18\x04 \x01(\tR\bcustomer\"\xb8\x01\n" +
 	"\x04Link\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x1c\n" +
 	"\tinterface\x18\x03 \x01(\tR\tinterface\x12\x19\n" +
-	"\bnext_hop\x18\x04 \x01(\tR\anextHop\"\xa1\x01\n" +
+	"\bnext_hop\x18\x04 \x01(\tR\anextHop\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\rR\x04vlan\x12\x1d\n" +
+	"\n" +
+	"outer_vlan\x18\x06 \x01(\rR\touterVlan\x12\x1c\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\"\xa1\x01\n" +
 	"\aSection\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\rR\x06tenant\x123\n" +
