@@ -37,7 +37,7 @@ func TestRepairsAreNoted(t *testing.T) {
 		t.Helper()
 		ledger.Begin(true)
 		defer ledger.End()
-		if _, err := l.driver.Claim(t.Context(), []string{"circ0"}); err != nil {
+		if _, err := l.driver.Claim(t.Context(), ifaces); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.driver.Sync(t.Context(), ifaces, tables); err != nil {
@@ -147,7 +147,7 @@ func TestWitness(t *testing.T) {
 		t.Helper()
 		ledger.Begin(true)
 		defer ledger.End()
-		if _, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil {
+		if _, err := l.driver.Claim(ctx, ifaces); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.driver.Sync(ctx, ifaces, tables); err != nil {

@@ -1,5 +1,5 @@
 // Package link keeps the circuit interfaces of an instance in its circuit
-// namespace, and there their addresses, policy rules and routing tables. It
+// namespace, and there their VLAN devices, addresses, policy rules and routing tables. It
 // knows netlink and the sysctls of a network interface. It knows nothing of
 // tunnels, of packet filters or of what the addresses are for, and it leaves
 // everything in the main namespace alone except the interfaces that it takes
@@ -20,6 +20,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
 // Config is what a Driver needs.
@@ -61,10 +62,11 @@ func validName(name string) bool {
 // the circuit namespace, and leaves it down there until Sync. Before it can
 // ever be up it is told to be silent: no IPv6, no router advertisements, no
 // forwarding, ARP for its own addresses only. An interface that is already
-// there keeps its state. Errors are joined, one for each interface, and one
-// interface does not stop the next: claimed are those that are silent there,
-// nil only when nobody could look.
-func (d *Driver) Claim(ctx context.Context, names []string) (claimed []string, err error) {
+// there keeps its state. VLAN devices it makes there, down and silent too, and
+// removes those that are not wanted. Errors are joined, one for each interface,
+// and one interface does not stop the next: claimed are those that are silent
+// there, nil only when nobody could look.
+func (d *Driver) Claim(ctx context.Context, interfaces []plan.Interface) (claimed []string, err error) {
 	if err := d.config.Circuit.Do(d.silenceNamespace); err != nil {
 		return nil, fmt.Errorf("prepare circuit namespace: %w", err)
 	}
@@ -78,22 +80,29 @@ func (d *Driver) Claim(ctx context.Context, names []string) (claimed []string, e
 	}
 	defer h.close()
 	claimed = []string{}
-	for _, name := range names {
+	for _, i := range interfaces {
 		if err := ctx.Err(); err != nil {
 			return nil, errors.Join(append(errs, err)...)
 		}
-		if err := d.claim(h, name); err != nil {
+		if i.Parent != "" {
+			continue
+		}
+		if err := d.claim(h, i.Name); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		claimed = append(claimed, name)
+		claimed = append(claimed, i.Name)
 	}
-	return claimed, errors.Join(errs...)
+	made, err := d.vlans(h.circuit, interfaces, claimed)
+	return append(claimed, made...), errors.Join(append(errs, err)...)
 }
 
 func (d *Driver) claim(h handles, name string) error {
 	if !validName(name) {
 		return fmt.Errorf("circuit interface %.64q: want the name of a network interface, 1 to 15 characters", name)
+	}
+	if err := reservedName(d.config.Instance, name); err != nil {
+		return err
 	}
 	if there, err := h.circuit.LinkByName(name); err == nil {
 		if err := ownName(there, name); err != nil {
@@ -210,7 +219,7 @@ func missing(main *netlink.Handle, name string) error {
 }
 
 // Release gives every circuit interface back to the main namespace, down and
-// without addresses, and removes the driver's rules and routes. Tunnel devices
+// without addresses, and removes the driver's VLAN devices, rules and routes. Tunnel devices
 // and loopback stay.
 func (d *Driver) Release(ctx context.Context) error {
 	h, err := d.open()
@@ -218,11 +227,11 @@ func (d *Driver) Release(ctx context.Context) error {
 		return err
 	}
 	defer h.close()
+	errs := []error{d.Sync(ctx, nil, nil), d.removeVLANs(h.circuit)}
 	links, err := netns.Dump(h.circuit.LinkList)
 	if err != nil {
-		return fmt.Errorf("list interfaces of the circuit namespace: %w", err)
+		return errors.Join(append(errs, fmt.Errorf("list interfaces of the circuit namespace: %w", err))...)
 	}
-	errs := []error{d.Sync(ctx, nil, nil)}
 	for _, l := range links {
 		name := l.Attrs().Name
 		if !d.physical(l) {

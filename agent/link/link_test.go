@@ -74,6 +74,13 @@ func (l lab) wire(t *testing.T, name string) {
 	}
 }
 
+func named(names ...string) (out []plan.Interface) {
+	for _, n := range names {
+		out = append(out, plan.Interface{Name: n})
+	}
+	return out
+}
+
 func TestClaimSyncRelease(t *testing.T) {
 	l := newLab(t)
 	l.wire(t, "circ0")
@@ -81,7 +88,7 @@ func TestClaimSyncRelease(t *testing.T) {
 	ifaces, tables := wanted()
 
 	for range 2 {
-		if claimed, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil || len(claimed) != 1 {
+		if claimed, err := l.driver.Claim(ctx, named("circ0")); err != nil || len(claimed) != 1 {
 			t.Fatal(err)
 		}
 	}
@@ -150,7 +157,7 @@ func TestClaimNamesWhatThereIs(t *testing.T) {
 	l := newLab(t)
 	l.wire(t, "circ1")
 	l.wire(t, "eth7")
-	claimed, err := l.driver.Claim(t.Context(), []string{"circ0", "../x", "circ1"})
+	claimed, err := l.driver.Claim(t.Context(), named("circ0", "../x", "circ1"))
 	if err == nil || !slices.Equal(claimed, []string{"circ1"}) {
 		t.Fatalf("claimed %q, error %v; want circ1 and an error", claimed, err)
 	}
@@ -168,7 +175,7 @@ func TestSyncMovesAddresses(t *testing.T) {
 	l := newLab(t)
 	l.wire(t, "circ0")
 	ctx := t.Context()
-	if claimed, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil || len(claimed) != 1 {
+	if claimed, err := l.driver.Claim(ctx, named("circ0")); err != nil || len(claimed) != 1 {
 		t.Fatal(err)
 	}
 	for _, addresses := range [][]string{{"192.0.2.1/24", "192.0.2.5/24"}, {"192.0.2.5/24"}, {"192.0.2.5/30", "192.0.2.9/32"}, {}} {
@@ -192,7 +199,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if claimed, err := l.driver.Claim(ctx, []string{"circ0"}); err != nil || len(claimed) != 1 {
+		if claimed, err := l.driver.Claim(ctx, named("circ0")); err != nil || len(claimed) != 1 {
 			t.Fatal(err)
 		}
 		wantEvent(t, events)
@@ -364,7 +371,7 @@ func TestClaimRefusesWhatDoesNotStandAlone(t *testing.T) {
 		"eth2":    `belongs to "br0"`,
 		"circuit": `another name of "eth3"`,
 	} {
-		claimed, err := l.driver.Claim(t.Context(), []string{name})
+		claimed, err := l.driver.Claim(t.Context(), named(name))
 		if err == nil || !strings.Contains(err.Error(), want) || len(claimed) > 0 {
 			t.Errorf("%s: claimed %q with error %v, want one that says %s", name, claimed, err, want)
 		}

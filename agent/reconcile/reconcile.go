@@ -27,11 +27,12 @@ type (
 		Sync(ctx context.Context, want plan.Guard) error
 	}
 	// Links are the circuit interfaces. Claim takes them, down, into the
-	// circuit namespace, and says which are there, nil when it cannot tell; Sync
+	// circuit namespace, where it makes the VLAN devices among them, and says
+	// which are there, nil when it cannot tell; Sync
 	// gives them addresses and routes and brings them up, and takes all others
 	// down.
 	Links interface {
-		Claim(ctx context.Context, interfaces []string) (claimed []string, err error)
+		Claim(ctx context.Context, interfaces []plan.Interface) (claimed []string, err error)
 		Sync(ctx context.Context, interfaces []plan.Interface, tables []plan.Table) error
 	}
 	// Tunnels are the tunnels' devices and what they encrypt with. Sync calls
@@ -207,7 +208,7 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 // guarded, and nothing is open that is not wanted. What goes wrong with it goes
 // wrong with the next pass, which says so.
 func (r *Reconciler) hold(ctx context.Context, want plan.Plan) {
-	claimed, err := r.links.Claim(ctx, want.Guard.Interfaces)
+	claimed, err := r.links.Claim(ctx, want.Interfaces)
 	if claimed == nil {
 		r.log.Debug("take circuit interfaces", "error", err)
 		return
@@ -236,7 +237,7 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	claimed, err := r.links.Claim(ctx, want.Guard.Interfaces)
+	claimed, err := r.links.Claim(ctx, want.Interfaces)
 	step("take circuit interfaces", err)
 	if claimed == nil {
 		return errors.Join(errs...)

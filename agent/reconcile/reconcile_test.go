@@ -68,7 +68,11 @@ func (g guard) Sync(_ context.Context, want plan.Guard) error {
 
 type links struct{ *host }
 
-func (l links) Claim(_ context.Context, interfaces []string) ([]string, error) {
+func (l links) Claim(_ context.Context, wanted []plan.Interface) ([]string, error) {
+	var interfaces []string
+	for _, i := range wanted {
+		interfaces = append(interfaces, i.Name)
+	}
 	if err := l.call("claim"); err != nil && l.missing == "" {
 		return nil, err
 	}

@@ -176,10 +176,15 @@ func (c *compiler) tunnel(customer string, b *builder, t model.Tunnel, end int, 
 	if !ok || number == 0 || number > maxTunnels || linkNumber == 0 {
 		return desired.Tunnel{}, false
 	}
-	b.links[link] = desired.Link{
+	made := desired.Link{
 		ID: link, Number: linkNumber, Interface: in.Name,
 		NextHop: model.NextHop(c.snapshot.Documents, in),
 	}
+	if vlan, outer := model.Tags(c.snapshot.Documents, in); vlan != 0 {
+		made.VLAN, made.OuterVLAN = uint16(vlan), uint16(outer)
+		made.Addresses = model.InterfaceAddresses(c.snapshot.Documents, in)
+	}
+	b.links[link] = made
 	probes := [2]netip.Addr{}
 	probes[0], probes[1] = desired.ProbeAddresses(number)
 	port := basePort + number

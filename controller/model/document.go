@@ -122,9 +122,12 @@ type Links struct {
 
 // LinkSpec is one link between the customer's edge and Microsoft's.
 type LinkSpec struct {
-	// VLAN is the 802.1Q tag on the provider's port, 1 to 4094; 0 for a port
-	// that is handed over untagged.
+	// VLAN is the 802.1Q tag on the provider's port, 1 to 4094, which Azure calls
+	// the peering's VLAN ID or C-tag; 0 for a port that is handed over untagged.
 	VLAN int `json:"vlan,omitempty"`
+	// OuterVLAN is the tag in front of VLAN (QinQ), 1 to 4094, which Azure calls the
+	// circuit's S-tag; 0 for none. Its ethertype is 0x8100, as Azure wants it.
+	OuterVLAN int `json:"outerVlan,omitempty"`
 	// Subnet is a /30: its first address is the customer side's, the
 	// second Microsoft's.
 	Subnet netip.Prefix `json:"subnet"`
@@ -203,9 +206,12 @@ type InterfaceSpec struct {
 	Role InterfaceRole `json:"role"`
 	// Customer owns a LAN interface. It is inferred on customers' own nodes.
 	Customer string `json:"customer,omitempty"`
-	// Link says which link of a circuit ends here: on-premises circuit
+	// Link says which link of a circuit ends here, untagged: on-premises circuit
 	// interfaces. Address and next hop then come from the link's subnet.
 	Link *LinkRef `json:"link,omitempty"`
+	// Links are those that end here by their VLANs, of one circuit or several. Each
+	// has an address and a next hop of its own from its subnet.
+	Links []LinkRef `json:"links,omitempty"`
 	// Addresses, with their subnet's length, are for circuit interfaces without a
 	// link, such as an Azure NVA's, which reach both links through a router.
 	Addresses []netip.Prefix `json:"addresses,omitempty"`

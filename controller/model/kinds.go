@@ -95,6 +95,15 @@ func (l Links) Link(name LinkName) (LinkSpec, bool) {
 	return LinkSpec{}, false
 }
 
+// FirstTag is the tag that comes first on the wire, by which a port tells its
+// links apart; 0 for a link that is handed over untagged.
+func (l LinkSpec) FirstTag() int {
+	if l.OuterVLAN != 0 {
+		return l.OuterVLAN
+	}
+	return l.VLAN
+}
+
 // CustomerAddress is the customer side's address: the first of the subnet that
 // a host may have. It is invalid where the subnet is.
 func (l LinkSpec) CustomerAddress() netip.Addr { return l.host(1) }

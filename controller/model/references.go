@@ -96,14 +96,27 @@ func (w *referrer) node(s *NodeSpec) {
 		if in.Role == RoleLAN && in.Customer != "" {
 			w.to(field+".customer", Key{Kind: KindCustomer, Name: in.Customer})
 		}
-		if in.Role == RoleCircuit && in.Link != nil {
-			w.to(field+".link.customer", Key{Kind: KindCustomer, Name: in.Link.Customer})
-			w.to(field+".link.circuit", Key{Kind: KindCircuit, Customer: in.Link.Customer, Name: in.Link.Circuit})
+		if in.Role != RoleCircuit {
+			continue
+		}
+		if in.Link != nil {
+			w.link(field+".link", *in.Link)
+		}
+		for j, l := range in.Links {
+			if w.stopped {
+				return
+			}
+			w.link(at(field+".links", j), l)
 		}
 	}
 	for i, name := range s.Exemptions {
 		w.to(at("spec.exemptions", i), Key{Kind: KindExemption, Name: name})
 	}
+}
+
+func (w *referrer) link(field string, l LinkRef) {
+	w.to(field+".customer", Key{Kind: KindCustomer, Name: l.Customer})
+	w.to(field+".circuit", Key{Kind: KindCircuit, Customer: l.Customer, Name: l.Circuit})
 }
 
 func (w *referrer) endpoint(s *EndpointSpec) {

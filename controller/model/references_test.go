@@ -127,6 +127,7 @@ func number(v reflect.Value, n *int) {
 		if v.Type() == reflect.TypeFor[[]model.InterfaceSpec]() {
 			lan, circuit := model.InterfaceSpec{Role: model.RoleLAN, Customer: "text-lan"}, model.InterfaceSpec{Role: model.RoleCircuit, Name: "text-name"}
 			circuit.Link = &model.LinkRef{Customer: "text-customer", Circuit: "text-circuit", Link: "text-link"}
+			circuit.Links = []model.LinkRef{{Customer: "text-customers", Circuit: "text-circuits", Link: "text-links"}}
 			v.Set(reflect.ValueOf([]model.InterfaceSpec{lan, circuit}))
 			return
 		}

@@ -270,13 +270,18 @@ func (c *checker) circuit(k Key, s *CircuitSpec) {
 	}
 }
 
+// maxVLAN is the last tag that names a VLAN (IEEE 802.1Q, table 9-2).
+const maxVLAN = 4094
+
 // linkBits is the length of a link's subnet.
 const linkBits = 30
 
 func (c *checker) link(k Key, field string, l LinkSpec) {
-	if l.VLAN != 0 && c.between(k, field+".vlan", l.VLAN, 1, 4094, "") {
-		c.add(k, field+".vlan", strconv.Itoa(l.VLAN), "agents cannot make VLAN devices yet: the link would stay down",
-			"leave it out and have the port handed over untagged")
+	if l.VLAN != 0 {
+		c.between(k, field+".vlan", l.VLAN, 1, maxVLAN, "")
+	}
+	if l.OuterVLAN != 0 && c.between(k, field+".outerVlan", l.OuterVLAN, 1, maxVLAN, "") && l.VLAN == 0 {
+		c.add(k, field+".outerVlan", strconv.Itoa(l.OuterVLAN), "is a tag in front of another one, which is missing", "vlan beside it, or vlan alone for a link with one tag")
 	}
 	field += ".subnet"
 	const want = "a /30 such as 172.16.10.0/30"

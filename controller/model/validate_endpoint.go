@@ -70,8 +70,8 @@ func (c *checker) underlayOf(k Key, field string, u UnderlaySpec, name string, n
 	if !ok {
 		hint := "an address of the node's circuit interfaces"
 		var have []string
-		for a, i := range c.underlay(node) {
-			if l := node.Interfaces[i].Link; l != nil && l.Customer != k.Customer || !a.Is4() {
+		for a, part := range c.underlay(node) {
+			if l := part.spec.Link; l != nil && l.Customer != k.Customer || !a.Is4() {
 				continue
 			}
 			if have = append(have, a.String()); len(have) == 8 {
@@ -107,11 +107,13 @@ func (c *checker) underlayOf(k Key, field string, u UnderlaySpec, name string, n
 // While one does not, nobody knows all of the node's addresses.
 func (c *checker) linked(node *NodeSpec) bool {
 	for _, in := range node.Interfaces {
-		if in.Link == nil {
-			continue
-		}
-		if l, ok := lookupLink(c.docs, *in.Link); !ok || !l.Subnet.IsValid() {
-			return false
+		for _, part := range in.parts("") {
+			if part.spec.Link == nil {
+				continue
+			}
+			if l, ok := lookupLink(c.docs, *part.spec.Link); !ok || !l.Subnet.IsValid() {
+				return false
+			}
 		}
 	}
 	return true

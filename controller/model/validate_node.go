@@ -13,6 +13,8 @@ const (
 	maxInterfaces = 256
 	maxAddresses  = 64
 	maxUnderlay   = 256
+	// maxLinks is how many links an interface can carry by their VLANs.
+	maxLinks = 1024
 )
 
 // usable is a node whose interfaces can be looked at; nil where there is none.
@@ -22,7 +24,7 @@ func (c *checker) usable(name string) *NodeSpec {
 		return nil
 	}
 	for _, in := range s.Interfaces {
-		if len(in.Addresses) > maxAddresses {
+		if len(in.Addresses) > maxAddresses || len(in.Links) > maxLinks {
 			return nil
 		}
 	}
@@ -55,6 +57,10 @@ func (c *checker) node(k Key, s *NodeSpec) {
 			c.add(k, field+".addresses", fmt.Sprint(n), fmt.Sprintf("has more than the %d addresses that an interface can have", maxAddresses), "several interfaces")
 			in.Addresses = in.Addresses[:maxAddresses]
 		}
+		if n := len(in.Links); n > maxLinks {
+			c.add(k, field+".links", fmt.Sprint(n), fmt.Sprintf("has more than the %d links that an interface can carry", maxLinks), "several interfaces")
+			in.Links = in.Links[:maxLinks]
+		}
 		if p, hint := validInterfaceName(in.Name); p != "" {
 			c.add(k, field+".name", in.Name, p, hint)
 		} else if first, ok := names[in.Name]; ok {
@@ -65,19 +71,21 @@ func (c *checker) node(k Key, s *NodeSpec) {
 		if enum(c, k, field+".role", in.Role, RoleCircuit, RoleLAN, RoleManagement) {
 			c.interfaceOfRole(k, field, s, in)
 		}
-		for j, p := range InterfaceAddresses(c.docs, in) {
-			here := at(field+".addresses", j)
-			if in.Link != nil {
-				here = field + ".link"
+		for _, part := range in.parts(field) {
+			for j, p := range InterfaceAddresses(c.docs, part.spec) {
+				here := part.link
+				if here == "" {
+					here = at(field+".addresses", j)
+				}
+				if !p.IsValid() {
+					continue
+				}
+				if first, ok := addresses[p.Addr()]; ok {
+					c.add(k, here, p.Addr().String(), "is an address of "+first+" as well: the host could not tell the two apart", "an address that nothing else on the node has")
+					continue
+				}
+				addresses[p.Addr()] = part.field
 			}
-			if !p.IsValid() {
-				continue
-			}
-			if first, ok := addresses[p.Addr()]; ok {
-				c.add(k, here, p.Addr().String(), "is an address of "+first+" as well: the host could not tell the two apart", "an address that nothing else on the node has")
-				continue
-			}
-			addresses[p.Addr()] = field
 		}
 	}
 	c.ownNextHops(k, s, addresses)
@@ -88,18 +96,45 @@ func (c *checker) node(k Key, s *NodeSpec) {
 func (c *checker) ownNextHops(k Key, s *NodeSpec, addresses map[netip.Addr]string) {
 	for i, in := range s.Interfaces {
 		field := at("spec.interfaces", i)
-		hop := NextHop(c.docs, in)
-		owner, own := addresses[hop]
-		// An interface's own address as its gateway is told as that.
-		if in.Role != RoleCircuit || !own || owner == field {
-			continue
+		for _, part := range in.parts(field) {
+			hop := NextHop(c.docs, part.spec)
+			owner, own := addresses[hop]
+			// An interface's own address as its gateway is told as that.
+			if in.Role != RoleCircuit || !own || owner == part.field {
+				continue
+			}
+			here, hint := field+".gateway", "the address of the router"
+			if part.link != "" {
+				here, hint = part.link, "another address at "+owner
+			}
+			c.add(k, here, hop.String(), "is the neighbour that leads to the links, and an address of "+owner+" as well: packets would not leave the host", hint)
 		}
-		here, hint := field+".gateway", "the address of the router"
-		if in.Link != nil {
-			here, hint = field+".link", "another address at "+owner
-		}
-		c.add(k, here, hop.String(), "is the neighbour that leads to the links, and an address of "+owner+" as well: packets would not leave the host", hint)
 	}
+}
+
+// part is an interface as one link has it, or all of one without tagged links.
+type part struct {
+	// spec has no Links; one of them is its Link.
+	spec InterfaceSpec
+	// field is where the part is said, link where its link is, "" for none.
+	field, link string
+}
+
+// parts takes the interface at field apart.
+func (in InterfaceSpec) parts(field string) []part {
+	if len(in.Links) == 0 {
+		p := part{spec: in, field: field}
+		if in.Link != nil {
+			p.link = field + ".link"
+		}
+		return []part{p}
+	}
+	out := make([]part, 0, len(in.Links))
+	for i := range in.Links {
+		here := at(field+".links", i)
+		out = append(out, part{InterfaceSpec{Name: in.Name, Role: in.Role, Link: &in.Links[i]}, here, here})
+	}
+	return out
 }
 
 func (c *checker) interfaceOfRole(k Key, field string, s *NodeSpec, in InterfaceSpec) {
@@ -107,6 +142,9 @@ func (c *checker) interfaceOfRole(k Key, field string, s *NodeSpec, in Interface
 		only := "only circuit interfaces have one"
 		if in.Link != nil {
 			c.add(k, field+".link", LinkID(in.Link.Customer, in.Link.Circuit, in.Link.Link), only, "role: circuit, or leave it out")
+		}
+		if len(in.Links) > 0 {
+			c.add(k, field+".links", fmt.Sprint(len(in.Links)), "only circuit interfaces have some", "role: circuit, or leave them out")
 		}
 		if len(in.Addresses) > 0 {
 			c.add(k, field+".addresses", in.Addresses[0].String(), "only circuit interfaces have addresses here: the host keeps those of the others", "role: circuit, or leave it out")
@@ -144,12 +182,21 @@ func (c *checker) foreign(s *NodeSpec, customer string) bool {
 }
 
 func (c *checker) circuitInterface(k Key, field string, s *NodeSpec, in InterfaceSpec) {
+	if len(in.Links) > 0 {
+		c.taggedLinks(k, field, s, in)
+		return
+	}
 	if in.Link != nil {
 		if len(in.Addresses) > 0 || in.Gateway.IsValid() {
 			c.add(k, field+".link", LinkID(in.Link.Customer, in.Link.Circuit, in.Link.Link),
 				"stands beside addresses or a gateway; the link's subnet says both", "either link, or addresses and gateway")
 		}
 		c.interfaceLink(k, field+".link", s, in.Link)
+		if l, ok := lookupLink(c.docs, *in.Link); ok && l.FirstTag() != 0 {
+			c.add(k, field+".link", LinkID(in.Link.Customer, in.Link.Circuit, in.Link.Link),
+				fmt.Sprintf("has the VLAN %d, and link is for one that is handed over untagged and has the interface for itself", l.FirstTag()),
+				"links, a list of this one and others")
+		}
 		return
 	}
 	if len(in.Addresses) == 0 && !in.Gateway.IsValid() {
@@ -172,6 +219,39 @@ func (c *checker) circuitInterface(k Key, field string, s *NodeSpec, in Interfac
 		c.add(k, field+".gateway", "", "is required beside addresses: the router that leads to the links", "in Azure, the first address of the subnet")
 	} else if c.outside4(k, field+".gateway", in.Gateway, in.Gateway.String(), "an IPv4 address") && c.address(k, field+".gateway", in.Gateway) && !inside && subnet.IsValid() {
 		c.add(k, field+".gateway", in.Gateway.String(), "is not a neighbour on the interface: it is in none of its subnets, or it is the interface's own address", "a neighbour's address inside "+subnet.String())
+	}
+}
+
+// taggedLinks wants the interface to tell every frame's link by its first tag,
+// and nothing on it that has none.
+func (c *checker) taggedLinks(k Key, field string, s *NodeSpec, in InterfaceSpec) {
+	const alone = "tagged links share an interface with nothing that is untagged"
+	if in.Link != nil {
+		c.add(k, field+".link", LinkID(in.Link.Customer, in.Link.Circuit, in.Link.Link), "stands beside links: "+alone, "link for one that is handed over untagged, else links")
+	}
+	if len(in.Addresses) > 0 || in.Gateway.IsValid() {
+		c.add(k, field+".links", fmt.Sprint(len(in.Links)), "stands beside addresses or a gateway: "+alone+", and their subnets say both", "either links, or addresses and gateway")
+	}
+	tags := map[int]string{}
+	for i := range in.Links {
+		here := at(field+".links", i)
+		ref := &in.Links[i]
+		c.interfaceLink(k, here, s, ref)
+		l, ok := lookupLink(c.docs, *ref)
+		if !ok {
+			continue
+		}
+		tag := l.FirstTag()
+		first, taken := tags[tag]
+		switch {
+		case tag == 0:
+			c.add(k, here, LinkID(ref.Customer, ref.Circuit, ref.Link), "has no vlan, so that untagged frames would be its: "+alone,
+				"a vlan in the circuit's document, or link on an interface of its own")
+		case taken:
+			c.add(k, here, fmt.Sprint(tag), "is the first tag of "+first+" as well: the interface could not tell their frames apart", "a first tag (outerVlan, or else vlan) of its own for every link of the interface")
+		default:
+			tags[tag] = here
+		}
 	}
 }
 
@@ -210,29 +290,36 @@ func (c *checker) claims() {
 			continue
 		}
 		for i, in := range s.Interfaces {
-			if in.Link == nil || in.Role != RoleCircuit || in.Link.Circuit == "" {
+			if len(in.Links) > maxLinks {
 				continue
 			}
-			mine := claim{k, at("spec.interfaces", i) + ".link"}
-			first, taken := claimed[*in.Link]
-			if !taken {
-				claimed[*in.Link] = mine
-				continue
+			for _, part := range in.parts(at("spec.interfaces", i)) {
+				link := part.spec.Link
+				if link == nil || in.Role != RoleCircuit || link.Circuit == "" {
+					continue
+				}
+				mine := claim{k, part.link}
+				first, taken := claimed[*link]
+				if !taken {
+					claimed[*link] = mine
+					continue
+				}
+				if c.docs[first.key].Revision == 0 && c.docs[k].Revision != 0 {
+					first, mine = mine, first
+				}
+				c.add(mine.key, mine.field, LinkID(link.Customer, link.Circuit, link.Link),
+					"ends at "+first.key.String()+" "+first.field+" already, and its customer side has one address", "the other link, or another circuit")
 			}
-			if c.docs[first.key].Revision == 0 && c.docs[k].Revision != 0 {
-				first, mine = mine, first
-			}
-			c.add(mine.key, mine.field, LinkID(in.Link.Customer, in.Link.Circuit, in.Link.Link),
-				"ends at "+first.key.String()+" "+first.field+" already, and its customer side has one address", "the other link, or another circuit")
 		}
 	}
 }
 
-// InterfaceAddresses are what a circuit interface has: the customer side's
+// InterfaceAddresses are what a circuit interface has itself: the customer side's
 // address of its link with the subnet's length, or the addresses that the
-// document gives. None for other roles, or while the link is unknown.
+// document gives. None for other roles, while the link is unknown, or where links
+// come by VLANs: see InterfaceWith.
 func InterfaceAddresses(docs map[Key]Document, in InterfaceSpec) []netip.Prefix {
-	if in.Role != RoleCircuit {
+	if in.Role != RoleCircuit || len(in.Links) > 0 {
 		return nil
 	}
 	if in.Link == nil {
@@ -263,29 +350,44 @@ func lookupLink(docs map[Key]Document, ref LinkRef) (LinkSpec, bool) {
 	return s.Links.Link(ref.Link)
 }
 
-// InterfaceWith finds the circuit interface of a node that has an address.
+// Tags are the VLAN tags of an interface's link, 0 for none.
+func Tags(docs map[Key]Document, in InterfaceSpec) (vlan, outer int) {
+	if in.Link == nil {
+		return 0, 0
+	}
+	l, _ := lookupLink(docs, *in.Link)
+	return l.VLAN, l.OuterVLAN
+}
+
+// InterfaceWith finds the circuit interface of a node that has an address. Of one
+// that carries links by their VLANs, it is the part that is that link's: with Link
+// for its link, and without Links.
 func InterfaceWith(docs map[Key]Document, s *NodeSpec, a netip.Addr) (InterfaceSpec, bool) {
 	for _, in := range s.Interfaces {
-		for _, p := range InterfaceAddresses(docs, in) {
-			if p.IsValid() && p.Addr() == a {
-				return in, true
+		for _, part := range in.parts("") {
+			for _, p := range InterfaceAddresses(docs, part.spec) {
+				if p.IsValid() && p.Addr() == a {
+					return part.spec, true
+				}
 			}
 		}
 	}
 	return InterfaceSpec{}, false
 }
 
-// underlay are the addresses of a node's circuit interfaces, each with the
-// index of its interface; none for nil.
-func (c *checker) underlay(s *NodeSpec) iter.Seq2[netip.Addr, int] {
-	return func(yield func(netip.Addr, int) bool) {
+// underlay are the addresses of a node's circuit interfaces, each with the part of
+// an interface that has it; none for nil.
+func (c *checker) underlay(s *NodeSpec) iter.Seq2[netip.Addr, part] {
+	return func(yield func(netip.Addr, part) bool) {
 		if s == nil {
 			return
 		}
 		for i, in := range s.Interfaces {
-			for _, p := range InterfaceAddresses(c.docs, in) {
-				if p.IsValid() && !yield(p.Addr(), i) {
-					return
+			for _, part := range in.parts(at("spec.interfaces", i)) {
+				for _, p := range InterfaceAddresses(c.docs, part.spec) {
+					if p.IsValid() && !yield(p.Addr(), part) {
+						return
+					}
 				}
 			}
 		}

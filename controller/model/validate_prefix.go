@@ -178,8 +178,8 @@ func (c *checker) overlaps() {
 				continue
 			}
 			nodes[served] = true
-			for a, i := range c.underlay(c.usable(s.Node)) {
-				put(k.Customer, use{netip.PrefixFrom(a, a.BitLen()), node, at("spec.interfaces", i), useUnderlay})
+			for a, part := range c.underlay(c.usable(s.Node)) {
+				put(k.Customer, use{netip.PrefixFrom(a, a.BitLen()), node, part.field, useUnderlay})
 			}
 		}
 	}
