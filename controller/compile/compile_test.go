@@ -182,7 +182,11 @@ func readable(s desired.State) any {
 		out.Interfaces = append(out.Interfaces, strings.TrimSpace(fmt.Sprintf("%s %s %v %s", i.Name, i.Role, i.Addresses, i.Customer)))
 	}
 	for _, l := range s.Links {
-		out.Links = append(out.Links, fmt.Sprintf("%s #%d on %s via %s", l.ID, l.Number, l.Interface, l.NextHop))
+		text := fmt.Sprintf("%s #%d on %s via %s", l.ID, l.Number, l.Interface, l.NextHop)
+		if l.Tagged() {
+			text += fmt.Sprintf(", vlan %d in %d, %v", l.VLAN, l.OuterVLAN, l.Addresses)
+		}
+		out.Links = append(out.Links, text)
 	}
 	for _, x := range s.Sections {
 		o := section{Customer: x.Customer, Tenant: x.Tenant}
