@@ -139,6 +139,13 @@ func (r *Rig) AddNode(h netns.Host, name string) { r.nodes[h] = &node{name: name
 // Watch adds an interface to what taps see that are started from now on.
 func (r *Rig) Watch(h netns.Host, i tap.Interface) {
 	i.Namespace = netns.Path(r.Lab.Namespace(h))
+	// Links on the VLANs of one interface are watched together.
+	for j, w := range r.watches {
+		if len(i.VLANs) > 0 && len(w.VLANs) > 0 && w.Namespace == i.Namespace && w.Name == i.Name {
+			r.watches[j].VLANs = append(r.watches[j].VLANs, i.VLANs...)
+			return
+		}
+	}
 	r.watches = append(r.watches, i)
 }
 

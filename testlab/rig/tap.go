@@ -34,7 +34,7 @@ func (r *Rig) TapConfig() tap.Config {
 	first := tap.Tunnel{Protocol: tap.WireGuard, A: netns.PremPrimary, B: netns.NVAFirst, PortA: PrimaryPort, PortB: PrimaryPort}
 	second := tap.Tunnel{Protocol: tap.WireGuard, A: netns.PremSecondary, B: netns.NVASecond, PortA: SecondaryPort, PortB: SecondaryPort}
 	at := func(h netns.Host, name, label string, addresses []netip.Addr, tunnels ...tap.Tunnel) tap.Interface {
-		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Addresses: addresses, Tunnels: tunnels}
+		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Link: tap.Link{Addresses: addresses, Tunnels: tunnels}}
 	}
 	return tap.Config{
 		Canary: r.Canary.Hex(), InnerMTU: innerMTU,

@@ -139,3 +139,39 @@ func (r *Rig) Forge(ctx context.Context, from netns.Host, source, to netip.AddrP
 		"--wireguard="+strconv.FormatBool(wireGuard), "--count", strconv.Itoa(count)))
 	return err
 }
+
+// Injection is frames that no stack would make.
+type Injection struct {
+	From      netns.Host
+	Interface string
+	// Circuit tells that Interface is in the circuit namespace of From's agent.
+	Circuit bool
+	// Source, To, MAC and Tags are as `traffic inject` takes them.
+	Source, To, MAC, Tags string
+	// Link is the number of the link whose mark they carry, 0 for no mark.
+	Link, Count int
+}
+
+// CircuitNamespace is the name of the namespace that an appliance's circuit
+// interfaces are in, and begins the names of their VLAN devices.
+func (r *Rig) CircuitNamespace(h netns.Host) string { return "cs-" + r.Lab.Instance(h) }
+
+// markBase is the upper half of the mark that encryptors' packets carry; see
+// docs/architecture.md.
+const markBase = 0x43530000
+
+// Inject sends them.
+func (r *Rig) Inject(ctx context.Context, i Injection) error {
+	mark := 0
+	if i.Link != 0 {
+		mark = markBase | i.Link
+	}
+	s := r.program("traffic", "inject", "inject", "--interface", i.Interface, "--from", i.Source, "--to", i.To, "--mac", i.MAC,
+		"--tags", i.Tags, "--mark", strconv.Itoa(mark), "--count", strconv.Itoa(i.Count))
+	if i.Circuit {
+		s.Args = append([]string{"netns", "exec", r.CircuitNamespace(i.From), s.Path}, s.Args...)
+		s.Path = "ip"
+	}
+	_, err := r.Lab.Run(ctx, i.From, s)
+	return err
+}

@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"rsc.io/script"
@@ -36,6 +37,9 @@ func (x *session) host(s *script.State, args []string) error {
 	}
 	if node != "" {
 		x.rig.AddNode(h, node)
+		if err := s.Setenv("CIRCUIT_"+strings.ToUpper(string(h)), x.rig.CircuitNamespace(h)); err != nil {
+			return err
+		}
 	}
 	if addresses == ([2]netip.Addr{}) {
 		return nil
@@ -67,9 +71,9 @@ func end(text string) (netns.Host, string, error) {
 }
 
 // addWatch has the tap watch one more interface, where only these addresses
-// resolve each other and only this tunnel runs.
+// resolve each other and only this tunnel runs; on a VLAN, behind these tags only.
 func (x *session) addWatch(args []string) error {
-	o, err := split(args, 1, "label=", "addresses=", "tunnel=")
+	o, err := split(args, 1, "label=", "addresses=", "tunnel=", "vlan=")
 	if err != nil {
 		return err
 	}
@@ -93,6 +97,17 @@ func (x *session) addWatch(args []string) error {
 			return fmt.Errorf("%q: want ADDRESS:PORT-ADDRESS:PORT, several joined by +", text)
 		}
 		i.Tunnels = append(i.Tunnels, tap.Tunnel{Protocol: tap.WireGuard, A: from.Addr(), PortA: from.Port(), B: to.Addr(), PortB: to.Port()})
+	}
+	if text := o.settings["vlan"]; text != "" {
+		v := tap.VLAN{Link: i.Link}
+		for t := range strings.SplitSeq(text, ".") {
+			n, err := strconv.ParseUint(t, 10, 12)
+			if err != nil {
+				return fmt.Errorf("vlan=%s: want such as 100, or 300.100 with the outer one first", text)
+			}
+			v.Tags = append(v.Tags, uint16(n))
+		}
+		i.Link, i.VLANs = tap.Link{}, []tap.VLAN{v}
 	}
 	x.rig.Watch(h, i)
 	return nil

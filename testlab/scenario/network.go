@@ -183,6 +183,27 @@ func (x *session) forge(s *script.State, args []string) error {
 	return x.rig.Forge(s.Context(), netns.Host(o.words[0]), source, to, o.has("-wireguard"), 20)
 }
 
+// inject sends from an appliance's circuit namespace with -circuit.
+func (x *session) inject(s *script.State, args []string) error {
+	o, err := split(args, 3, "mac=", "tags=", "link=", "-circuit")
+	if err != nil {
+		return err
+	}
+	if x.rig == nil {
+		return errNoLab
+	}
+	h, name, err := end(o.words[0])
+	if err != nil {
+		return err
+	}
+	link, err := o.number("link", 0)
+	if err != nil {
+		return err
+	}
+	return x.rig.Inject(s.Context(), rig.Injection{From: h, Interface: name, Circuit: o.has("-circuit"), Source: o.words[1], To: o.words[2],
+		MAC: o.settings["mac"], Tags: o.settings["tags"], Link: link, Count: 20})
+}
+
 func (x *session) watch(_ *script.State, args []string) error {
 	if x.rig == nil {
 		return errNoLab

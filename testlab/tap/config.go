@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 )
 
 // Config says where to look and what may be seen there.
@@ -26,9 +27,17 @@ type Interface struct {
 	Name      string `json:"name"`
 	// Label is what reports call it.
 	Label string `json:"label"`
+	Link
+	// VLANs are the links of an interface that carries several; then it has none
+	// of its own, and every frame has the tags of one of them.
+	VLANs []VLAN `json:"vlans,omitempty"`
+}
+
+// Link is what may be seen of a link.
+type Link struct {
 	// Addresses are those of both ends of the link, which ARP and ND may name.
-	Addresses []netip.Addr `json:"addresses"`
-	Tunnels   []Tunnel     `json:"tunnels"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Tunnels   []Tunnel     `json:"tunnels,omitempty"`
 }
 
 // Tunnel is a pair of outer addresses whose packets may cross the interface.
@@ -78,7 +87,17 @@ func (c Config) Validate() error {
 		if f.Name == "" {
 			errs = append(errs, fmt.Errorf("interfaces[%d].name: is empty", i))
 		}
-		for j, t := range f.Tunnels {
+		if len(f.VLANs) > 0 && len(f.Addresses)+len(f.Tunnels) > 0 {
+			errs = append(errs, fmt.Errorf("interfaces[%d]: has a link of its own beside those with VLANs", i))
+		}
+		tunnels := slices.Clone(f.Tunnels)
+		for _, v := range f.VLANs {
+			if n := len(v.Tags); n < 1 || n > 2 {
+				errs = append(errs, fmt.Errorf("interfaces[%d].vlans: %v are not one or two tags", i, v.Tags))
+			}
+			tunnels = append(tunnels, v.Tunnels...)
+		}
+		for j, t := range tunnels {
 			if t.Protocol != WireGuard && t.Protocol != IPsec {
 				errs = append(errs, fmt.Errorf("interfaces[%d].tunnels[%d].protocol: is %q, want %s or %s", i, j, t.Protocol, WireGuard, IPsec))
 			}

@@ -21,10 +21,10 @@ var (
 )
 
 func craftInterface() Interface {
-	return Interface{Name: "test", Addresses: []netip.Addr{craftA, craftB, craftA6}, Tunnels: []Tunnel{
+	return Interface{Name: "test", Link: Link{Addresses: []netip.Addr{craftA, craftB, craftA6}, Tunnels: []Tunnel{
 		{Protocol: WireGuard, A: craftA, B: craftB, PortA: 51820, PortB: 51820},
 		{Protocol: IPsec, A: craftA, B: craftC},
-	}}
+	}}}
 }
 
 func craftEthernet(kind uint16, body []byte) []byte {

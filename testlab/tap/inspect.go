@@ -45,6 +45,8 @@ type Meta struct {
 	Segment int
 	// VLAN is set when the kernel has taken a VLAN tag off the frame.
 	VLAN bool
+	// Tag is that tag: its ethertype, then priority and VLAN.
+	Tag uint32
 	// Truncated is set when bytes are missing at the end.
 	Truncated bool
 }
@@ -57,6 +59,9 @@ type Inspector struct {
 	addresses []netip.Addr
 	tunnels   []Tunnel
 	flows     map[flowKey]*flow
+	// links judge what is behind the tags of an interface that carries several,
+	// nil for one that carries none.
+	links map[string]*Inspector
 }
 
 // flowKey is a direction of a tunnel: its index, and whether A sends.
@@ -71,6 +76,12 @@ func NewInspector(c Config, i Interface) *Inspector {
 	in := &Inspector{canary: canary, innerMTU: c.InnerMTU, addresses: i.Addresses, tunnels: i.Tunnels, flows: make(map[flowKey]*flow)}
 	for t := range i.Tunnels {
 		in.flows[flowKey{t, true}], in.flows[flowKey{t, false}] = new(flow), new(flow)
+	}
+	for _, v := range i.VLANs {
+		if in.links == nil {
+			in.links = make(map[string]*Inspector)
+		}
+		in.links[fmt.Sprint(v.Tags)] = NewInspector(c, Interface{Link: v.Link})
 	}
 	return in
 }
@@ -100,6 +111,8 @@ func (in *Inspector) parse(frame []byte, m Meta) Verdict {
 		return clear("malformed", "frame of %d bytes", len(frame))
 	case m.Truncated:
 		return clear("truncated", "frame was truncated, so that nothing can be said of it")
+	case in.links != nil:
+		return in.tagged(frame, m)
 	case m.VLAN:
 		return clear("vlan", "VLAN tag on an untagged link")
 	}

@@ -232,7 +232,8 @@ func decode(block []byte, offset int, h *unix.Tpacket3Hdr) seen {
 		frame:    block[start : start+int(h.Snaplen)],
 		outgoing: link.Pkttype == unix.PACKET_OUTGOING,
 		at:       time.Unix(int64(h.Sec), int64(h.Nsec)),
-		meta:     Meta{VLAN: h.Status&unix.TP_STATUS_VLAN_VALID != 0, Truncated: h.Snaplen < h.Len},
+		meta: Meta{VLAN: h.Status&unix.TP_STATUS_VLAN_VALID != 0,
+			Tag: uint32(h.Hv1.Vlan_tpid)<<16 | h.Hv1.Vlan_tci&0xffff, Truncated: h.Snaplen < h.Len},
 	}
 	// The kernel puts the offload header right before the frame.
 	v := block[start-vnetHeader : start]

@@ -75,7 +75,7 @@ func (l link) carries() {
 func (l link) open(patience time.Duration) *Tap {
 	l.t.Helper()
 	i := Interface{Namespace: netns.Path(l.lab.Namespace(netns.Edge1)), Name: netns.EdgeInterface, Label: "primary",
-		Addresses: []netip.Addr{netns.PremPrimary, netns.EdgePrimary}}
+		Link: Link{Addresses: []netip.Addr{netns.PremPrimary, netns.EdgePrimary}}}
 	r, err := openRing(i.Namespace, i.Name, patience)
 	if err != nil {
 		l.t.Fatal(err)

@@ -6,6 +6,7 @@
 //	traffic datagrams --to ADDR [--flows 8] [--interval 5ms] [--duration 0]
 //	traffic streams --to ADDR [--flows 1] [--duration 3s] [--reverse]
 //	traffic forge --from ADDR --to ADDR [--wireguard] [--count 10]
+//	traffic inject --interface IF --mac MAC --from ADDR --to ADDR [--tags 300.100] [--mark N] [--count 10]
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -37,7 +39,7 @@ var errNotReached = errors.New("not reached")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("want serve, probe, datagrams, streams or forge")
+		return errors.New("want serve, probe, datagrams, streams, forge or inject")
 	}
 	canary, err := traffic.CanaryFromEnv()
 	if err != nil {
@@ -57,6 +59,10 @@ func run(ctx context.Context, args []string) error {
 	from := f.String("from", "", "forged source address and port")
 	wireGuard := f.Bool("wireguard", false, "forge WireGuard data messages")
 	count := f.Int("count", 10, "number of forged datagrams")
+	iface := f.String("interface", "", "where to inject frames")
+	mac := f.String("mac", "", "to whom injected frames go")
+	tags := f.String("tags", "", "VLAN tags of injected frames, the outer one first, such as 300.100 or ad300.100")
+	mark := f.Int("mark", 0, "mark of injected frames")
 	if err := f.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -77,18 +83,41 @@ func run(ctx context.Context, args []string) error {
 		report, err = traffic.Streams(ctx, traffic.StreamOptions{To: *to, Canary: canary, Flows: *flows, Duration: *duration, Reverse: *reverse})
 	case "forge":
 		return forge(*from, *to, traffic.ForgeOptions{Canary: canary, Count: *count, Interval: *interval, WireGuard: *wireGuard, Size: *size})
+	case "inject":
+		return inject(*from, *to, *mac, *tags, traffic.InjectOptions{Interface: *iface, Mark: *mark,
+			ForgeOptions: traffic.ForgeOptions{Canary: canary, Count: *count, WireGuard: true, Size: *size}})
 	default:
-		return fmt.Errorf("%q: want serve, probe, datagrams, streams or forge", args[0])
+		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge or inject", args[0])
 	}
 	return errors.Join(json.NewEncoder(os.Stdout).Encode(report), err)
 }
 
-func forge(from, to string, o traffic.ForgeOptions) (err error) {
+func forge(from, to string, o traffic.ForgeOptions) error {
+	if err := datagram(from, to, &o); err != nil {
+		return err
+	}
+	return traffic.Forge(o)
+}
+
+func inject(from, to, mac, tags string, o traffic.InjectOptions) (err error) {
+	if err := datagram(from, to, &o.ForgeOptions); err != nil {
+		return err
+	}
+	if o.MAC, err = net.ParseMAC(mac); err != nil {
+		return fmt.Errorf("--mac: %w", err)
+	}
+	if o.Tags, err = traffic.ParseTags(tags); err != nil {
+		return fmt.Errorf("--tags: %w", err)
+	}
+	return traffic.Inject(o)
+}
+
+func datagram(from, to string, o *traffic.ForgeOptions) (err error) {
 	if o.From, err = netip.ParseAddrPort(from); err != nil {
 		return fmt.Errorf("--from: %w", err)
 	}
 	if o.To, err = netip.ParseAddrPort(to); err != nil {
 		return fmt.Errorf("--to: %w", err)
 	}
-	return traffic.Forge(o)
+	return nil
 }
