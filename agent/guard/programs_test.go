@@ -231,20 +231,28 @@ func FuzzPrograms(f *testing.F) {
 // at no point between is anything open that neither plan has, or closed that
 // both have.
 func TestMapsFollowPlans(t *testing.T) {
-	r := newRunner(t, plan.Guard{Interfaces: []string{"circ0", "circ1"}})
-	all := twoLinks()
+	all := both(twoLinks(), portPlan())
+	r := newRunner(t, plan.Guard{Interfaces: all.Interfaces})
 	random := rand.New(rand.NewPCG(3, 4))
-	index := map[string]int{"circ0": int(r.index["circ0"]), "circ1": int(r.index["circ1"])}
+	index := map[string]int{}
+	for name, i := range r.index {
+		index[name] = int(i)
+	}
 	for range 50 {
-		next := plan.Guard{Interfaces: all.Interfaces}
+		next := plan.Guard{Interfaces: all.Interfaces, VLANs: all.VLANs}
+		if random.IntN(4) == 0 {
+			// Without the devices of one link.
+			next = next.Only(slices.DeleteFunc(slices.Clone(all.Interfaces), func(s string) bool { return s == inner || s == outer }))
+		}
+		has := func(name string) bool { return slices.Contains(next.Interfaces, name) }
 		for _, f := range all.Flows {
-			if random.IntN(2) == 0 {
+			if random.IntN(2) == 0 && has(f.Interface) {
 				f.Mark += uint32(random.IntN(2)) * 16
 				next.Flows = append(next.Flows, f)
 			}
 		}
 		for _, n := range all.Neighbors {
-			if random.IntN(2) == 0 {
+			if random.IntN(2) == 0 && has(n.Interface) {
 				next.Neighbors = append(next.Neighbors, n)
 			}
 		}

@@ -365,3 +365,25 @@ func tagArguments(tag uint32) (cb [5]uint32) {
 	cb[1] = tag & 0xffff
 	return cb
 }
+
+// In nftables, packets have no tags: ports and outer devices are in no set, so
+// that nothing is for them.
+func TestNFTKnowsUppermostDevices(t *testing.T) {
+	p, err := compile(portPlan())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, table := range renderNFT(p) {
+		for _, s := range table.sets {
+			for element := range s.elements {
+				for _, name := range portPlan().Interfaces {
+					found[name] = found[name] || strings.Contains(element, string(nameField(name)))
+				}
+			}
+		}
+	}
+	if !found[inner] || !found[single] || found[outer] || found[port] {
+		t.Errorf("sets name %v, want %s and %s only", found, inner, single)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -59,6 +60,13 @@ func premises() desired.State {
 func TestBuild(t *testing.T) {
 	pending := premises()
 	pending.Sections[0].Groups[0].Tunnels[1].WireGuard = &desired.WireGuard{}
+	tagged := premises()
+	for i, name := range []string{"circ0", "circ1"} {
+		l := &tagged.Links[i]
+		l.Interface, l.VLAN, l.Addresses = "circ0", uint16(100+i), tagged.Interfaces[i].Addresses
+		tagged.Interfaces[i] = desired.Interface{Name: name, Role: desired.RoleCircuit}
+	}
+	tagged.Links[1].OuterVLAN = 300
 	bare := desired.State{Interfaces: premises().Interfaces[:1]}
 	tests := []struct {
 		name  string
@@ -66,6 +74,7 @@ func TestBuild(t *testing.T) {
 	}{
 		{"premises", premises()},
 		{"one-pending", pending},
+		{"tagged", tagged},
 		{"interface-without-tunnels", bare},
 		{"nothing", desired.State{}},
 	}
@@ -124,5 +133,39 @@ func TestBuildClosed(t *testing.T) {
 	}
 	if len(got.Tunnels)+len(got.Guard.Flows) != 0 || len(got.Classifier.Remotes) != 2 {
 		t.Errorf("closed: %d tunnels, %d flows, %d remotes; want none open and both prefixes known", len(got.Tunnels), len(got.Guard.Flows), len(got.Classifier.Remotes))
+	}
+}
+
+// Of a VLAN device nothing is left without the ones below it, and all of what is
+// beside it.
+func TestOnlyWithAllBelow(t *testing.T) {
+	guard := Guard{
+		Interfaces: []string{"port", "outer", "inner", "single"},
+		VLANs: []VLAN{
+			{Interface: "outer", Parent: "port", ID: 300}, {Interface: "inner", Parent: "outer", ID: 100},
+			{Interface: "single", Parent: "port", ID: 200},
+		},
+		Flows:     []Flow{{Interface: "inner"}, {Interface: "single"}},
+		Neighbors: []Neighbor{{Interface: "inner"}, {Interface: "single"}},
+	}
+	for missing, want := range map[string][]string{
+		"port": nil, "outer": {"port", "single"}, "inner": {"port", "outer", "single"}, "single": {"port", "outer", "inner"},
+	} {
+		p := Plan{Guard: guard}
+		for _, name := range guard.Interfaces {
+			p.Interfaces = append(p.Interfaces, Interface{Name: name})
+		}
+		p = p.Only(slices.DeleteFunc(slices.Clone(guard.Interfaces), func(s string) bool { return s == missing }))
+		if !slices.Equal(p.Guard.Interfaces, want) || len(p.Interfaces) != len(want) {
+			t.Errorf("without %s: guarded are %q and configured %v, want %q", missing, p.Guard.Interfaces, p.Interfaces, want)
+		}
+		for _, f := range p.Guard.Flows {
+			if !slices.Contains(want, f.Interface) {
+				t.Errorf("without %s: a flow on %s", missing, f.Interface)
+			}
+		}
+		if len(p.Guard.Flows) != len(p.Guard.Neighbors) {
+			t.Errorf("without %s: %d flows and %d neighbours", missing, len(p.Guard.Flows), len(p.Guard.Neighbors))
+		}
 	}
 }

@@ -192,6 +192,18 @@ func another(s *State) *Tunnel {
 	return &g.Tunnels[1]
 }
 
+// addTagged makes the state's link one with a tag, and returns another with two on the
+// same interface.
+func addTagged(s *State) *Link {
+	s.Links[0].VLAN, s.Links[0].Addresses = 200, s.Interfaces[0].Addresses
+	s.Interfaces[0].Addresses = nil
+	s.Links = append(s.Links, Link{
+		ID: "fabrikam/er/primary", Number: 4, Interface: "circ0", NextHop: netip.MustParseAddr("172.16.20.2"),
+		VLAN: 100, OuterVLAN: 300, Addresses: []netip.Prefix{netip.MustParsePrefix("172.16.20.1/30")},
+	})
+	return &s.Links[1]
+}
+
 func TestValidate(t *testing.T) {
 	if err := validState().Validate(); err != nil {
 		t.Fatalf("valid state: %v", err)
@@ -201,11 +213,33 @@ func TestValidate(t *testing.T) {
 	if err := two.Validate(); err != nil {
 		t.Fatalf("two tunnels to one address: %v", err)
 	}
+	tagged := validState()
+	addTagged(&tagged)
+	if err := tagged.Validate(); err != nil {
+		t.Fatalf("tagged links: %v", err)
+	}
 	tests := []struct {
 		name   string
 		change func(*State)
 		want   string
 	}{
+		{"vlan beyond the last", func(s *State) { addTagged(s).VLAN = 4095 }, "links[1].vlan"},
+		{"outer vlan beyond the last", func(s *State) { addTagged(s).OuterVLAN = 4095 }, "links[1].outer_vlan"},
+		{"outer vlan alone", func(s *State) { addTagged(s).VLAN = 0 }, "links[1].outer_vlan"},
+		{"addresses without a tag", func(s *State) { s.Links[0].Addresses = s.Interfaces[0].Addresses }, "links[0].addresses"},
+		{"one first tag for two", func(s *State) { addTagged(s).OuterVLAN = 200 }, `links[1].vlan: "200" is the first tag of links[0]`},
+		{"one first tag for one and two", func(s *State) { l := addTagged(s); l.OuterVLAN, l.VLAN = 0, 200 }, `links[1].vlan: "200" is the first tag of links[0]`},
+		{"tagged and untagged", func(s *State) { addTagged(s); s.Links[0].VLAN, s.Links[0].Addresses = 0, nil }, "links[1].interface"},
+		{"interface with an address", func(s *State) {
+			addTagged(s)
+			s.Interfaces[0].Addresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/30")}
+		}, "has addresses of its own beside tagged links"},
+		{"address of two links", func(s *State) { l := addTagged(s); l.Addresses, l.NextHop = s.Links[0].Addresses, s.Links[0].NextHop }, "links[1].addresses[0]"},
+		{"next hop beside a tagged link", func(s *State) { addTagged(s).NextHop = netip.MustParseAddr("172.16.10.2") }, "links[1].next_hop"},
+		{"tunnel from another link's address", func(s *State) {
+			addTagged(s)
+			s.Sections[0].Groups[0].Tunnels[0].Link = s.Links[1].ID
+		}, "tunnels[0].local"},
 		{"interface name", func(s *State) { s.Interfaces[1].Name = "../etc" }, "interfaces[1].name"},
 		{"role", func(s *State) { s.Interfaces[1].Role = 9 }, "interfaces[1].role"},
 		{"lan without owner", func(s *State) { s.Interfaces[1].Customer = "" }, "interfaces[1].customer"},
