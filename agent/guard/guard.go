@@ -61,6 +61,8 @@ type Guard struct {
 	objects *programObjects
 	// interfaces are those of the last Arm or Sync.
 	interfaces []string
+	// vlans are the VLAN devices among them.
+	vlans map[string]plan.VLAN
 	// strayed are interfaces that have left the namespace with their programs.
 	strayed []int
 	// swept tells that nothing is left of another way of attaching.
@@ -152,7 +154,7 @@ func (g *Guard) Sync(ctx context.Context, want plan.Guard) error {
 func (g *Guard) bring(ctx context.Context, want plan.Guard, open bool) (index map[string]int, closed bool, err error) {
 	p, err := compile(want)
 	errs := []error{err}
-	g.interfaces = p.interfaces
+	g.interfaces, g.vlans = p.interfaces, p.vlans
 	index, err = g.arm(ctx, p.interfaces)
 	errs = append(errs, err)
 	if err := ctx.Err(); err != nil {
@@ -303,7 +305,7 @@ func (g *Guard) Remove(ctx context.Context) error {
 		return err
 	}
 	errs := []error{g.unload(), g.removeNFT()}
-	g.interfaces = nil
+	g.interfaces, g.vlans = nil, nil
 	tc, err := g.openHooks()
 	if err != nil {
 		return errors.Join(append(errs, err)...)

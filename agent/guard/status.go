@@ -40,7 +40,9 @@ const (
 //   - nftables: every chain has its hook, policy and rules.
 //
 // Counters are guard_DIRECTION_REASON for each interface, from the eBPF layer,
-// and guard_nftables_FAMILY_CHAIN_dropped. They survive the agent.
+// and guard_nftables_FAMILY_CHAIN_dropped. They survive the agent. Those of VLAN
+// devices, of which there may be hundreds, are left out while they are 0, and so is
+// what came from interfaces without an entry, which has no name.
 func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Counter, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -243,14 +245,14 @@ func (g *Guard) counters(names []string, links map[string]*netlink.LinkAttrs) ([
 		} else if err != nil {
 			return out, fmt.Errorf("read guard counters of interface %d: %w", ifindex, err)
 		}
-		out = append(out, sum(name, values)...)
+		_, stacked := g.vlans[name]
+		out = append(out, sum(name, values, name != "" && !stacked)...)
 	}
 	return out, nil
 }
 
-// sum adds up the CPUs. What came from interfaces without an entry has no name
-// and is left out while it is 0.
-func sum(name string, values []programCounts) []desired.Counter {
+// sum adds up the CPUs. What is 0 is left out unless zeros are asked for.
+func sum(name string, values []programCounts, zeros bool) []desired.Counter {
 	var out []desired.Counter
 	for _, d := range []Direction{Out, In} {
 		for r := range Reason(reasons) {
@@ -258,7 +260,7 @@ func sum(name string, values []programCounts) []desired.Counter {
 			for _, v := range values {
 				n += v.Packets[int(d)*len(v.Packets)/2+int(r)]
 			}
-			if name != "" || n > 0 {
+			if zeros || n > 0 {
 				out = append(out, desired.Counter{Name: "guard_" + d.String() + "_" + r.String(), Interface: name, Packets: n})
 			}
 		}
