@@ -25,3 +25,20 @@ func TestSlowDevices(t *testing.T) {
 		t.Errorf("%s, %s and %s begin alike", tunnel, slow, b.SlowDevicePrefix())
 	}
 }
+
+// VLAN devices are one instance's, and neither tunnels nor slow paths, however
+// long the names are.
+func TestVLANDevices(t *testing.T) {
+	long := Instance("abcdef")
+	for _, name := range []string{long.VLANDevice(math.MaxUint16), long.OuterVLANDevice(math.MaxUint16)} {
+		if !long.IsVLANDevice(name) || len(name) > maxDevice || Instance("abcde").IsVLANDevice(name) {
+			t.Errorf("%q is no VLAN device's name, another instance's, or too long", name)
+		}
+	}
+	slow, _ := long.SlowDevice(1)
+	for _, name := range []string{"", "eth0.5", long.Namespace(), long.Device(1), slow, Instance("b").VLANDevice(1)} {
+		if long.IsVLANDevice(name) {
+			t.Errorf("%q is taken for a VLAN device", name)
+		}
+	}
+}
