@@ -44,8 +44,8 @@ const (
 	arpRequest    = 1
 	arpReply      = 2
 	maxFlows      = 16384
-	maxNeighbors  = 2048
-	maxInterfaces = 1023
+	maxNeighbors  = 8192
+	maxInterfaces = 2047
 	maxStacks     = 4096
 	maxTags       = 2
 	tagLength     = 4

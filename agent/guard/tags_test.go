@@ -2,6 +2,7 @@ package guard
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -385,5 +386,28 @@ func TestNFTKnowsUppermostDevices(t *testing.T) {
 	}
 	if !found[inner] || !found[single] || found[outer] || found[port] {
 		t.Errorf("sets name %v, want %s and %s only", found, inner, single)
+	}
+}
+
+// A node's greatest number of links with two tags fits into the guard.
+func TestCompileManyLinks(t *testing.T) {
+	// As in controller/model, beside as many ports as a node has interfaces.
+	const links, ports = 768, 256
+	var g plan.Guard
+	for i := range ports {
+		g.Interfaces = append(g.Interfaces, fmt.Sprint("port", i))
+	}
+	for i := range uint16(links) {
+		below, above := fmt.Sprint("cs+", i), fmt.Sprint("cs.", i)
+		local, remote := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 2})
+		g.Interfaces = append(g.Interfaces, below, above)
+		g.VLANs = append(g.VLANs, plan.VLAN{Interface: below, Parent: "port0", ID: i + 1}, plan.VLAN{Interface: above, Parent: below, ID: 7})
+		g.Neighbors = append(g.Neighbors, plan.Neighbor{Interface: above, Local: local, Remote: remote})
+		g.Flows = append(g.Flows, plan.Flow{Interface: above, Mark: instance.Mark(i + 1), Protocol: protocolUDP,
+			Local: netip.AddrPortFrom(local, 51820+i), Remote: netip.AddrPortFrom(remote, 51820)})
+	}
+	p, err := compile(g)
+	if err != nil || len(p.flows) != 3*links || len(p.neighbors) != 6*links || len(p.stacks) > maxStacks {
+		t.Errorf("%d flows, %d neighbours, %d stacks and error %v", len(p.flows), len(p.neighbors), len(p.stacks), err)
 	}
 }

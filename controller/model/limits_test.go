@@ -18,6 +18,7 @@ func TestLongLists(t *testing.T) {
 	const many = 50_000
 	node := &NodeSpec{Owner: "c", Interfaces: make([]InterfaceSpec, many)}
 	wide := &NodeSpec{Owner: "c", Interfaces: []InterfaceSpec{{Name: "eth0", Role: RoleCircuit, Addresses: make([]netip.Prefix, many)}}}
+	port := &NodeSpec{Owner: "c", Interfaces: []InterfaceSpec{{Name: "eth0", Role: RoleCircuit, Links: make([]LinkRef, many)}}}
 	endpoint := &EndpointSpec{Site: "s", Node: "n", Underlay: make([]UnderlaySpec, many)}
 	connection := &ConnectionSpec{Endpoints: []string{"e", "f"}, Circuits: make([]string, many)}
 	for i := range many {
@@ -25,6 +26,7 @@ func TestLongLists(t *testing.T) {
 	}
 	put(KindNode, "", "n", node)
 	put(KindNode, "", "wide", wide)
+	put(KindNode, "", "port", port)
 	put(KindEndpoint, "c", "e", endpoint)
 	put(KindEndpoint, "c", "f", endpoint)
 	put(KindConnection, "c", "k", connection)
@@ -44,7 +46,7 @@ func TestLongLists(t *testing.T) {
 		t.Errorf("Validate took %s", took)
 	}
 	for _, want := range []string{
-		"Node/n spec.interfaces", "Node/wide spec.interfaces[0].addresses", "Endpoint/c/e spec.underlay", "Endpoint/c/f spec.underlay", "Connection/c/k spec.circuits",
+		"Node/n spec.interfaces", "Node/wide spec.interfaces[0].addresses", "Node/port spec.interfaces", "Endpoint/c/e spec.underlay", "Endpoint/c/f spec.underlay", "Connection/c/k spec.circuits",
 	} {
 		if told[want] != 1 {
 			t.Errorf("%s is told %d times, want once", want, told[want])

@@ -13,18 +13,27 @@ const (
 	maxInterfaces = 256
 	maxAddresses  = 64
 	maxUnderlay   = 256
-	// maxLinks is how many links an interface can carry by their VLANs.
-	maxLinks = 1024
+	// maxLinks is how many links a node can have by their VLANs, on all interfaces:
+	// with two tags each, the guard has room for the devices of all.
+	maxLinks = 768
 )
+
+// tagged is how many links the node's interfaces carry by their VLANs.
+func (s *NodeSpec) tagged() (n int) {
+	for _, in := range s.Interfaces {
+		n += len(in.Links)
+	}
+	return n
+}
 
 // usable is a node whose interfaces can be looked at; nil where there is none.
 func (c *checker) usable(name string) *NodeSpec {
 	s, ok := Lookup[*NodeSpec](c.docs, Key{Kind: KindNode, Name: name})
-	if !ok || len(s.Interfaces) > maxInterfaces {
+	if !ok || len(s.Interfaces) > maxInterfaces || s.tagged() > maxLinks {
 		return nil
 	}
 	for _, in := range s.Interfaces {
-		if len(in.Addresses) > maxAddresses || len(in.Links) > maxLinks {
+		if len(in.Addresses) > maxAddresses {
 			return nil
 		}
 	}
@@ -49,6 +58,10 @@ func (c *checker) node(k Key, s *NodeSpec) {
 		c.add(k, list, fmt.Sprint(n), fmt.Sprintf("has more than the %d interfaces that a node can have", maxInterfaces), "several nodes")
 		return
 	}
+	if n := s.tagged(); n > maxLinks {
+		c.add(k, list, fmt.Sprint(n), fmt.Sprintf("has more than the %d links that a node can carry by their VLANs", maxLinks), "several nodes")
+		return
+	}
 	names := map[string]string{}
 	addresses := map[netip.Addr]string{}
 	for i, in := range s.Interfaces {
@@ -56,10 +69,6 @@ func (c *checker) node(k Key, s *NodeSpec) {
 		if n := len(in.Addresses); n > maxAddresses {
 			c.add(k, field+".addresses", fmt.Sprint(n), fmt.Sprintf("has more than the %d addresses that an interface can have", maxAddresses), "several interfaces")
 			in.Addresses = in.Addresses[:maxAddresses]
-		}
-		if n := len(in.Links); n > maxLinks {
-			c.add(k, field+".links", fmt.Sprint(n), fmt.Sprintf("has more than the %d links that an interface can carry", maxLinks), "several interfaces")
-			in.Links = in.Links[:maxLinks]
 		}
 		if p, hint := validInterfaceName(in.Name); p != "" {
 			c.add(k, field+".name", in.Name, p, hint)
@@ -289,10 +298,10 @@ func (c *checker) claims() {
 		if !ok {
 			continue
 		}
+		if s.tagged() > maxLinks {
+			continue
+		}
 		for i, in := range s.Interfaces {
-			if len(in.Links) > maxLinks {
-				continue
-			}
 			for _, part := range in.parts(at("spec.interfaces", i)) {
 				link := part.spec.Link
 				if link == nil || in.Role != RoleCircuit || link.Circuit == "" {

@@ -10,9 +10,9 @@
 #include <bpf/bpf_endian.h>
 
 #define MAX_FLOWS 16384
-#define MAX_NEIGHBORS 2048
+#define MAX_NEIGHBORS 8192
 #define MAX_STACKS 4096
-#define MAX_INTERFACES 1024
+#define MAX_INTERFACES 2048
 #define MAX_REASONS 20
 
 // Why a frame passes or not. The driver names counters after these.
