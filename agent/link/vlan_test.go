@@ -133,7 +133,6 @@ func TestVLANDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.wantPlanned(t, want, nil)
-	l.wantQuiet(t, want, nil)
 	before := index("cs-t.1")
 	claim(want)
 	if index("cs-t.1") != before {
