@@ -283,13 +283,14 @@ func change(t *rapid.T, docs map[model.Key]model.Document) {
 	case *model.CustomerSpec:
 		spec.Model = model.ConnectTo
 	case *model.CircuitSpec:
-		if which == 0 {
+		switch which {
+		case 0:
 			spec.Peering = model.PeeringMicrosoft
-		} else if which == 1 {
+		case 1:
 			vlan := rapid.SampledFrom([]int{0, 5, 6})
 			spec.Links.Primary.VLAN, spec.Links.Primary.OuterVLAN = vlan.Draw(t, "vlan"), vlan.Draw(t, "outer vlan")
 			spec.Links.Secondary.VLAN = vlan.Draw(t, "secondary vlan")
-		} else {
+		default:
 			spec.Links.Secondary.Subnet = prefix
 		}
 	case *model.SiteSpec:
