@@ -1,9 +1,9 @@
 // Package link keeps the circuit interfaces of an instance in its circuit
-// namespace, and there their VLAN devices, addresses, policy rules and routing tables. It
-// knows netlink and the sysctls of a network interface. It knows nothing of
-// tunnels, of packet filters or of what the addresses are for, and it leaves
-// everything in the main namespace alone except the interfaces that it takes
-// and gives back.
+// namespace, and there their VLAN devices, addresses, policy rules and routing
+// tables. It knows netlink and the sysctls of a network interface. It knows
+// nothing of tunnels, of packet filters or of what the addresses are for, and it
+// leaves everything in the main namespace alone except the interfaces that it
+// takes and gives back.
 package link
 
 import (
@@ -219,8 +219,8 @@ func missing(main *netlink.Handle, name string) error {
 }
 
 // Release gives every circuit interface back to the main namespace, down and
-// without addresses, and removes the driver's VLAN devices, rules and routes. Tunnel devices
-// and loopback stay.
+// without addresses, and removes the driver's VLAN devices, rules and routes.
+// Tunnel devices and loopback stay.
 func (d *Driver) Release(ctx context.Context) error {
 	h, err := d.open()
 	if err != nil {
