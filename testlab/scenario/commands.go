@@ -53,6 +53,8 @@ func (x *session) commands() map[string]script.Cmd {
 		"forge":       quiet("from source:port to:port [-wireguard]", "send with a forged source", x.forge),
 		"inject":      quiet("host:interface source:port to:port mac= [tags=300.100] [link=] [-circuit]", "send WireGuard-like datagrams in frames of any kind, with a link's mark", x.inject),
 		"tap":         quiet("watch host:interface label= addresses= tunnel= [vlan=] | start | = 0 | > 0 | saw label kind", "watch the links", x.watch),
+		"fuzz":        quiet("from sender gateway= pool=address,prefix,... [seed=1] [count=500] [interface=eth0]", "send any packets from and to anywhere", x.fuzz),
+		"witness":     quiet("start host... | host only=sender [least=1]", "note whose fuzz a host receives", x.witness),
 		"sealctl":     command("args...", "run sealctl as the administrator", x.sealctl),
 		"status":      quiet("says text", "wait until sealctl status says something", x.status),
 		"keys":        quiet("says|lacks text [within=20s]", "wait until sealctl keys says something, or says it no more", x.keys),

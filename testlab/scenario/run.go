@@ -72,7 +72,7 @@ func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Slow.Longer(s.Limit))
 	defer cancel()
-	session := &session{config: c, name: s.Name}
+	session := &session{config: c, name: s.Name, witnesses: map[netns.Host]*rig.Witness{}}
 	err := session.run(ctx, s, log)
 	result.FramesInClear = session.inClear
 	result.Backends = slices.Sorted(slices.Values(session.backends))
@@ -94,6 +94,8 @@ type session struct {
 	rig     *rig.Rig
 	tap     *rig.Tap
 	traffic *rig.Datagrams
+	// witnesses look until they are asked.
+	witnesses map[netns.Host]*rig.Witness
 	// inClear and backends are for the result.
 	inClear *uint64
 	// moved is how far the clock was set.

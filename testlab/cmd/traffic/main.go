@@ -7,6 +7,8 @@
 //	traffic streams --to ADDR [--flows 1] [--duration 3s] [--reverse]
 //	traffic forge --from ADDR --to ADDR [--wireguard] [--count 10]
 //	traffic inject --interface IF --mac MAC --from ADDR --to ADDR [--tags 300.100] [--mark N] [--count 10]
+//	traffic witness
+//	traffic fuzz --sender NAME --interface IF --gateway ADDR --own ADDR,… --pool ADDR,PREFIX,… [--seed 1] [--count 10]
 package main
 
 import (
@@ -39,7 +41,7 @@ var errNotReached = errors.New("not reached")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("want serve, probe, datagrams, streams, forge or inject")
+		return errors.New("want serve, probe, datagrams, streams, forge, inject, witness or fuzz")
 	}
 	canary, err := traffic.CanaryFromEnv()
 	if err != nil {
@@ -58,11 +60,13 @@ func run(ctx context.Context, args []string) error {
 	reverse := f.Bool("reverse", false, "let the server send")
 	from := f.String("from", "", "forged source address and port")
 	wireGuard := f.Bool("wireguard", false, "forge WireGuard data messages")
-	count := f.Int("count", 10, "number of forged datagrams")
-	iface := f.String("interface", "", "where to inject frames")
+	count := f.Int("count", 10, "number of forged datagrams, or of fuzz packets")
+	iface := f.String("interface", "eth0", "where injected frames and fuzz packets go out")
 	mac := f.String("mac", "", "to whom injected frames go")
 	tags := f.String("tags", "", "VLAN tags of injected frames, the outer one first, such as 300.100 or ad300.100")
 	mark := f.Int("mark", 0, "mark of injected frames")
+	var z fuzzFlags
+	z.add(f)
 	if err := f.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -86,8 +90,12 @@ func run(ctx context.Context, args []string) error {
 	case "inject":
 		return inject(*from, *to, *mac, *tags, traffic.InjectOptions{Interface: *iface, Mark: *mark,
 			ForgeOptions: traffic.ForgeOptions{Canary: canary, Count: *count, WireGuard: true, Size: *size}})
+	case "fuzz":
+		return z.send(ctx, *iface, traffic.Fuzz{Canary: canary, Count: *count}, *interval)
+	case "witness":
+		report, err = traffic.Witness(ctx, canary, func() { fmt.Println("ready") })
 	default:
-		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge or inject", args[0])
+		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge, inject, witness or fuzz", args[0])
 	}
 	return errors.Join(json.NewEncoder(os.Stdout).Encode(report), err)
 }

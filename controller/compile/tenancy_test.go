@@ -1,0 +1,64 @@
+package compile
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// What a node of a customer's is told names that customer alone: neither a
+// section nor an interface, link, tunnel or key of another's is in it. A
+// provider's node has the sections of those with an endpoint there, no others.
+func TestStatesOfCustomersKeepApart(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		docs := world(t)
+		numbers, err := Number(docs, model.Numbers{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		snapshot := &model.Snapshot{Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}}
+		owners := map[desired.PublicKey]string{}
+		for _, k := range connections(docs) {
+			tunnels, _ := model.Tunnels(docs, k)
+			for _, x := range tunnels {
+				for _, end := range x.Ends {
+					key := desired.PublicKey{byte(len(owners)), byte(len(owners) >> 8), 1}
+					owners[key] = k.Customer
+					snapshot.Keys[model.TunnelEnd{Tunnel: x.ID, Node: end.Node}] = key
+				}
+			}
+		}
+		for name, state := range Compile(snapshot) {
+			node, _ := model.Lookup[*model.NodeSpec](docs, model.Key{Kind: model.KindNode, Name: name})
+			served := map[string]bool{node.Owner: node.Owner != model.OwnerProvider}
+			for k := range docs {
+				if e, ok := docs[k].Spec.(*model.EndpointSpec); ok && e.Node == name {
+					served[k.Customer] = true
+				}
+			}
+			text := fmt.Sprintf("%+v", state)
+			for k := range docs {
+				if k.Kind == model.KindCustomer && !served[k.Name] && strings.Contains(text, k.Name) {
+					t.Fatalf("node %s of %s, which does not serve %s, is told of it: %s", name, node.Owner, k.Name, text)
+				}
+			}
+			for _, s := range state.Sections {
+				for _, g := range s.Groups {
+					for _, x := range g.Tunnels {
+						if owner, ok := owners[x.WireGuard.PeerKey]; !ok || owner != s.Customer {
+							t.Fatalf("node %s, section of %s: tunnel %s has a key of %q", name, s.Customer, x.ID, owner)
+						}
+					}
+				}
+			}
+			if node.Owner != model.OwnerProvider && len(state.Sections) > 1 {
+				t.Fatalf("node %s of %s has %d sections", name, node.Owner, len(state.Sections))
+			}
+		}
+	})
+}
