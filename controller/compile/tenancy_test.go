@@ -1,4 +1,4 @@
-package compile
+package compile_test
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/circuitseal/circuitseal/controller/compile"
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -17,7 +18,7 @@ import (
 func TestStatesOfCustomersKeepApart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		docs := world(t)
-		numbers, err := Number(docs, model.Numbers{})
+		numbers, err := compile.Number(docs, model.Numbers{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -33,7 +34,7 @@ func TestStatesOfCustomersKeepApart(t *testing.T) {
 				}
 			}
 		}
-		for name, state := range Compile(snapshot) {
+		for name, state := range compile.Compile(snapshot) {
 			node, _ := model.Lookup[*model.NodeSpec](docs, model.Key{Kind: model.KindNode, Name: name})
 			served := map[string]bool{node.Owner: node.Owner != model.OwnerProvider}
 			for k := range docs {

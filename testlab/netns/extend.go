@@ -50,5 +50,22 @@ func (l *Lab) admit(h Host, appliance bool) error {
 // Wire connects two machines by a pair of new interfaces, which stay down: one
 // that comes up sends frames by itself.
 func (l *Lab) Wire(ctx context.Context, a Host, nameA string, b Host, nameB string) error {
-	return batch(ctx, "", fmt.Sprintf("link add %s netns %s type veth peer name %s netns %s", nameA, l.Namespace(a), nameB, l.Namespace(b)))
+	return l.Wires(ctx, []Wire{{a, nameA, b, nameB}})
+}
+
+// Wire is a pair of interfaces, one on each of two machines.
+type Wire struct {
+	A     Host
+	NameA string
+	B     Host
+	NameB string
+}
+
+// Wires is Wire for many at once, which takes one process.
+func (l *Lab) Wires(ctx context.Context, wires []Wire) error {
+	lines := make([]string, 0, len(wires))
+	for _, w := range wires {
+		lines = append(lines, fmt.Sprintf("link add %s netns %s type veth peer name %s netns %s", w.NameA, l.Namespace(w.A), w.NameB, l.Namespace(w.B)))
+	}
+	return batch(ctx, "", lines...)
 }

@@ -83,6 +83,10 @@ func (r *Rig) StartAgent(h netns.Host) error {
 		return fmt.Errorf("start the agent on %s: it runs already", h)
 	}
 	spec := r.AgentSpec(h, "run", r.logLevel()...)
+	if r.Debug {
+		// What reads the steps wants them in JSON.
+		spec.Args = append(spec.Args, "--log-format", "json")
+	}
 	if err := r.listen(h, n); err != nil {
 		return err
 	}

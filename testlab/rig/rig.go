@@ -30,6 +30,8 @@ type Config struct {
 	Control bool
 	// Slow is of this machine.
 	Slow Slow
+	// Debug has agents log every step that they take.
+	Debug bool
 }
 
 // Slow is how many times longer than on a usual machine things may take, 1 if
@@ -50,8 +52,8 @@ type Rig struct {
 	Lab    *netns.Lab
 	Canary traffic.Canary
 
-	bin  string
-	slow Slow
+	bin   string
+	slow  Slow
 	// private holds keys and tokens; it goes with the lab, unlike logs.
 	private    string
 	log        *slog.Logger
@@ -107,7 +109,7 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for keys: %w", err), lab.Close())
 	}
-	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, slow: c.Slow, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
+	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, slow: c.Slow, Debug: c.Debug, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
 	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
 		name, err := NodeName(h)
 		if err != nil {

@@ -56,6 +56,14 @@ func (r *Rig) Reach(ctx context.Context, p Probe) (traffic.ProbeReport, error) {
 	return report, err
 }
 
+// ReachAddress asks a traffic server, by connections, until it answers at an
+// address, which may be any of its machine's.
+func (r *Rig) ReachAddress(ctx context.Context, from netns.Host, to netip.Addr, deadline, attempt time.Duration) error {
+	_, err := r.Lab.Run(ctx, from, r.program("traffic", "probe", "probe", "--to", netip.AddrPortFrom(to, traffic.Port).String(),
+		"--deadline", deadline.String(), "--attempt", attempt.String()))
+	return err
+}
+
 // Unreachable probes and wants failure, for the whole of the time.
 func (r *Rig) Unreachable(ctx context.Context, p Probe) error {
 	report, err := r.Reach(ctx, p)
