@@ -82,6 +82,10 @@ test-kernel: deps kernelvm-deps build ## Run the tests that need a kernel on one
 bench-tunnel: deps build ## Goodput through both agents against WireGuard configured by hand
 	$(BIN)/bench tunnel
 
+.PHONY: bench-tenancy
+bench-tenancy: deps build ## 200 customers with the same prefixes on two nodes: time, memory, isolation
+	$(BIN)/bench tenancy
+
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of foreign bytes for FUZZTIME each (default 30s)
 	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \

@@ -1,7 +1,6 @@
 package classifier
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -11,87 +10,68 @@ import (
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
-var errMissing = errors.New("there is no such interface")
-
 // readFacts looks up the interfaces that the plan names, and the devices of
 // their slow paths. One that is missing is left out; rendering says what misses
-// it. An error means that the facts are not known.
+// it. An error means that the facts are not known. It lists everything once,
+// since asking for each interface, and for its addresses, costs as much again
+// for each.
 func (c *Classifier) readFacts(want plan.Classifier) (facts, error) {
-	f := facts{}
-	var errs []error
-	read := func(name string, addresses bool) {
-		switch d, err := c.readDevice(name, addresses); {
-		case err == nil:
-			f[name] = d
-		case !errors.Is(err, errMissing):
-			errs = append(errs, err)
-		}
+	devices, err := c.readDevices()
+	if err != nil {
+		return nil, err
 	}
+	f := facts{}
 	for _, lan := range want.LANs {
-		read(lan.Interface, true)
-		if err := c.readSlow(f, lan.Interface); err != nil {
-			errs = append(errs, err)
+		d, ok := devices[lan.Interface]
+		if !ok {
+			continue
 		}
+		if name, ok := c.config.Instance.SlowDevice(d.index); ok && devices[name].veth {
+			d.slow = devices[name].index
+		}
+		f[lan.Interface] = d
 	}
 	for _, g := range want.Groups {
 		for _, m := range g.Members {
-			read(m.Device, false)
+			if d, ok := devices[m.Device]; ok {
+				d.addresses = nil
+				f[m.Device] = d
+			}
 		}
 	}
-	return f, errors.Join(errs...)
+	return f, nil
 }
 
-// readSlow finds the device of a LAN's slow path. There need not be one.
-func (c *Classifier) readSlow(f facts, lan string) error {
-	d, ok := f[lan]
-	if !ok {
-		return nil
-	}
-	name, ok := c.config.Instance.SlowDevice(d.index)
-	if !ok {
-		return nil
-	}
-	slow, err := c.readDevice(name, false)
-	if errors.Is(err, errMissing) {
-		return nil
-	}
-	if err == nil && slow.veth {
-		d.slow = slow.index
-		f[lan] = d
-	}
-	return err
-}
-
-func (c *Classifier) readDevice(name string, addresses bool) (device, error) {
-	l, err := c.netlink.LinkByName(name)
-	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
-		return device{}, errMissing
-	}
+// readDevices are all interfaces by name, not by alternative names, which nothing
+// keeps from being on a foreign interface.
+func (c *Classifier) readDevices() (map[string]device, error) {
+	links, err := netns.Dump(c.netlink.LinkList)
 	if err != nil {
-		return device{}, fmt.Errorf("look up interface %s: %w", name, err)
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	if l.Attrs().Name != name {
-		// The kernel also answers to alternative names, which nothing keeps
-		// from being on a foreign interface.
-		return device{}, errMissing
-	}
-	d := device{index: uint32(l.Attrs().Index), ethernet: l.Attrs().EncapType == "ether", veth: l.Type() == "veth"}
-	// An XFRM interface claims to have no link layer, but shows the outer
-	// packet's at ingress.
-	d.header = d.ethernet || l.Type() == "xfrm"
-	if !addresses {
-		return d, nil
-	}
-	list, err := netns.Dump(func() ([]netlink.Addr, error) { return c.netlink.AddrList(l, netlink.FAMILY_ALL) })
+	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return c.netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return device{}, fmt.Errorf("list addresses of interface %s: %w", name, err)
+		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	for _, a := range list {
+	byIndex := map[int][]netip.Addr{}
+	for _, a := range addresses {
 		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			d.addresses = append(d.addresses, ip.Unmap())
+			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], ip.Unmap())
 		}
 	}
-	return d, nil
+	devices := make(map[string]device, len(links))
+	for _, l := range links {
+		a := l.Attrs()
+		ethernet := a.EncapType == "ether"
+		devices[a.Name] = device{
+			index: uint32(a.Index), ethernet: ethernet, veth: l.Type() == "veth",
+			// An XFRM interface claims to have no link layer, but shows the outer
+			// packet's at ingress.
+			header:    ethernet || l.Type() == "xfrm",
+			addresses: byIndex[a.Index],
+		}
+	}
+	return devices, nil
 }
 
 // interfaceNames are the names of all interfaces by index.

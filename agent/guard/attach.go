@@ -50,6 +50,15 @@ func (as attachments) on(h hook, ifindex int) attachments {
 	return out
 }
 
+// byIndex sorts them by the interface that they are on.
+func (as attachments) byIndex() map[int]attachments {
+	out := map[int]attachments{}
+	for _, a := range as {
+		out[a.Ifindex] = append(out[a.Ifindex], a)
+	}
+	return out
+}
+
 func (as attachments) has(a tchook.Attachment) bool { return slices.ContainsFunc(as, a.Is) }
 
 // openHooks opens those of the namespace; the caller closes them.
@@ -62,7 +71,8 @@ func (g *Guard) openHooks() (*tchook.Hooks, error) {
 }
 
 // secure brings both programs to the head of their chains on an interface, with
-// the code that is loaded. own are all attachments.
+// the code that is loaded. own are all attachments
+// on it.
 func (g *Guard) secure(tc *tchook.Hooks, ifindex int, own attachments) error {
 	if len(own.on(hooks[0], ifindex))+len(own.on(hooks[1], ifindex)) == 0 {
 		// Flows of a former interface with the same index must not open this one.

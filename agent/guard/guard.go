@@ -234,13 +234,22 @@ func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces 
 	// gets another.
 	own, err := tc.Own()
 	errs := []error{err}
+	links, err := netns.Dump(handle.LinkList)
+	if err != nil {
+		return nil, errors.Join(append(errs, fmt.Errorf("list interfaces of the circuit namespace: %w", err))...)
+	}
+	there := make(map[string]*netlink.LinkAttrs, len(links))
+	for _, l := range links {
+		there[l.Attrs().Name] = l.Attrs()
+	}
+	mine := attachments(own).byIndex()
 	for _, name := range interfaces {
 		if err := ctx.Err(); err != nil {
 			return index, errors.Join(append(errs, err)...)
 		}
-		i, err := ethernetIndex(handle, name)
+		i, err := ethernetIndex(handle, there, name)
 		if err == nil {
-			err = g.secure(tc, i, own)
+			err = g.secure(tc, i, mine[i])
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("guard interface %s: %w", name, err))
@@ -252,15 +261,18 @@ func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces 
 }
 
 // ethernetIndex finds an interface by its name, not by an alternative one,
-// which nftables would not know.
-func ethernetIndex(handle *netlink.Handle, name string) (int, error) {
-	l, err := handle.LinkByName(name)
-	if err != nil {
-		return 0, fmt.Errorf("find it in the circuit namespace: %w", err)
-	}
-	a := l.Attrs()
-	if a.Name != name {
-		return 0, fmt.Errorf("it is another name of %s, want the interface's own", a.Name)
+// which nftables would not know. there are all interfaces by their own names;
+// only who is not among them is asked for alone.
+func ethernetIndex(handle *netlink.Handle, there map[string]*netlink.LinkAttrs, name string) (int, error) {
+	a := there[name]
+	if a == nil {
+		l, err := handle.LinkByName(name)
+		if err != nil {
+			return 0, fmt.Errorf("find it in the circuit namespace: %w", err)
+		}
+		if a = l.Attrs(); a.Name != name {
+			return 0, fmt.Errorf("it is another name of %s, want the interface's own", a.Name)
+		}
 	}
 	if a.EncapType != "ether" {
 		return 0, fmt.Errorf("it is of type %s, want Ethernet", a.EncapType)

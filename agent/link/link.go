@@ -70,16 +70,18 @@ func (d *Driver) Claim(ctx context.Context, interfaces []plan.Interface) (claime
 	if err := d.config.Circuit.Do(d.silenceNamespace); err != nil {
 		return nil, fmt.Errorf("prepare circuit namespace: %w", err)
 	}
-	var errs []error
-	if err := d.keepName(); err != nil {
-		errs = append(errs, err)
-	}
+	errs := []error{d.keepName()}
 	h, err := d.open()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(append(errs, err)...)
 	}
 	defer h.close()
-	claimed = []string{}
+	links, err := netns.Dump(h.circuit.LinkList)
+	if err != nil {
+		return nil, errors.Join(append(errs, fmt.Errorf("list interfaces of the circuit namespace: %w", err))...)
+	}
+	there := namesOf(links)
+	var here []string
 	for _, i := range interfaces {
 		if err := ctx.Err(); err != nil {
 			return nil, errors.Join(append(errs, err)...)
@@ -87,28 +89,48 @@ func (d *Driver) Claim(ctx context.Context, interfaces []plan.Interface) (claime
 		if i.Parent != "" {
 			continue
 		}
-		if err := d.claim(h, i.Name); err != nil {
+		if err := d.claim(h, there, i.Name); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		claimed = append(claimed, i.Name)
+		here = append(here, i.Name)
 	}
-	made, err := d.vlans(h.circuit, interfaces, claimed)
+	claimed, err = d.silence(here)
+	errs = append(errs, err)
+	if claimed == nil {
+		return nil, errors.Join(errs...)
+	}
+	// What was just taken has nothing on top of it: see standsAlone.
+	made, err := d.vlans(h.circuit, links, interfaces, claimed)
 	return append(claimed, made...), errors.Join(append(errs, err)...)
 }
 
-func (d *Driver) claim(h handles, name string) error {
+// namesOf has those of all interfaces, not alternative ones.
+func namesOf(links []netlink.Link) map[string]bool {
+	out := make(map[string]bool, len(links))
+	for _, l := range links {
+		out[l.Attrs().Name] = true
+	}
+	return out
+}
+
+// claim has an interface in the circuit namespace, not silent yet. inCircuit
+// are those that are there.
+func (d *Driver) claim(h handles, inCircuit map[string]bool, name string) error {
 	if !validName(name) {
 		return fmt.Errorf("circuit interface %.64q: want the name of a network interface, 1 to 15 characters", name)
 	}
 	if err := reservedName(d.config.Instance, name); err != nil {
 		return err
 	}
+	if inCircuit[name] {
+		return nil
+	}
 	if there, err := h.circuit.LinkByName(name); err == nil {
 		if err := ownName(there, name); err != nil {
 			return err
 		}
-		return d.silence(name)
+		return nil
 	} else if !notFound(err) {
 		return fmt.Errorf("look for circuit interface %q in the circuit namespace: %w", name, err)
 	}
@@ -136,7 +158,7 @@ func (d *Driver) claim(h handles, name string) error {
 	}
 	d.config.Log.Info("circuit interface moved to the circuit namespace", "interface", name)
 	d.config.Drift.Note(drift.Interface, drift.Text("link set "+name+" netns "+d.config.Name))
-	return d.silence(name)
+	return nil
 }
 
 // keepName has the namespace found again by who starts later: a name that was
@@ -190,11 +212,26 @@ func standsAlone(l netlink.Link, all []netlink.Link) error {
 // namespace; that of a veth is its peer.
 func stacked(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().NetNsID < 0 }
 
-func (d *Driver) silence(name string) error {
-	if err := d.config.Circuit.Do(func() error { return d.silenceInterface(name) }); err != nil {
-		return fmt.Errorf("prepare circuit interface %q: %w", name, err)
+// silence has interfaces of the circuit namespace silent, all on one thread, since
+// entering the namespace for each costs more than the rest. silent are those that
+// it had, nil only when it could not enter.
+func (d *Driver) silence(names []string) (silent []string, err error) {
+	silent = []string{}
+	var errs []error
+	err = d.config.Circuit.Do(func() error {
+		for _, name := range names {
+			if err := d.silenceInterface(name); err != nil {
+				errs = append(errs, fmt.Errorf("prepare circuit interface %q: %w", name, err))
+				continue
+			}
+			silent = append(silent, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return silent, errors.Join(errs...)
 }
 
 // missing names what there is, because the cause is nearly always a name that

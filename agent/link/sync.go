@@ -115,7 +115,7 @@ func (d *Driver) apply(ctx context.Context, h *netlink.Handle, c Changes, have s
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		d.config.Log.Debug("circuit namespace", "change", x)
+		d.config.Log.Debug("circuit namespace", "change", x.String())
 		if err := write(h, x, have); err != nil {
 			errs = append(errs, fmt.Errorf("circuit namespace: %s: %w", x, err))
 			continue

@@ -66,16 +66,13 @@ func diffVLANs(want []plan.Interface, have map[string]vlan) vlanChanges {
 
 // vlans makes the VLAN devices whose parents are there, down and silent, and
 // removes those that nobody wants any more. Only what stands in the way of a new
-// one goes before it. made are those that are as wanted.
+// one goes before it. links are all that the namespace had; made are those that are
+// as wanted.
 //
 // They are loosely bound to their parents: else the kernel would take them up
 // together with those, guarded or not (vlan_device_event in net/8021q/vlan.c).
-func (d *Driver) vlans(h *netlink.Handle, want []plan.Interface, claimed []string) (made []string, err error) {
-	have, err := d.readVLANs(h)
-	if err != nil {
-		return nil, err
-	}
-	c := diffVLANs(want, have)
+func (d *Driver) vlans(h *netlink.Handle, links []netlink.Link, want []plan.Interface, claimed []string) (made []string, err error) {
+	c := diffVLANs(want, d.readVLANs(links))
 	var errs []error
 	for _, name := range c.wrong {
 		errs = append(errs, d.removeVLAN(h, name))
@@ -84,35 +81,34 @@ func (d *Driver) vlans(h *netlink.Handle, want []plan.Interface, claimed []strin
 	for _, name := range claimed {
 		there[name] = true
 	}
+	missing := make(map[string]bool)
+	for _, w := range c.add {
+		missing[w.Name] = true
+	}
+	var here []string
 	for _, w := range want {
 		if w.Parent == "" || !there[w.Parent] {
 			continue
 		}
-		err := error(nil)
-		if slices.ContainsFunc(c.add, func(a plan.Interface) bool { return a.Name == w.Name }) {
-			err = d.addVLAN(h, w)
-		}
-		if err == nil {
-			err = d.silence(w.Name)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if missing[w.Name] {
+			if err := d.addVLAN(h, w); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		there[w.Name] = true
-		made = append(made, w.Name)
+		here = append(here, w.Name)
 	}
+	made, err = d.silence(here)
+	errs = append(errs, err)
 	for _, name := range c.stale {
 		errs = append(errs, d.removeVLAN(h, name))
 	}
 	return made, errors.Join(errs...)
 }
 
-func (d *Driver) readVLANs(h *netlink.Handle) (map[string]vlan, error) {
-	links, err := netns.Dump(h.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
-	}
+// readVLANs finds the instance's VLAN devices among all interfaces.
+func (d *Driver) readVLANs(links []netlink.Link) map[string]vlan {
 	names := make(map[int]string, len(links))
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
@@ -128,7 +124,7 @@ func (d *Driver) readVLANs(h *netlink.Handle) (map[string]vlan, error) {
 			have[a.Name] = vlan{names[a.ParentIndex], uint16(v.VlanId)}
 		}
 	}
-	return have, nil
+	return have
 }
 
 func (d *Driver) addVLAN(h *netlink.Handle, w plan.Interface) error {
@@ -174,7 +170,11 @@ func (d *Driver) removeVLAN(h *netlink.Handle, name string) error {
 
 // removeVLANs removes all of an instance's.
 func (d *Driver) removeVLANs(h *netlink.Handle) error {
-	_, err := d.vlans(h, nil, nil)
+	links, err := netns.Dump(h.LinkList)
+	if err != nil {
+		return fmt.Errorf("list interfaces of the circuit namespace: %w", err)
+	}
+	_, err = d.vlans(h, links, nil, nil)
 	return err
 }
 

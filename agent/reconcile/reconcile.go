@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -232,7 +233,15 @@ func (r *Reconciler) hold(ctx context.Context, want plan.Plan) {
 // or judged, everything that depends on it stays as it was.
 func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	var errs []error
+	start := time.Now()
+	before := start
+	var took []any
+	defer func() {
+		r.log.Debug("pass", append(took, "total", time.Since(start))...)
+	}()
 	step := func(what string, err error) {
+		took = append(took, strings.ReplaceAll(what, " ", "_"), time.Since(before))
+		before = time.Now()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}

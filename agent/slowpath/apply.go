@@ -26,7 +26,7 @@ func (d *Driver) apply(ctx context.Context, h handles, c changes, have state) er
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		d.config.Log.Debug("slow path", "change", x)
+		d.config.Log.Debug("slow path", "change", x.String())
 		if err := write(h, x, have); err != nil {
 			errs = append(errs, fmt.Errorf("slow path: %s: %w", x, err))
 			ruleStays = ruleStays || x.verb == removeRule

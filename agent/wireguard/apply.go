@@ -35,7 +35,7 @@ func (d *Driver) apply(ctx context.Context, s *session, wanted []want, steps []s
 			continue
 		}
 		w := tunnels[x.device]
-		d.config.Log.Debug("WireGuard", "tunnel", w.ID, "change", x)
+		d.config.Log.Debug("WireGuard", "tunnel", w.ID, "change", x.String())
 		if err := d.take(ctx, s, w, x); err != nil {
 			failed[x.device] = true
 			id := w.ID
@@ -85,7 +85,11 @@ func (d *Driver) take(ctx context.Context, s *session, w want, x step) error {
 		}
 		return nil
 	case quieten:
-		return d.config.Main.Do(func() error { return makeQuiet(x.device) })
+		l, err := s.main.LinkByName(x.device)
+		if err != nil {
+			return err
+		}
+		return d.config.Main.Do(func() error { return makeQuiet(s.main, l) })
 	case setMTU, addAddress, removeAddress, setUp, addRoute, removeRoute:
 		return d.network(s, w, x)
 	}

@@ -14,7 +14,9 @@ import (
 
 // The control protocol between agent and WireGuard process is one JSON object
 // a line, a request and its answer in turn, over a unix socket that only root
-// reaches. Keys and peers do not pass here: they go over the UAPI sockets.
+// reaches. Private keys do not pass here: they go over the UAPI sockets, as all
+// settings do that the agent writes. It reads them here, since one answer for all devices takes as
+// long as one socket.
 
 // protocolVersion changes when an agent and a process of different builds would
 // misunderstand each other.
@@ -22,7 +24,7 @@ const protocolVersion = 1
 
 const (
 	requestLimit  = 4 << 10
-	responseLimit = 4 << 20
+	responseLimit = 64 << 20
 	// maxDevices bounds a process; instance numbers are 16 bits.
 	maxDevices = 4096
 )
@@ -68,9 +70,16 @@ type Process struct {
 	Devices       int   `json:"devices"`
 }
 
+// hostedDevice is a device in an answer to list. A process of an older build
+// tells name and MTU only.
 type hostedDevice struct {
 	Name string `json:"name"`
 	MTU  int    `json:"mtu"`
+	// Public is the public half of the device's key, nothing without one.
+	Public []byte `json:"public,omitempty"`
+	// Settings are those of the configuration protocol, as it writes them, but for
+	// the private key.
+	Settings string `json:"settings,omitempty"`
 }
 
 // parseRequest reads one line from an agent of the instance. It refuses

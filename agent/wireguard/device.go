@@ -91,6 +91,9 @@ type peer struct {
 	shared *desired.Secret
 }
 
+// noKey is the public half of the zero private key.
+var noKey = wgtypes.Key{}.PublicKey()
+
 // settingsFrom takes what matters from wgctrl; the private key stays behind.
 func settingsFrom(d *wgtypes.Device) settings {
 	s := settings{
@@ -98,7 +101,8 @@ func settingsFrom(d *wgtypes.Device) settings {
 		port:   uint16(d.ListenPort),
 		mark:   uint32(d.FirewallMark),
 	}
-	if d.PrivateKey == (wgtypes.Key{}) {
+	// Of no private key wgctrl computes a public half all the same.
+	if d.PrivateKey == (wgtypes.Key{}) && d.PublicKey == noKey {
 		s.public = desired.PublicKey{}
 	}
 	for _, p := range d.Peers {

@@ -30,6 +30,10 @@ const (
 	// childhood is how long that goes on. Then WireGuard's own pace will do.
 	childhood = 30 * time.Second
 	hasteTick = 20 * time.Millisecond
+	// eachHaste is how much each young tunnel slows the others down: their peers
+	// made anew all at once would take the processor from the handshakes that
+	// they are for.
+	eachHaste = 5 * time.Millisecond
 )
 
 // youth is a tunnel that has not carried its first packet.
@@ -54,10 +58,11 @@ func (d *Driver) expect(name string) {
 // not cross again.
 func spread(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
-// again advances to the next attempt, and reports false when y is no longer
-// young.
-func (y *youth) again(now time.Time) bool {
-	y.wait = min(y.wait*3/2, lastHaste)
+// again advances to the next attempt, which comes the later the more others are
+// young, and reports false when y is no longer
+// young itself.
+func (y *youth) again(now time.Time, others int) bool {
+	y.wait = min(y.wait*3/2, lastHaste+time.Duration(others)*eachHaste)
 	y.next = now.Add(spread(y.wait))
 	return now.Sub(y.born) < childhood
 }
@@ -76,60 +81,59 @@ func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.
 		case <-d.born:
 			timer.Reset(hasteTick)
 		case now := <-timer.C:
-			if d.hasten(now, silent) {
-				timer.Reset(hasteTick)
+			if young := d.hasten(ctx, now, silent); young > 0 {
+				timer.Reset(hasteTick + time.Duration(young)*eachHaste/10)
 			}
 		}
 	}
 }
 
-// hasten reports whether tunnels are left that are young.
-func (d *Driver) hasten(now time.Time, silent func(tunnel string, since time.Time) bool) (more bool) {
+// hasten reports how many tunnels are left that are young.
+func (d *Driver) hasten(ctx context.Context, now time.Time, silent func(tunnel string, since time.Time) bool) (young int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	defer func() { more = len(d.young) > 0 }()
 	var s *session
+	told := map[string]hostedDevice{}
 	for name, y := range d.young {
 		if now.Before(y.next) {
 			continue
 		}
 		if s == nil {
-			wg, err := d.newClient()
+			opened, err := d.open(ctx)
+			if err == nil {
+				defer opened.close()
+				told, err = opened.list()
+			}
 			if err != nil {
 				d.config.Log.Debug("hasten handshakes", "error", err)
-				if !y.again(now) {
+				if !y.again(now, len(d.young)) {
 					delete(d.young, name)
 				}
 				continue
 			}
-			s = &session{wg: wg}
-			defer s.close()
+			s = opened
 		}
-		done, err := d.hastenOne(s, name, silent)
+		done, err := d.hastenOne(s, name, told[name], silent)
 		if err != nil {
 			d.config.Log.Debug("hasten handshake", "device", name, "error", err)
 		}
-		if done || !y.again(now) {
+		if done || !y.again(now, len(d.young)) {
 			delete(d.young, name)
 		}
 	}
-	return more
+	return len(d.young)
 }
 
 // hastenOne reports done when the device has had a handshake and packets come
 // back, or when it is gone. A peer that is young was made anew, and knows of no
 // handshake before; when it was cannot be told, since the clock on the wall may
 // have been set.
-func (d *Driver) hastenOne(s *session, name string, silent func(tunnel string, since time.Time) bool) (done bool, err error) {
+func (d *Driver) hastenOne(s *session, name string, told hostedDevice, silent func(tunnel string, since time.Time) bool) (done bool, err error) {
 	t, ok := d.tunnels[name]
 	if !ok {
 		return true, nil
 	}
-	var w *wgtypes.Device
-	err = d.guard(name, func() (err error) {
-		w, err = s.wg.Device(name)
-		return err
-	})
+	w, err := d.readDevice(s, name, told)
 	if errors.Is(err, os.ErrNotExist) {
 		return true, nil
 	}

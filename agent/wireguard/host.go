@@ -1,10 +1,13 @@
 package wireguard
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +19,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 	wgdevice "golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
 )
@@ -44,6 +48,11 @@ type hosted struct {
 	tun    *tunDevice
 	device *wgdevice.Device
 	uapi   *net.UnixListener
+
+	// public belongs to the private key of which private is the hash.
+	mu      sync.Mutex
+	private [sha256.Size]byte
+	public  []byte
 }
 
 func newHost(inst instance.Instance, limit int64, log *slog.Logger) *host {
@@ -160,13 +169,50 @@ func (h *host) remove(name string) error {
 
 func (h *host) list() []hostedDevice {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	all := make([]hostedDevice, 0, len(h.devices))
-	for name, x := range h.devices {
-		all = append(all, hostedDevice{Name: name, MTU: int(x.tun.mtu.Load())})
+	devices := maps.Clone(h.devices)
+	h.mu.Unlock()
+	all := make([]hostedDevice, 0, len(devices))
+	for name, x := range devices {
+		d := hostedDevice{Name: name, MTU: int(x.tun.mtu.Load())}
+		d.Public, d.Settings = x.settings()
+		all = append(all, d)
 	}
 	slices.SortFunc(all, func(a, b hostedDevice) int { return strings.Compare(a.Name, b.Name) })
 	return all
+}
+
+// settings are what the configuration protocol answers to get, without the
+// private key, and that key's public half. A device that is about to end has none.
+func (x *hosted) settings() (public []byte, text string) {
+	all, err := x.device.IpcGet()
+	if err != nil {
+		return nil, ""
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(all) {
+		if key, ok := strings.CutPrefix(line, "private_key="); ok {
+			public = x.publicOf(strings.TrimSpace(key))
+			continue
+		}
+		_, _ = kept.WriteString(line)
+	}
+	return public, kept.String()
+}
+
+// publicOf computes a public half once for each key.
+func (x *hosted) publicOf(private string) []byte {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	sum := sha256.Sum256([]byte(private))
+	if x.public == nil || x.private != sum {
+		var k wgtypes.Key
+		if n, err := hex.Decode(k[:], []byte(private)); err != nil || n != len(k) {
+			return nil
+		}
+		public := k.PublicKey()
+		x.private, x.public = sum, public[:]
+	}
+	return x.public
 }
 
 // close ends every device; later adds are refused.

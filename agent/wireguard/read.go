@@ -73,6 +73,22 @@ func (s *session) close() {
 	}
 }
 
+// list is what the WireGuard process has, nothing when there is none.
+func (s *session) list() (map[string]hostedDevice, error) {
+	told := map[string]hostedDevice{}
+	if s.process == nil {
+		return told, nil
+	}
+	r, err := s.process.ask(request{Operation: opList})
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range r.Devices {
+		told[h.Name] = h
+	}
+	return told, nil
+}
+
 // inventory is all that there is under the instance's names.
 type inventory struct {
 	devices    map[string]device
@@ -80,6 +96,8 @@ type inventory struct {
 	handshakes map[string]time.Time
 	// problems are devices that exist and cannot be read.
 	problems map[string]error
+	// told is what the WireGuard process says of its devices.
+	told map[string]hostedDevice
 }
 
 func (d *Driver) read(s *session) (inventory, error) {
@@ -87,14 +105,13 @@ func (d *Driver) read(s *session) (inventory, error) {
 		devices: map[string]device{}, peers: map[string]wgtypes.Peer{},
 		handshakes: map[string]time.Time{}, problems: map[string]error{},
 	}
-	if s.process != nil {
-		r, err := s.process.ask(request{Operation: opList})
-		if err != nil {
-			return inventory{}, err
-		}
-		for _, h := range r.Devices {
-			have.devices[h.Name] = device{backend: UserSpace, hosted: true, innerMTU: h.MTU}
-		}
+	told, err := s.list()
+	if err != nil {
+		return inventory{}, err
+	}
+	have.told = told
+	for name, h := range told {
+		have.devices[name] = device{backend: UserSpace, hosted: true, innerMTU: h.MTU}
 	}
 	if err := d.readLinks(s.circuit, inCircuit, have.devices); err != nil {
 		return inventory{}, err
@@ -105,7 +122,7 @@ func (d *Driver) read(s *session) (inventory, error) {
 	if err := readNetwork(s.main, have.devices); err != nil {
 		return inventory{}, err
 	}
-	err := d.config.Main.Do(func() error {
+	err = d.config.Main.Do(func() error {
 		for name, x := range have.devices {
 			if x.place == inMain {
 				x.quiet = isQuiet(name)
@@ -188,11 +205,7 @@ func (d *Driver) readSettings(s *session, name string, have *inventory) {
 	if x.place == nowhere || x.backend == Kernel && x.place != inMain || x.backend == UserSpace && !x.hosted {
 		return
 	}
-	var w *wgtypes.Device
-	err := d.guard(name, func() (err error) {
-		w, err = s.wg.Device(name)
-		return err
-	})
+	w, err := d.readDevice(s, name, have.told[name])
 	if err != nil {
 		have.problems[name] = fmt.Errorf("read device %s: %w", name, err)
 		return
@@ -208,6 +221,19 @@ func (d *Driver) readSettings(s *session, name string, have *inventory) {
 			}
 		}
 	}
+}
+
+// readDevice takes what the WireGuard process told with its list, all devices in
+// one answer; the kernel, and a process of an older build, are asked for each.
+func (d *Driver) readDevice(s *session, name string, told hostedDevice) (w *wgtypes.Device, err error) {
+	if told.Settings != "" {
+		return parseSettings(told)
+	}
+	err = d.guard(name, func() (err error) {
+		w, err = s.wg.Device(name)
+		return err
+	})
+	return w, err
 }
 
 // guard calls f, which must only set what its caller reads after success, and
@@ -263,9 +289,19 @@ func isQuiet(name string) bool {
 	return true
 }
 
-func makeQuiet(name string) error {
-	// The address mode first: enabling IPv6 would make a link-local address.
+// makeQuiet writes only what differs: the kernel takes the lock of all network
+// configuration for these, and has a writer of a sysctl turn in circles until it
+// is free, where one of netlink sleeps.
+func makeQuiet(h *netlink.Handle, l netlink.Link) error {
+	const none = 1 // IN6_ADDR_GEN_MODE_NONE
+	name := l.Attrs().Name
+	// The address mode first: enabling IPv6 would make a link-local address. What
+	// netlink refuses, an older kernel takes here.
+	_ = h.LinkSetIP6AddrGenMode(l, none)
 	for _, key := range []string{"addr_gen_mode", "accept_ra", "disable_ipv6"} {
+		if b, err := os.ReadFile(sysctlPath(name, key)); err == nil && strings.TrimSpace(string(b)) == quiet[key] {
+			continue
+		}
 		if err := os.WriteFile(sysctlPath(name, key), []byte(quiet[key]), 0); err != nil {
 			if errors.Is(err, os.ErrNotExist) {
 				return errors.New("the kernel has no IPv6, which the tunnels' probes need: boot without ipv6.disable=1")

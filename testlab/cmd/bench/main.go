@@ -1,9 +1,11 @@
 // Bench measures the product.
 //
 //	bench tunnel [--pairs 15] [--duration 3s] [--flows 1]
+//	bench tenancy [--customers 200] [--sample 4] [--changes 9] [--fuzz 1000]
 //
-// compares goodput through both agents with that through the same user-space
-// WireGuard configured by hand, and writes build/bench/tunnel.json. The command
+// The first compares goodput through both agents with that through the same user-space
+// WireGuard configured by hand, and writes build/bench/tunnel.json. The second
+// stands many customers on two nodes, and writes build/bench/tenancy.json. The command
 // `bench wireguard NAME` is that WireGuard; the benchmark starts it by itself.
 package main
 
@@ -44,8 +46,10 @@ func run(ctx context.Context, args []string) error {
 		return bench.ServeWireGuard(ctx, args[1], wireGuardMTU, func() {})
 	case len(args) > 0 && args[0] == "tunnel":
 		return tunnel(ctx, args[1:])
+	case len(args) > 0 && args[0] == "tenancy":
+		return tenants(ctx, args[1:])
 	}
-	return errors.New("want: bench tunnel [flags]")
+	return errors.New("want: bench tunnel [flags] or bench tenancy [flags]")
 }
 
 func tunnel(ctx context.Context, args []string) error {
@@ -82,15 +86,20 @@ func tunnel(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent([]bench.Comparison{result}, "", "  ")
+	return errors.Join(write(*out, []bench.Comparison{result}), result.Print(os.Stdout))
+}
+
+// write keeps a result as JSON.
+func write(path string, result any) error {
+	b, err := json.MarshalIndent(result, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode result: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(*out), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	if err := os.WriteFile(*out, append(b, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	return result.Print(os.Stdout)
+	return nil
 }
