@@ -389,25 +389,31 @@ func TestNFTKnowsUppermostDevices(t *testing.T) {
 	}
 }
 
-// A node's greatest number of links with two tags fits into the guard.
+// A node's greatest number of links with two tags fits into the guard, beside as
+// many untagged ones as it can have interfaces.
 func TestCompileManyLinks(t *testing.T) {
-	// As in controller/model, beside as many ports as a node has interfaces.
-	const links, ports = 768, 256
+	// As in controller/model.
+	const links, ports = 512, 1000
 	var g plan.Guard
-	for i := range ports {
-		g.Interfaces = append(g.Interfaces, fmt.Sprint("port", i))
+	link := func(name string, i uint16) {
+		local, remote := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 2})
+		g.Interfaces = append(g.Interfaces, name)
+		g.Neighbors = append(g.Neighbors, plan.Neighbor{Interface: name, Local: local, Remote: remote})
+		g.Flows = append(g.Flows, plan.Flow{Interface: name, Mark: instance.Mark(i + 1), Protocol: protocolUDP,
+			Local: netip.AddrPortFrom(local, 51820+i), Remote: netip.AddrPortFrom(remote, 51820)})
+	}
+	g.Interfaces = append(g.Interfaces, "trunk")
+	for i := range uint16(ports - 1) {
+		link(fmt.Sprint("port", i), links+i)
 	}
 	for i := range uint16(links) {
 		below, above := fmt.Sprint("cs+", i), fmt.Sprint("cs.", i)
-		local, remote := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 2})
-		g.Interfaces = append(g.Interfaces, below, above)
-		g.VLANs = append(g.VLANs, plan.VLAN{Interface: below, Parent: "port0", ID: i + 1}, plan.VLAN{Interface: above, Parent: below, ID: 7})
-		g.Neighbors = append(g.Neighbors, plan.Neighbor{Interface: above, Local: local, Remote: remote})
-		g.Flows = append(g.Flows, plan.Flow{Interface: above, Mark: instance.Mark(i + 1), Protocol: protocolUDP,
-			Local: netip.AddrPortFrom(local, 51820+i), Remote: netip.AddrPortFrom(remote, 51820)})
+		g.Interfaces = append(g.Interfaces, below)
+		g.VLANs = append(g.VLANs, plan.VLAN{Interface: below, Parent: "trunk", ID: i + 1}, plan.VLAN{Interface: above, Parent: below, ID: 7})
+		link(above, i)
 	}
 	p, err := compile(g)
-	if err != nil || len(p.flows) != 3*links || len(p.neighbors) != 6*links || len(p.stacks) > maxStacks {
+	if err != nil || len(p.flows) != 3*links+ports-1 || len(p.neighbors) != 6*links+2*(ports-1) || len(p.stacks) > maxStacks {
 		t.Errorf("%d flows, %d neighbours, %d stacks and error %v", len(p.flows), len(p.neighbors), len(p.stacks), err)
 	}
 }

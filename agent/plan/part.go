@@ -6,7 +6,7 @@ import "slices"
 // one whose interface is missing has no way out, and fails over.
 func (p Plan) Only(interfaces []string) Plan {
 	p.Guard = p.Guard.Only(interfaces)
-	has := func(name string) bool { return slices.Contains(p.Guard.Interfaces, name) }
+	has := among(p.Guard.Interfaces)
 	p.Interfaces = keep(p.Interfaces, func(i Interface) bool { return has(i.Name) })
 	tables := slices.Clone(p.Tables)
 	for i := range tables {
@@ -19,10 +19,7 @@ func (p Plan) Only(interfaces []string) Plan {
 // Only is the guard as far as it is about these interfaces. A VLAN device
 // without the ones below it is left out.
 func (g Guard) Only(interfaces []string) Guard {
-	there := make(map[string]bool, len(interfaces))
-	for _, name := range interfaces {
-		there[name] = true
-	}
+	there := among(interfaces)
 	parents := make(map[string]string, len(g.VLANs))
 	for _, v := range g.VLANs {
 		parents[v.Interface] = v.Parent
@@ -30,7 +27,7 @@ func (g Guard) Only(interfaces []string) Guard {
 	has := func(name string) bool {
 		// No tag is beyond the second.
 		for range 3 {
-			if !there[name] {
+			if !there(name) {
 				return false
 			}
 			parent, stacked := parents[name]
@@ -50,15 +47,26 @@ func (g Guard) Only(interfaces []string) Guard {
 
 // Without is the guard without flows of tunnels on these devices.
 func (g Guard) Without(devices []string) Guard {
-	g.Flows = keep(g.Flows, func(f Flow) bool { return !slices.Contains(devices, f.Device) })
+	has := among(devices)
+	g.Flows = keep(g.Flows, func(f Flow) bool { return !has(f.Device) })
 	return g
 }
 
 // WithDevices is the guard as far as its flows belong to tunnels on these
 // devices.
 func (g Guard) WithDevices(devices []string) Guard {
-	g.Flows = keep(g.Flows, func(f Flow) bool { return slices.Contains(devices, f.Device) })
+	has := among(devices)
+	g.Flows = keep(g.Flows, func(f Flow) bool { return has(f.Device) })
 	return g
+}
+
+// among tells whether a name is one of these; of both there may be hundreds.
+func among(names []string) func(string) bool {
+	set := make(map[string]bool, len(names))
+	for _, n := range names {
+		set[n] = true
+	}
+	return func(name string) bool { return set[name] }
 }
 
 func keep[T any](in []T, f func(T) bool) []T {

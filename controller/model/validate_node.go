@@ -10,12 +10,13 @@ import (
 // that, one problem is told and nothing else looks at the list, so that the cost
 // of validation stays near the length of the text.
 const (
-	maxInterfaces = 256
+	maxInterfaces = 1000
 	maxAddresses  = 64
 	maxUnderlay   = 256
 	// maxLinks is how many links a node can have by their VLANs, on all interfaces:
-	// with two tags each, the guard has room for the devices of all.
-	maxLinks = 768
+	// with two tags each, the guard has room for the devices of all beside
+	// maxInterfaces.
+	maxLinks = 512
 )
 
 // tagged is how many links the node's interfaces carry by their VLANs.
