@@ -40,7 +40,11 @@ type (
 	// closing with the devices that it is about to make, which nobody judges yet,
 	// and makes none when that fails. Sweep removes what the last Sync found
 	// and did not want.
+	//
+	// Adjust lets other prefixes through tunnels that are there, and touches
+	// nothing else.
 	Tunnels interface {
+		Adjust(ctx context.Context, tunnels []plan.Tunnel) error
 		Sync(ctx context.Context, want []plan.Tunnel, closing func(devices []string) error) error
 		Sweep(ctx context.Context) error
 	}
@@ -51,8 +55,10 @@ type (
 		Sync(ctx context.Context, want []plan.LAN) error
 	}
 	// Classifier decides about inner packets. checked are the tunnel devices
-	// that it judges; nil when that is not known.
+	// that it judges; nil when that is not known. Adjust makes prefixes of LANs
+	// and groups that are there known, or unknown, and touches nothing else.
 	Classifier interface {
+		Adjust(ctx context.Context, prefixes plan.Classifier, there bool) error
 		Sync(ctx context.Context, want plan.Classifier) (checked []string, err error)
 	}
 )
@@ -89,6 +95,8 @@ type Reconciler struct {
 	version uint64
 	done    uint64
 	err     error
+	// interrupt ends the pass under way; nil while none is, or it must not.
+	interrupt context.CancelFunc
 }
 
 // New makes a reconciler that does nothing until it has a plan. The drivers note
@@ -101,6 +109,11 @@ func New(g Guard, l Links, t Tunnels, s SlowPaths, c Classifier, d *drift.Ledger
 // version is the caller's name for the plan; see Done.
 func (r *Reconciler) Want(p plan.Plan, version uint64) {
 	r.mu.Lock()
+	if r.interrupt != nil && r.want != nil {
+		if _, ok := p.PrefixesFrom(*r.want); ok {
+			r.interrupt()
+		}
+	}
 	r.want, r.version = &p, version
 	r.mu.Unlock()
 	r.Dirty()
@@ -132,6 +145,8 @@ func (r *Reconciler) Done() (version uint64, err error) {
 // nothing happened, every resync. Guarding and closing are not put off.
 func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 	retry := firstRetry
+	var carried *plan.Plan
+	interrupted := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last time.Time
@@ -146,16 +161,22 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 			woken = true
 		case <-timer.C:
 		}
+		passing, interrupt := context.WithCancel(ctx)
 		r.mu.Lock()
 		want, version, before, doneBefore := r.want, r.version, r.err, r.done
+		if !interrupted {
+			r.interrupt = interrupt
+		}
 		r.mu.Unlock()
 		if want == nil {
+			interrupt()
 			timer.Reset(resync)
 			continue
 		}
 		repairs := version == doneBefore
 		pause := throttle
 		if rest := resync - time.Since(last); woken && repairs && rest > 0 && r.drift.Contested() {
+			r.over(interrupt)
 			r.drift.Begin(repairs)
 			r.hold(ctx, *want)
 			news = r.drift.End() || news
@@ -163,11 +184,22 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 			pause = calm
 		} else {
 			r.drift.Begin(repairs)
-			err := r.pass(ctx, *want)
+			if carried != nil && carried != want {
+				r.hurry(ctx, *carried, *want)
+			}
+			err := r.pass(passing, *want)
 			news = r.drift.End() || news
+			// Nobody takes the turn of the pass that follows, so that one ends.
+			interrupted = passing.Err() != nil
+			r.over(interrupt)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
+			if interrupted {
+				timer.Reset(0)
+				continue
+			}
+			carried = want
 			last = time.Now()
 			next := resync
 			if err != nil {
@@ -219,6 +251,33 @@ func (r *Reconciler) hold(ctx context.Context, want plan.Plan) {
 	}
 }
 
+// over has no pass interrupted any more, and gives its context up.
+func (r *Reconciler) over(interrupt context.CancelFunc) {
+	r.mu.Lock()
+	r.interrupt = nil
+	r.mu.Unlock()
+	interrupt()
+}
+
+// hurry brings prefixes that come and go about before the pass that follows, so
+// that with many customers a change for one waits for no look at the others. It
+// goes by the plan of the pass before, and only where that differs in nothing
+// but prefixes: what it does is part of what the pass would do, in the pass's order, and
+// what it leaves out or cannot do the pass makes up for. Nothing is opened here
+// that depends on more than the drivers read at that moment.
+func (r *Reconciler) hurry(ctx context.Context, last, want plan.Plan) {
+	d, ok := want.PrefixesFrom(last)
+	if !ok {
+		return
+	}
+	start := time.Now()
+	err := errors.Join(
+		r.classifier.Adjust(ctx, d.Going, false),
+		r.tunnels.Adjust(ctx, d.Tunnels),
+		r.classifier.Adjust(ctx, d.Coming, true))
+	r.log.Debug("prefixes before the pass", "took", time.Since(start), "error", err)
+}
+
 // pass is the order. Circuit interfaces are taken and guarded, and what is open
 // and not wanted is closed. Then what comes is built from the bottom up; the
 // guard opens last, and only for tunnels whose inner packets the classifier
@@ -236,9 +295,7 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	start := time.Now()
 	before := start
 	var took []any
-	defer func() {
-		r.log.Debug("pass", append(took, "total", time.Since(start))...)
-	}()
+	defer func() { r.log.Debug("pass", append(took, "total", time.Since(start))...) }()
 	step := func(what string, err error) {
 		took = append(took, strings.ReplaceAll(what, " ", "_"), time.Since(before))
 		before = time.Now()

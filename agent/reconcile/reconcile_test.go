@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -124,6 +125,13 @@ func (t tunnels) Sync(_ context.Context, want []plan.Tunnel, closing func([]stri
 	return nil
 }
 
+func (t tunnels) Adjust(_ context.Context, want []plan.Tunnel) error {
+	for _, x := range want {
+		t.calls = append(t.calls, "adjust "+x.Device)
+	}
+	return t.fail["adjust"]
+}
+
 func (t tunnels) Sweep(context.Context) error { return t.call("sweep") }
 
 type slowPaths struct{ *host }
@@ -137,6 +145,13 @@ func (c classifier) Sync(context.Context, plan.Classifier) ([]string, error) {
 		return nil, err
 	}
 	return slices.DeleteFunc([]string{"", "t1", "t2"}, func(s string) bool { return slices.Contains(c.unchecked, s) }), nil
+}
+
+func (c classifier) Adjust(_ context.Context, p plan.Classifier, there bool) error {
+	for _, r := range p.Remotes {
+		c.calls = append(c.calls, fmt.Sprintf("remote %s %t", r.Prefix, there))
+	}
+	return c.fail["adjust"]
 }
 
 func newReconciler(h *host) *Reconciler {

@@ -77,7 +77,7 @@ func Measure(ctx context.Context, c Config, changes, fuzz int, out io.Writer) (r
 	}
 	defer func() { err = errors.Join(err, many.Close()) }()
 	say("%d customers: both nodes guard their circuits after %.1f s", c.Customers, time.Since(start).Seconds())
-	up, err := many.Connect(ctx, 300*time.Second)
+	up, err := many.Connect(ctx, 600*time.Second)
 	if err != nil {
 		return r, err
 	}
