@@ -18,6 +18,7 @@ var contract = map[string]func(*testing.T, pair){
 	"carries packets":                      carriesPackets,
 	"an unchanged tunnel is never touched": neverTouched,
 	"changes in place":                     changesInPlace,
+	"adjusts prefixes only":                adjustsPrefixes,
 	"leftovers go":                         leftoversGo,
 	"a broken device is made whole":        madeWhole,
 	"one end late":                         oneEndLate,
@@ -205,6 +206,40 @@ func changesInPlace(t *testing.T, p pair) {
 	p.b.sync(t, func() []plan.Tunnel { x := p.b.tunnels(t, p.a, 1); x[0].Local = b[0].Local; return x }())
 	p.a.sync(t, a)
 	p.a.firstPacket(t, a[0])
+}
+
+// Adjust does all that Sync would for other prefixes, and nothing else of what a
+// tunnel may differ in.
+func adjustsPrefixes(t *testing.T, p pair) {
+	a, _ := p.join(t, 1, 2)
+	before := p.a.states(t)
+	next := slices.Clone(a)
+	next[0].AllowedIPs = append(slices.Clone(a[0].AllowedIPs[1:]), netip.MustParsePrefix("2001:db8::/32"))
+	if err := p.a.driver.Adjust(t.Context(), next[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if steps := p.a.left(t, next); len(steps) > 0 {
+		t.Errorf("still to do: %v", steps)
+	}
+	if after := p.a.states(t); after[0].LastHandshake != before[0].LastHandshake || after[1].LastHandshake != before[1].LastHandshake {
+		t.Error("another prefix cost a session")
+	}
+	other := slices.Clone(next)
+	other[0].Mark++
+	other[0].AllowedIPs = a[0].AllowedIPs
+	if err := p.a.driver.Adjust(t.Context(), other[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if steps := p.a.left(t, next); len(steps) > 0 {
+		t.Errorf("a tunnel with another mark was changed: it takes %v to undo that", steps)
+	}
+	missing := p.a.tunnels(t, p.b, 3)
+	if err := p.a.driver.Adjust(t.Context(), missing); err == nil {
+		t.Error("a device that is not there was adjusted")
+	}
+	if len(p.a.devices(t)) != 2 {
+		t.Errorf("devices %v, want two", p.a.devices(t))
+	}
 }
 
 func leftoversGo(t *testing.T, p pair) {
