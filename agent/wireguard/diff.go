@@ -125,6 +125,10 @@ func diffDevice(w want, have device) []step {
 	case have.place == nowhere:
 		add(step{verb: create, mtu: w.MTU})
 	}
+	if have.place == nowhere {
+		// It is made with its MTU.
+		have.mtu, have.innerMTU = w.MTU, w.MTU
+	}
 	if have.place != inMain {
 		add(step{verb: move})
 	}

@@ -50,7 +50,7 @@ func newTUN(name string, mtu int) (*tunDevice, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", tunPath, err)
 	}
-	if err := attachTUN(fd, name); err != nil {
+	if err := attachTUN(fd, name, mtu); err != nil {
 		return nil, errors.Join(fmt.Errorf("make TUN %s: %w", name, err), unix.Close(fd))
 	}
 	// From here on fd belongs to inner, also when there is an error.
@@ -63,7 +63,7 @@ func newTUN(name string, mtu int) (*tunDevice, error) {
 	return t, nil
 }
 
-func attachTUN(fd int, name string) error {
+func attachTUN(fd int, name string, mtu int) error {
 	r, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -74,12 +74,12 @@ func attachTUN(fd int, name string) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
 		return err
 	}
-	return setQueueLength(name)
+	return configureTUN(name, mtu)
 }
 
-// setQueueLength is for an interface of the calling thread's namespace
-// (netdevice(7), SIOCSIFTXQLEN).
-func setQueueLength(name string) error {
+// configureTUN is for an interface of the calling thread's namespace
+// (netdevice(7), SIOCSIFTXQLEN and SIOCSIFMTU).
+func configureTUN(name string, mtu int) error {
 	r, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -89,7 +89,9 @@ func setQueueLength(name string) error {
 		return err
 	}
 	r.SetUint32(queueLength)
-	return errors.Join(unix.IoctlIfreq(s, unix.SIOCSIFTXQLEN, r), unix.Close(s))
+	err = unix.IoctlIfreq(s, unix.SIOCSIFTXQLEN, r)
+	r.SetUint32(uint32(mtu))
+	return errors.Join(err, unix.IoctlIfreq(s, unix.SIOCSIFMTU, r), unix.Close(s))
 }
 
 // Name is the name that the interface was made with.

@@ -52,8 +52,8 @@ type Rig struct {
 	Lab    *netns.Lab
 	Canary traffic.Canary
 
-	bin   string
-	slow  Slow
+	bin  string
+	slow Slow
 	// private holds keys and tokens; it goes with the lab, unlike logs.
 	private    string
 	log        *slog.Logger

@@ -177,7 +177,7 @@ func (t *Tenants) AddPrefix(ctx context.Context, c Customer) (time.Duration, err
 	asked := make(chan error, 1)
 	start := time.Now()
 	go func() {
-		asked <- t.Rig.ReachAddress(ctx, c.HQ(), extraHost(i), 30*time.Second, 20*time.Millisecond)
+		asked <- t.Rig.ReachAddress(ctx, c.HQ(), extraHost(i), 60*time.Second, 60*time.Millisecond)
 	}()
 	err := t.apply(ctx, "change.yaml", azureSite(c, extraPrefix(i).String()))
 	err = errors.Join(err, <-asked)

@@ -25,7 +25,7 @@ func TestTenantsStayApart(t *testing.T) {
 			t.Fatalf("build the programs: %v: %s", err, out)
 		}
 	}
-	x, err := New(t.Context(), Config{Log: slog.New(slog.DiscardHandler), Bin: bin, Logs: t.TempDir(), Customers: 12, Sample: 3})
+	x, err := New(t.Context(), Config{Log: slog.New(slog.DiscardHandler), Bin: bin, Logs: t.TempDir(), Customers: 10, Sample: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
