@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
@@ -27,17 +28,17 @@ type Fuzz struct {
 
 // SendFuzz sends all of it and returns then.
 func (r *Rig) SendFuzz(ctx context.Context, f Fuzz) error {
-	own := ""
+	var own []string
 	for _, a := range r.targets[f.From] {
 		if a.IsValid() {
-			own += "," + a.String()
+			own = append(own, a.String())
 		}
 	}
-	if own == "" {
+	if len(own) == 0 {
 		return fmt.Errorf("fuzz from %s: it has no address that is known", f.From)
 	}
 	_, err := r.Lab.Run(ctx, f.From, r.program("traffic", "fuzz", "fuzz", "--sender", f.Sender, "--interface", f.Interface,
-		"--gateway", f.Gateway, "--own", own[1:], "--pool", f.Pool, "--seed", strconv.FormatUint(f.Seed, 10),
+		"--gateway", f.Gateway, "--own", strings.Join(own, ","), "--pool", f.Pool, "--seed", strconv.FormatUint(f.Seed, 10),
 		"--count", strconv.Itoa(f.Count), "--interval", f.Pace.String()))
 	return err
 }

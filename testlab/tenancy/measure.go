@@ -24,13 +24,15 @@ type Report struct {
 	Idle      map[string]Idle `json:"idle"`
 	// Memory is of each node's agent and WireGuard process.
 	Memory map[string]rig.Memory `json:"memory"`
-	// One and Many are how long a change takes until a packet passes by it, with
-	// one customer and with many, in turns; Alone is with one before the others
-	// were there. Ratio is that of the medians of Many and One.
-	Alone []float64 `json:"changeAloneMs"`
-	One   []float64 `json:"changeOneMs"`
-	Many  []float64 `json:"changeManyMs"`
-	Ratio float64   `json:"changeRatio"`
+	// One and Many are how long a change takes with one customer and with many, in
+	// turns; Alone is with one before the others were there. The ratios are those
+	// of the medians of Many and One, until both nodes have written it and until a
+	// packet passes by it.
+	Alone        Durations `json:"changeAlone"`
+	One          Durations `json:"changeOne"`
+	Many         Durations `json:"changeMany"`
+	WrittenRatio float64   `json:"changeWrittenRatio"`
+	CarriedRatio float64   `json:"changeCarriedRatio"`
 	// Writes are what one change made both nodes write.
 	Writes    map[string]Writes `json:"writes"`
 	Crossings Crossings         `json:"crossings"`
@@ -38,6 +40,24 @@ type Report struct {
 	// when it ended: other work on the machine is in all figures.
 	Load       [2]float64 `json:"load"`
 	Processors int        `json:"processors"`
+}
+
+// Durations are those of changes, in the order in which they were made.
+type Durations struct {
+	Applied []float64 `json:"appliedMs"`
+	Written []float64 `json:"writtenMs"`
+	Carried []float64 `json:"carriedMs"`
+}
+
+func (d *Durations) add(c Change) {
+	d.Applied = append(d.Applied, milliseconds(c.Applied))
+	d.Written = append(d.Written, milliseconds(c.Written))
+	d.Carried = append(d.Carried, milliseconds(c.Carried))
+}
+
+// String has the medians.
+func (d Durations) String() string {
+	return fmt.Sprintf("applied %.0f, written %.0f, carries %.0f ms", median(d.Applied), median(d.Written), median(d.Carried))
 }
 
 // Measure stands many customers beside one and compares.
@@ -55,9 +75,9 @@ func Measure(ctx context.Context, c Config, changes, fuzz int, out io.Writer) (r
 	if _, err := one.Connect(ctx, 60*time.Second); err != nil {
 		return r, err
 	}
-	change := func(t *Tenants, into *[]float64) error {
+	change := func(t *Tenants, into *Durations) error {
 		took, err := t.AddPrefix(ctx, t.Sample[0])
-		*into = append(*into, milliseconds(took))
+		into.add(took)
 		// What follows the change is not part of the next one.
 		time.Sleep(time.Second)
 		return err
@@ -67,7 +87,7 @@ func Measure(ctx context.Context, c Config, changes, fuzz int, out io.Writer) (r
 			return r, err
 		}
 	}
-	say("one customer: a change takes %.0f ms", median(r.Alone))
+	say("one customer: a change is %s", r.Alone)
 
 	c.Logs = filepath.Join(c.Logs, "many")
 	start := time.Now()
@@ -97,7 +117,8 @@ func Measure(ctx context.Context, c Config, changes, fuzz int, out io.Writer) (r
 			return r, err
 		}
 	}
-	r.Ratio = median(r.Many) / median(r.One)
+	r.WrittenRatio = median(r.Many.Written) / median(r.One.Written)
+	r.CarriedRatio = median(r.Many.Carried) / median(r.One.Carried)
 	if r.Writes, err = many.Touched(ctx, many.Sample[0]); err != nil {
 		return r, err
 	}
@@ -150,8 +171,10 @@ func (r Report) Print(out io.Writer) error {
 	for _, name := range []string{"premises", "azure"} {
 		row("memory, "+name, "agent %.0f MiB, WireGuard process %.0f MiB", r.Memory[name+" agent"].Now, r.Memory[name+" wireguard"].Now)
 	}
-	row("a change for one customer, one there is", "%.0f ms (%.0f ms before the others came)", median(r.One), median(r.Alone))
-	row("the same change, beside all others", "%.0f ms: ratio %.2f (asked: at most 1.3)", median(r.Many), r.Ratio)
+	row("a change, one customer, before the others came", "%s", r.Alone)
+	row("a change, one customer", "%s", r.One)
+	row("the same change, beside all others", "%s", r.Many)
+	row("ratio", "%.2f written, %.2f carries (asked: at most 1.3)", r.WrittenRatio, r.CarriedRatio)
 	for _, name := range []string{"premises", "azure"} {
 		w := r.Writes[name]
 		row("its writes, "+name, "%d to tunnels, %d of these other customers', %d map entries, %d else; %d told by the kernel",

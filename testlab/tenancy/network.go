@@ -19,8 +19,10 @@ const (
 	rest     netns.Host = "mrest"
 )
 
-// HQ and VNet are a sampled customer's hosts.
-func (c Customer) HQ() netns.Host   { return netns.Host(fmt.Sprintf("hq%03d", int(c))) }
+// HQ is a sampled customer's host on premises.
+func (c Customer) HQ() netns.Host { return netns.Host(fmt.Sprintf("hq%03d", int(c))) }
+
+// VNet is a sampled customer's host in Azure.
 func (c Customer) VNet() netns.Host { return netns.Host(fmt.Sprintf("vn%03d", int(c))) }
 
 // network makes machines, wires and addresses. Circuit interfaces stay down: the

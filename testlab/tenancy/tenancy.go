@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
@@ -137,15 +138,12 @@ func (t *Tenants) await(ctx context.Context, h netns.Host, limit time.Duration, 
 // long it took until every tunnel was up at both ends, from the start of
 // `sealctl apply`.
 func (t *Tenants) Connect(ctx context.Context, limit time.Duration) (time.Duration, error) {
-	text := ""
-	for i, c := range t.All {
-		if i > 0 {
-			text += "---\n"
-		}
-		text += policy(c)
+	var texts []string
+	for _, c := range t.All {
+		texts = append(texts, policy(c))
 	}
 	start := time.Now()
-	if err := t.apply(ctx, "customers.yaml", text); err != nil {
+	if err := t.apply(ctx, "customers.yaml", strings.Join(texts, "---\n")); err != nil {
 		return 0, err
 	}
 	for _, h := range []netns.Host{Premises, Azure} {
@@ -168,10 +166,16 @@ func (t *Tenants) Connect(ctx context.Context, limit time.Duration) (time.Durati
 	return time.Since(start), nil
 }
 
-// AddPrefix adds one more prefix to a customer's site in Azure, and returns how
-// long it took from the start of `sealctl apply` until a host in it answered one
-// on premises.
-func (t *Tenants) AddPrefix(ctx context.Context, c Customer) (time.Duration, error) {
+// Change is how long a change took, from the start of `sealctl apply`: until that
+// returned, until both nodes had written it, as their logs tell, and until a host
+// on premises was answered by one that the change is about.
+type Change struct {
+	Applied, Written, Carried time.Duration
+}
+
+// AddPrefix adds one more prefix to a customer's site in Azure, in the place of
+// the one that was added before.
+func (t *Tenants) AddPrefix(ctx context.Context, c Customer) (Change, error) {
 	i := t.added % extras
 	t.added++
 	asked := make(chan error, 1)
@@ -180,10 +184,17 @@ func (t *Tenants) AddPrefix(ctx context.Context, c Customer) (time.Duration, err
 		asked <- t.Rig.ReachAddress(ctx, c.HQ(), extraHost(i), 60*time.Second, 60*time.Millisecond)
 	}()
 	err := t.apply(ctx, "change.yaml", azureSite(c, extraPrefix(i).String()))
+	x := Change{Applied: time.Since(start)}
 	err = errors.Join(err, <-asked)
-	took := time.Since(start)
-	if err != nil {
-		return 0, err
+	x.Carried = time.Since(start)
+	for _, h := range []netns.Host{Premises, Azure} {
+		log, e := t.log(h, start)
+		err = errors.Join(err, e)
+		for _, entry := range log {
+			if entry.Message == "prefixes before the pass" {
+				x.Written = max(x.Written, entry.Time.Sub(start))
+			}
+		}
 	}
-	return took, nil
+	return x, err
 }
