@@ -31,6 +31,7 @@ import (
 type nothing struct{}
 
 func (nothing) Sync(context.Context, []plan.Tunnel, func([]string) error) error { return nil }
+func (nothing) Adjust(context.Context, []plan.Tunnel) error                     { return nil }
 func (nothing) Sweep(context.Context) error                                     { return nil }
 
 type noPaths struct{}
@@ -39,6 +40,7 @@ func (noPaths) Sync(context.Context, []plan.LAN) error { return nil }
 
 type noJudge struct{}
 
+func (noJudge) Adjust(context.Context, plan.Classifier, bool) error     { return nil }
 func (noJudge) Sync(context.Context, plan.Classifier) ([]string, error) { return []string{}, nil }
 
 var canary = bytes.Repeat([]byte("circuitseal in clear"), 4)

@@ -48,11 +48,11 @@ func (c *Classifier) Adjust(_ context.Context, prefixes plan.Classifier, there b
 	c.log.Info("change the classifier", "puts", counted(there, s), "removes", counted(!there, s), "attach", 0, "replace", 0, "detach", 0)
 	none := newState()
 	if there {
-		return errors.Join(append(errs, putAll(c.objects.Locals, "local", diffTable(s.locals, none.locals)),
-			putAll(c.objects.Remotes, "remote", diffTable(s.remotes, none.remotes)))...)
+		return errors.Join(append(errs, putAll(c.config.Drift, c.objects.Locals, "local", diffTable(s.locals, none.locals)),
+			putAll(c.config.Drift, c.objects.Remotes, "remote", diffTable(s.remotes, none.remotes)))...)
 	}
-	return errors.Join(append(errs, removeAll(c.objects.Remotes, "remote", diffTable(none.remotes, s.remotes)),
-		removeAll(c.objects.Locals, "local", diffTable(none.locals, s.locals)))...)
+	return errors.Join(append(errs, removeAll(c.config.Drift, c.objects.Remotes, "remote", diffTable(none.remotes, s.remotes)),
+		removeAll(c.config.Drift, c.objects.Locals, "local", diffTable(none.locals, s.locals)))...)
 }
 
 func counted(yes bool, s state) int {
