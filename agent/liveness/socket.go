@@ -69,15 +69,35 @@ func newSocket(prefix netip.Prefix) (transport, error) {
 	return s, nil
 }
 
+// room is for the answers of some thousand tunnels: that many come within a
+// second, in which a busy host may give an agent no processor. The usual buffer
+// is full after 256, and what is dropped then would be taken for lost.
+const room = 16 << 20
+
 func (s *socket) prepare(prefix netip.Prefix) (err error) {
 	if err := s.filter(prefix); err != nil {
 		return err
+	}
+	if err := s.makeRoom(); err != nil {
+		return fmt.Errorf("make room for answers: %w", err)
 	}
 	if err := s.conn.SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true); err != nil {
 		return fmt.Errorf("ask for packet information: %w", err)
 	}
 	s.query, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	return err
+}
+
+func (s *socket) makeRoom() error {
+	c, err := s.raw.(*net.IPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = c.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room)
+	})
+	return errors.Join(err, failed)
 }
 
 // filter makes the kernel drop all else before it takes a place in the socket's
