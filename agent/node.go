@@ -185,7 +185,7 @@ func (n *node) passed(changed bool) {
 	n.mu.Unlock()
 	changed = n.remakeKeys() || changed
 	n.probes.Set(targets(p))
-	n.steer(p)
+	n.steer(p.Classifier.Groups)
 	if changed {
 		n.uplink.Changed()
 	}
@@ -201,23 +201,35 @@ func targets(p plan.Plan) []liveness.Target {
 	return out
 }
 
-// probed moves a group off a tunnel that died, and back: one map write.
-func (n *node) probed(string, bool) {
+// probed moves a group off a tunnel that died, and back: one map write, whatever
+// other groups there are.
+func (n *node) probed(tunnel string, _ bool) {
 	n.mu.Lock()
-	p := n.plan
+	groups := n.plan.Classifier.Groups
 	n.mu.Unlock()
-	n.steer(p)
+	n.steer(with(tunnel, groups))
 	n.uplink.Changed()
 }
 
-// steer tells every group which of its members are alive. A member of which
+// with are the groups that have a tunnel.
+func with(tunnel string, groups []plan.Group) []plan.Group {
+	var out []plan.Group
+	for _, g := range groups {
+		if slices.ContainsFunc(g.Members, func(m plan.Member) bool { return m.Tunnel == tunnel }) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// steer tells groups which of their members are alive. A member of which
 // nothing is known yet keeps what the kernel has from before. It follows every
-// pass too: a write that failed, or that came before its group, is made up for.
-func (n *node) steer(p plan.Plan) {
+// pass for all: a write that failed, or that came before its group, is made up for.
+func (n *node) steer(groups []plan.Group) {
 	n.steering.Lock()
 	defer n.steering.Unlock()
 	health := n.probes.Snapshot()
-	for _, g := range p.Classifier.Groups {
+	for _, g := range groups {
 		alive := map[uint16]bool{}
 		for _, m := range g.Members {
 			if h := health[m.Tunnel]; h.Known {
@@ -302,8 +314,12 @@ func (n *node) Status(ctx context.Context) desired.Status {
 
 // withMissing adds the circuit interfaces of the plan that no layer speaks of.
 func withMissing(guards []desired.GuardStatus, interfaces []string) []desired.GuardStatus {
+	there := make(map[string]bool, len(guards))
+	for _, g := range guards {
+		there[g.Interface] = true
+	}
 	for _, i := range interfaces {
-		if !slices.ContainsFunc(guards, func(g desired.GuardStatus) bool { return g.Interface == i }) {
+		if !there[i] {
 			guards = append(guards, desired.GuardStatus{Interface: i, Layer: guard.LayerNamespace})
 		}
 	}
