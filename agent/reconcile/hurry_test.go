@@ -67,6 +67,8 @@ func TestHurryIsNoRepair(t *testing.T) {
 		r := New(guard{h}, links{h}, tunnels{h}, slowPaths{h}, noting, h.ledger(), slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		go func() { _ = r.Run(ctx, func(bool) {}) }()
+		// The loop's first turn is over, so that nothing wakes it twice for one plan.
+		synctest.Wait()
 		for i := range 8 {
 			p := onePlan(plan.Flow{Interface: "circ0", Device: "t1"})
 			p.Classifier.Remotes = []plan.Remote{{Tenant: 1, Group: 1, Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16)}}

@@ -41,12 +41,12 @@ func TestParseSettings(t *testing.T) {
 		t.Errorf("settings %+v", s)
 	}
 	first := w.Peers[0]
-	if first.PublicKey[0] != 0xaa || s.peers[0].preshared || first.ReceiveBytes != 20 || first.TransmitBytes != 10 ||
+	if first.PublicKey[0] != 0xaa || s.peers[0].shared != nil || first.ReceiveBytes != 20 || first.TransmitBytes != 10 ||
 		!first.LastHandshakeTime.Equal(time.Unix(1790000000, 5)) || s.peers[0].endpoint.String() != "172.16.10.1:51820" ||
 		s.peers[0].keepalive != keepalive || len(first.AllowedIPs) != 2 {
 		t.Errorf("first peer %+v", first)
 	}
-	if second := w.Peers[1]; second.PublicKey[0] != 0xbb || !s.peers[1].preshared || !second.LastHandshakeTime.IsZero() || second.Endpoint != nil {
+	if second := w.Peers[1]; second.PublicKey[0] != 0xbb || s.peers[1].shared == nil || !second.LastHandshakeTime.IsZero() || second.Endpoint != nil {
 		t.Errorf("second peer %+v", second)
 	}
 	if w, err = parseSettings(hostedDevice{Settings: "listen_port=1\n"}); err != nil || !settingsFrom(w).public.IsZero() {
