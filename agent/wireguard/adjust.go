@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -50,7 +51,7 @@ func (d *Driver) adjust(s *session, t plan.Tunnel) error {
 	if err != nil {
 		return err
 	}
-	x := want{Tunnel: t, public: pair.public}
+	x := want{Tunnel: t, public: pair.public, shared: d.pick(t, time.Now())}
 	c := diffSettings(x, settingsFrom(w))
 	if c.empty() || c.key || c.port != 0 || c.mark != nil || len(c.drop) > 0 || c.handshake() {
 		return nil
