@@ -150,7 +150,7 @@ func (t *Tenants) Connect(ctx context.Context, limit time.Duration) (time.Durati
 		err := t.await(ctx, h, limit-time.Since(start), func(s rig.AgentStatus) error {
 			up := 0
 			for _, x := range s.Tunnels {
-				if x.Phase == "up" {
+				if x.Up() {
 					up++
 				}
 			}
