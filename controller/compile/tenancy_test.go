@@ -22,11 +22,16 @@ func TestStatesOfCustomersKeepApart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		snapshot := &model.Snapshot{Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}}
-		owners := map[desired.PublicKey]string{}
+		snapshot := &model.Snapshot{Documents: docs, Numbers: numbers, Keys: map[model.TunnelEnd]desired.PublicKey{}, PresharedKeys: map[string]model.PresharedKeys{}}
+		owners, secrets := map[desired.PublicKey]string{}, map[desired.Secret]string{}
 		for _, k := range connections(docs) {
 			tunnels, _ := model.Tunnels(docs, k)
 			for _, x := range tunnels {
+				shared := sharedFor(x.ID)
+				snapshot.PresharedKeys[x.ID] = shared
+				for _, secret := range shared.Keys {
+					secrets[secret.Key] = k.Customer
+				}
 				for _, end := range x.Ends {
 					key := desired.PublicKey{byte(len(owners)), byte(len(owners) >> 8), 1}
 					owners[key] = k.Customer
@@ -53,6 +58,11 @@ func TestStatesOfCustomersKeepApart(t *testing.T) {
 					for _, x := range g.Tunnels {
 						if owner, ok := owners[x.WireGuard.PeerKey]; !ok || owner != s.Customer {
 							t.Fatalf("node %s, section of %s: tunnel %s has a key of %q", name, s.Customer, x.ID, owner)
+						}
+						for _, secret := range x.WireGuard.PresharedKeys {
+							if owner := secrets[secret.Key]; owner != s.Customer {
+								t.Fatalf("node %s, section of %s: tunnel %s has a pre-shared key of %q", name, s.Customer, x.ID, owner)
+							}
 						}
 					}
 				}

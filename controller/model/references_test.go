@@ -85,7 +85,7 @@ func texts(v reflect.Value, f func(string)) {
 func TestNoReferenceIsForgotten(t *testing.T) {
 	// How many texts of each kind are no references: words, host names, ports.
 	want := map[model.Kind]int{
-		model.KindCustomer: 2, model.KindCircuit: 2, model.KindSite: 1, model.KindNode: 3, model.KindEndpoint: 11,
+		model.KindCustomer: 2, model.KindCircuit: 2, model.KindSite: 1, model.KindNode: 4, model.KindEndpoint: 11,
 		model.KindEncryptionPolicy: 7, model.KindConnection: 0, model.KindSecurityRuleSet: 7, model.KindAppliance: 6,
 		model.KindServiceChain: 2, model.KindExemption: 3, model.KindCryptoProfile: 9,
 	}
