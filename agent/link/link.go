@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
@@ -219,8 +220,16 @@ func (d *Driver) silence(names []string) (silent []string, err error) {
 	silent = []string{}
 	var errs []error
 	err = d.config.Circuit.Do(func() error {
+		view, err := devconf.Read()
+		if err != nil {
+			return err
+		}
 		for _, name := range names {
-			if err := d.silenceInterface(name); err != nil {
+			err := view.Ensure(name, quietInterface, d.noted(name))
+			if !view.Has(name) {
+				err = errors.New("it has gone")
+			}
+			if err != nil {
 				errs = append(errs, fmt.Errorf("prepare circuit interface %q: %w", name, err))
 				continue
 			}

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/devconf"
 )
 
 const netOrder = uint16(unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8)
@@ -37,7 +39,9 @@ func TestKernelAnswers(t *testing.T) {
 		host, err := h.LinkByName(fmt.Sprintf("host%d", i))
 		must(t, err)
 		// It is to send nothing of its own accord.
-		must(t, b.main.Do(func() error { return sysctl{"ipv6/conf/%s/disable_ipv6", "1"}.set(nil, host.Attrs().Name) }))
+		must(t, b.main.Do(func() error {
+			return devconf.Ensure(host.Attrs().Name, devconf.Setting{Family: devconf.IPv6, Name: "disable_ipv6", Value: 1}, func(devconf.Setting) {})
+		}))
 		must(t, h.LinkSetUp(host))
 		name := b.device(have, l.Interface)
 		b.redirect(h, link, have.main[name].index)

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -26,8 +26,7 @@ func own(i instance.Instance, l netlink.Link) bool {
 
 func (d *Driver) read(h handles, lans []plan.LAN) (have state, err error) {
 	have = state{lans: map[string]lan{}, rules: map[rule]bool{}, routes: map[route]bool{}}
-	_, err = os.Stat(procNet + "/ipv6")
-	have.ipv6 = err == nil
+	have.ipv6 = devconf.Known(devconf.IPv6)
 	if err := d.readMain(h, lans, &have); err != nil {
 		return have, fmt.Errorf("main namespace: %w", err)
 	}

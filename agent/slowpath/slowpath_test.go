@@ -291,7 +291,7 @@ func (b *bed) mainState() (lines []string) {
 	must(b.t, b.main.Do(func() error {
 		for _, name := range []string{"ipv4/ip_forward", "ipv4/fwmark_reflect", "ipv4/conf/all/forwarding", "ipv4/conf/default/forwarding",
 			"ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding", "ipv6/conf/default/disable_ipv6", "ipv6/conf/default/accept_ra"} {
-			v, err := os.ReadFile(procNet + "/" + name)
+			v, err := os.ReadFile("/proc/sys/net/" + name)
 			if err != nil {
 				return err
 			}

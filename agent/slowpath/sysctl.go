@@ -5,95 +5,96 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/drift"
 )
 
-const procNet = "/proc/sys/net"
-
-// sysctl is a path below procNet and what it must say. The part %s is an
-// interface, "all", or "default", which an interface gets when it arrives.
-type sysctl struct{ path, value string }
-
 var (
 	// Answers carry the mark of what they answer, and so take its LAN's table.
-	reflects = []sysctl{
-		{"ipv4/fwmark_reflect", "1"},
-		{"ipv6/fwmark_reflect", "1"},
-	}
-	// Whatever else the kernel does by itself is off. addr_gen_mode 1 is
-	// IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h).
-	routing = []sysctl{
-		{"ipv4/conf/%s/forwarding", "1"},
-		{"ipv4/conf/%s/rp_filter", "0"},
-		{"ipv4/conf/%s/send_redirects", "0"},
-		{"ipv4/conf/%s/accept_redirects", "0"},
-		{"ipv4/conf/%s/accept_source_route", "0"},
+	// These are the namespace's own.
+	reflects = []string{"ipv4/fwmark_reflect", "ipv6/fwmark_reflect"}
+	// Whatever else the kernel does by itself is off.
+	routing = []devconf.Setting{
+		{Family: devconf.IPv4, Name: "forwarding", Value: 1},
+		{Family: devconf.IPv4, Name: "rp_filter", Value: 0},
+		{Family: devconf.IPv4, Name: "send_redirects", Value: 0},
+		{Family: devconf.IPv4, Name: "accept_redirects", Value: 0},
+		{Family: devconf.IPv4, Name: "accept_source_route", Value: 0},
 		// No LAN's address serves for another LAN.
-		{"ipv6/conf/%s/use_oif_addrs_only", "1"},
-		{"ipv6/conf/%s/disable_ipv6", "0"},
-		{"ipv6/conf/%s/accept_ra", "0"},
-		{"ipv6/conf/%s/accept_redirects", "0"},
+		{Family: devconf.IPv6, Name: "use_oif_addrs_only", Value: 1},
+		{Family: devconf.IPv6, Name: "disable_ipv6", Value: 0},
+		{Family: devconf.IPv6, Name: "accept_ra", Value: 0},
+		{Family: devconf.IPv6, Name: "accept_redirects", Value: 0},
 	}
-	forwarding6 = "ipv6/conf/%s/forwarding"
-	noAddress   = sysctl{"ipv6/conf/%s/addr_gen_mode", "1"}
-	// An end in the main namespace takes part in nothing there.
-	apart = []sysctl{
-		{"ipv4/conf/%s/forwarding", "0"},
-		{"ipv6/conf/%s/disable_ipv6", "1"},
+	forwarding6 = devconf.Setting{Family: devconf.IPv6, Name: "forwarding", Value: 1}
+	silent6     = devconf.Setting{Family: devconf.IPv6, Name: "forwarding", Value: 0}
+	noAddress   = devconf.Setting{Family: devconf.IPv6, Name: devconf.AddrGenMode, Value: devconf.NoAddress}
+	// routingEnd is an end in the slow path's namespace.
+	routingEnd = slices.Concat([]devconf.Setting{noAddress, forwarding6}, routing)
+	// apart is an end in the main namespace, which takes part in nothing there.
+	apart = []devconf.Setting{
+		{Family: devconf.IPv4, Name: "forwarding", Value: 0},
+		{Family: devconf.IPv6, Name: "disable_ipv6", Value: 1},
 	}
 )
 
 // prepareNamespace works on the calling thread's namespace.
 func (d *Driver) prepareNamespace() error {
-	l := d.config.Drift
-	errs := []error{noAddress.set(l, "default")}
-	for _, s := range reflects {
-		errs = append(errs, s.set(l, ""))
+	errs := []error{devconf.Ensure("default", noAddress, d.noted("default"))}
+	for _, name := range reflects {
+		errs = append(errs, d.reflect(name))
 	}
 	for _, scope := range []string{"default", "all"} {
 		for _, s := range routing {
-			errs = append(errs, s.set(l, scope))
+			errs = append(errs, devconf.Ensure(scope, s, d.noted(scope)))
 		}
 	}
 	// The first sets the second too. A new interface is silent before it
 	// forwards.
-	errs = append(errs, sysctl{forwarding6, "1"}.set(l, "all"), sysctl{forwarding6, "0"}.set(l, "default"))
-	return errors.Join(errs...)
+	return errors.Join(append(errs,
+		devconf.Ensure("all", forwarding6, d.noted("all")), devconf.Ensure("default", silent6, d.noted("default")))...)
 }
 
 // prepareEnds is for pairs that are there, before they are up.
 func (d *Driver) prepareEnds(h handles, names []string) error {
-	each := func(list []sysctl) func() error {
+	each := func(want []devconf.Setting) func() error {
 		return func() error {
+			view, err := devconf.Read()
+			if err != nil {
+				return err
+			}
 			var errs []error
 			for _, name := range names {
-				for _, s := range list {
-					errs = append(errs, s.set(d.config.Drift, name))
-				}
+				errs = append(errs, view.Ensure(name, want, d.noted(name)))
 			}
 			return errors.Join(errs...)
 		}
 	}
-	return errors.Join(h.mainNS.Do(each(apart)), h.away.Do(each(append([]sysctl{noAddress, {forwarding6, "1"}}, routing...))))
+	return errors.Join(h.mainNS.Do(each(apart)), h.away.Do(each(routingEnd)))
 }
 
-// set writes only what differs. What the kernel does not have, such as IPv6 or
-// an interface that has just gone, needs no setting. l takes note.
-func (s sysctl) set(l *drift.Ledger, scope string) error {
-	path := filepath.Join(procNet, strings.ReplaceAll(s.path, "%s", scope))
+// noted takes note of what is set on an interface, "all" or "default".
+func (d *Driver) noted(scope string) func(devconf.Setting) {
+	return func(s devconf.Setting) { d.config.Drift.Note(drift.SlowSysctl, drift.Text(s.On(scope))) }
+}
+
+// reflect writes only what differs. A kernel without the family has nothing to
+// set.
+func (d *Driver) reflect(name string) error {
+	path := filepath.Join("/proc/sys/net", name)
 	have, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(have)) == "1" {
 		return nil
 	}
-	if err == nil && strings.TrimSpace(string(have)) != s.value {
-		if err = os.WriteFile(path, []byte(s.value), 0); err == nil {
-			l.Note(drift.SlowSysctl, drift.Text(path+"="+s.value))
-		}
+	if err == nil {
+		err = os.WriteFile(path, []byte("1"), 0)
 	}
 	if err != nil {
-		return fmt.Errorf("set %s to %s: %w", path, s.value, err)
+		return fmt.Errorf("set %s to 1: %w", path, err)
 	}
+	d.config.Drift.Note(drift.SlowSysctl, drift.Text(path+"=1"))
 	return nil
 }

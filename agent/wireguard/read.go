@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -16,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
 )
@@ -123,9 +121,13 @@ func (d *Driver) read(s *session) (inventory, error) {
 		return inventory{}, err
 	}
 	err = d.config.Main.Do(func() error {
+		view, err := devconf.Read()
+		if err != nil {
+			return err
+		}
 		for name, x := range have.devices {
 			if x.place == inMain {
-				x.quiet = isQuiet(name)
+				x.quiet = isQuiet(view, name)
 				have.devices[name] = x
 			}
 		}
@@ -269,20 +271,18 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(a.Unmap(), ones)
 }
 
-// quiet are the sysctls of a device in the main namespace: its one address is
+// quiet are the settings of a device in the main namespace: its one address is
 // the probe's, so it needs IPv6 (which a host may have off by default), and no
-// link-local address (1 is IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h).
-var quiet = map[string]string{"addr_gen_mode": "1", "disable_ipv6": "0", "accept_ra": "0"}
-
-func sysctlPath(name, key string) string {
-	return filepath.Join("/proc/sys/net/ipv6/conf", name, key)
+// link-local address. The address mode comes first: enabling IPv6 would make one.
+var quiet = []devconf.Setting{
+	{Family: devconf.IPv6, Name: devconf.AddrGenMode, Value: devconf.NoAddress},
+	{Family: devconf.IPv6, Name: "accept_ra", Value: 0},
+	{Family: devconf.IPv6, Name: "disable_ipv6", Value: 0},
 }
 
-// isQuiet and makeQuiet work on the calling thread's namespace.
-func isQuiet(name string) bool {
-	for key, value := range quiet {
-		b, err := os.ReadFile(sysctlPath(name, key))
-		if err != nil || strings.TrimSpace(string(b)) != value {
+func isQuiet(v devconf.View, name string) bool {
+	for _, s := range quiet {
+		if have, ok := v.Get(name, s.Family, s.Name); !ok || have != s.Value {
 			return false
 		}
 	}
@@ -291,23 +291,17 @@ func isQuiet(name string) bool {
 
 // makeQuiet writes only what differs: the kernel takes the lock of all network
 // configuration for these, and has a writer of a sysctl turn in circles until it
-// is free, where one of netlink sleeps.
+// is free, where one of netlink sleeps. It works on the calling thread's
+// namespace.
 func makeQuiet(h *netlink.Handle, l netlink.Link) error {
-	const none = 1 // IN6_ADDR_GEN_MODE_NONE
-	name := l.Attrs().Name
-	// The address mode first: enabling IPv6 would make a link-local address. What
-	// netlink refuses, an older kernel takes here.
-	_ = h.LinkSetIP6AddrGenMode(l, none)
-	for _, key := range []string{"addr_gen_mode", "accept_ra", "disable_ipv6"} {
-		if b, err := os.ReadFile(sysctlPath(name, key)); err == nil && strings.TrimSpace(string(b)) == quiet[key] {
-			continue
-		}
-		if err := os.WriteFile(sysctlPath(name, key), []byte(quiet[key]), 0); err != nil {
-			if errors.Is(err, os.ErrNotExist) {
-				return errors.New("the kernel has no IPv6, which the tunnels' probes need: boot without ipv6.disable=1")
-			}
-			return err
-		}
+	// What netlink refuses, an older kernel takes by its sysctl.
+	_ = h.LinkSetIP6AddrGenMode(l, devconf.NoAddress)
+	if !devconf.Known(devconf.IPv6) {
+		return errors.New("the kernel has no IPv6, which the tunnels' probes need: boot without ipv6.disable=1")
 	}
-	return nil
+	var errs []error
+	for _, s := range quiet {
+		errs = append(errs, devconf.Ensure(l.Attrs().Name, s, func(devconf.Setting) {}))
+	}
+	return errors.Join(errs...)
 }

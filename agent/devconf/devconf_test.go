@@ -1,0 +1,90 @@
+package devconf
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
+)
+
+// What a view tells is what the sysctl tree says, for every setting that is
+// known here, before and after each was changed.
+func TestViewIsTheSysctlTree(t *testing.T) {
+	netnstest.RequireRoot(t)
+	_, ns := netnstest.New(t)
+	h, err := ns.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "a"}, PeerName: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	known := map[Family]map[string]int{IPv4: places4, IPv6: places6}
+	known[IPv6][AddrGenMode] = 0
+	defer delete(known[IPv6], AddrGenMode)
+	compare := func(when string) {
+		t.Helper()
+		v, err := Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"lo", "a", "b"} {
+			for family, settings := range known {
+				for setting := range settings {
+					b, err := os.ReadFile(Setting{family, setting, 0}.path(name))
+					if err != nil {
+						t.Fatal(err)
+					}
+					have, ok := v.Get(name, family, setting)
+					if !ok || strconv.Itoa(int(have)) != strings.TrimSpace(string(b)) {
+						t.Errorf("%s: %s of %s %s is %d (%v) by netlink and %s in the tree", when, setting, name, family, have, ok, b)
+					}
+				}
+			}
+		}
+	}
+	err = ns.Do(func() error {
+		compare("at first")
+		for family, settings := range known {
+			for setting := range settings {
+				v, err := Read()
+				if err != nil {
+					return err
+				}
+				have, _ := v.Get("a", family, setting)
+				set := 0
+				want := Setting{family, setting, 1 - min(have, 1)}
+				for range 2 {
+					if err := v.Ensure("a", []Setting{want}, func(Setting) { set++ }); err != nil {
+						return err
+					}
+				}
+				if set != 1 {
+					t.Errorf("%s was set %d times, want once", want.On("a"), set)
+				}
+				compare("after " + want.On("a"))
+			}
+		}
+		v, err := Read()
+		if err != nil {
+			return err
+		}
+		if err := v.Ensure("gone", []Setting{{IPv4, "forwarding", 1}}, func(s Setting) { t.Errorf("%s was set", s.On("gone")) }); err != nil {
+			t.Errorf("an interface that is gone: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte{})
+	f.Fuzz(func(_ *testing.T, raw []byte) { _, _, _ = parse(raw) })
+}
