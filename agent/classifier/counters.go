@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/circuitseal/circuitseal/proto/desired"
+
+	"github.com/circuitseal/circuitseal/agent/bpfmap"
 )
 
 // reasons end the names of counters.
@@ -57,7 +59,7 @@ func (c *Classifier) Counters() ([]desired.Counter, error) {
 		return nil, err
 	}
 	ports := map[uint32]bpfPort{}
-	if err := readAll(c.objects.Ports, ports); err != nil {
+	if err := bpfmap.ReadAll(c.objects.Ports, ports); err != nil {
 		return nil, err
 	}
 	names, err := c.interfaceNames()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/circuitseal/circuitseal/agent/bpfmap"
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/tchook"
@@ -91,7 +92,7 @@ func (c *Classifier) putGroups(want state) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	have := map[uint32]bpfGroup{}
-	if err := readAll(c.objects.Groups, have); err != nil {
+	if err := bpfmap.ReadAll(c.objects.Groups, have); err != nil {
 		return err
 	}
 	want.adoptAlive(have)
@@ -120,25 +121,12 @@ func (c *Classifier) announce(ctx context.Context, todo changes, h attachments, 
 func (c *Classifier) readState() (state, error) {
 	s := newState()
 	return s, errors.Join(
-		readAll(c.objects.Ports, s.ports),
-		readAll(c.objects.Hosts, s.hosts),
-		readAll(c.objects.Locals, s.locals),
-		readAll(c.objects.Remotes, s.remotes),
-		readAll(c.objects.Groups, s.groups),
+		bpfmap.ReadAll(c.objects.Ports, s.ports),
+		bpfmap.ReadAll(c.objects.Hosts, s.hosts),
+		bpfmap.ReadAll(c.objects.Locals, s.locals),
+		bpfmap.ReadAll(c.objects.Remotes, s.remotes),
+		bpfmap.ReadAll(c.objects.Groups, s.groups),
 	)
-}
-
-func readAll[K, V comparable](m *ebpf.Map, into map[K]V) error {
-	var k K
-	var v V
-	it := m.Iterate()
-	for it.Next(&k, &v) {
-		into[k] = v
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("read map %s: %w", m, err)
-	}
-	return nil
 }
 
 func putAll[K, V comparable](l *drift.Ledger, m *ebpf.Map, name string, t table[K, V]) error {

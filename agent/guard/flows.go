@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/circuitseal/circuitseal/agent/bpfmap"
 )
 
 // mapState is what the maps hold, or should hold.
@@ -127,31 +129,19 @@ func (l mapLine) String() string { return l.what + " " + l.key.String() }
 
 func readMaps(o *programObjects) (mapState, error) {
 	out := newMapState()
-	var stack programStackKey
-	var present uint8
-	it := o.Stacks.Iterate()
-	for it.Next(&stack, &present) {
-		out.stacks[stack] = true
+	stacks, neighbors := map[programStackKey]uint8{}, map[programNeighbor]uint8{}
+	if err := errors.Join(
+		bpfmap.ReadAll(o.Stacks, stacks),
+		bpfmap.ReadAll(o.Flows, out.flows),
+		bpfmap.ReadAll(o.Neighbors, neighbors),
+	); err != nil {
+		return out, err
 	}
-	if err := it.Err(); err != nil {
-		return out, fmt.Errorf("read tags: %w", err)
+	for k := range stacks {
+		out.stacks[k] = true
 	}
-	var flow programFlowKey
-	var mark uint32
-	it = o.Flows.Iterate()
-	for it.Next(&flow, &mark) {
-		out.flows[flow] = mark
-	}
-	if err := it.Err(); err != nil {
-		return out, fmt.Errorf("read flows: %w", err)
-	}
-	var neighbor programNeighbor
-	it = o.Neighbors.Iterate()
-	for it.Next(&neighbor, &present) {
-		out.neighbors[neighbor] = true
-	}
-	if err := it.Err(); err != nil {
-		return out, fmt.Errorf("read neighbours: %w", err)
+	for k := range neighbors {
+		out.neighbors[k] = true
 	}
 	return out, nil
 }

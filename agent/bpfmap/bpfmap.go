@@ -1,0 +1,67 @@
+// Package bpfmap reads whole eBPF maps. It knows how kernels list entries and
+// nothing of what is in them.
+package bpfmap
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// chunk is how many entries are asked for at once. The kernel gives whole buckets
+// of a hash table, and refuses where one does not fit.
+const chunk = 1024
+
+// ReadAll adds all entries of a map to into: in chunks where the kernel has that
+// (Linux 5.6 for hash tables, 5.13 for LPM tries), else one by one. Entries that
+// come and go meanwhile may be in it or not. Keys and values have no pointers and
+// the layout of the map's. On an error into is as it was.
+func ReadAll[K comparable, V any](m *ebpf.Map, into map[K]V) error {
+	all := make(map[K]V, len(into))
+	err := readChunks(m, all)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		clear(all)
+		err = readEach(m, all)
+	}
+	if err != nil {
+		return fmt.Errorf("read map %s: %w", m, err)
+	}
+	maps.Copy(into, all)
+	return nil
+}
+
+func readChunks[K comparable, V any](m *ebpf.Map, into map[K]V) error {
+	keys, values := make([]K, chunk), make([]V, chunk)
+	for cursor := new(ebpf.MapBatchCursor); ; {
+		n, err := m.BatchLookup(cursor, keys, values, nil)
+		if errors.Is(err, unix.ENOSPC) && len(keys) < int(m.MaxEntries()) {
+			// The cursor stays where it was.
+			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
+			continue
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		for i := range n {
+			into[keys[i]] = values[i]
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+func readEach[K comparable, V any](m *ebpf.Map, into map[K]V) error {
+	var (
+		k K
+		v V
+	)
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		into[k] = v
+	}
+	return it.Err()
+}
