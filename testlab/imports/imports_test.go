@@ -53,6 +53,8 @@ var rules = []rule{
 		why: "a plan is pure: it is printed and tested without privilege"},
 	{from: "agent/instance", never: []string{module, kernel}, why: "names derive from the instance alone"},
 	{from: "agent/durable", never: []string{module}, why: "files know nothing of what they hold"},
+	{from: "agent/devconf", never: []string{module, ebpf}, why: "settings of interfaces are read and set, not wanted"},
+	{from: "agent/bpfmap", never: []string{module}, why: "maps are read, whatever is in them"},
 	{from: "agent/reconcile", never: []string{kernel, ebpf, nft, wgctrl, wire, connect},
 		why: "the loop knows the drivers' interfaces, not what is beneath them"},
 	{from: "agent/uplink", never: []string{kernel, ebpf, nft, wgctrl, module + "agent/plan", module + "agent/guard", module + "agent/link", module + "agent/classifier", module + "agent/slowpath", module + "agent/wireguard"},
