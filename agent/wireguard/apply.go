@@ -59,7 +59,7 @@ func (v verb) kind() drift.Kind {
 		return drift.TunnelRoute
 	case configure:
 		return drift.TunnelSetting
-	case remove, create, move, quieten, setMTU, setUp:
+	case remove, create, quieten, setMTU, setUp:
 	}
 	return drift.TunnelDevice
 }
@@ -70,12 +70,6 @@ func (d *Driver) take(ctx context.Context, s *session, w want, x step) error {
 		return d.create(ctx, s, w)
 	case remove:
 		return d.remove(s, x.device)
-	case move:
-		l, err := s.circuit.LinkByName(x.device)
-		if err != nil {
-			return err
-		}
-		return s.circuit.LinkSetNsFd(l, d.config.Main.FD())
 	case configure:
 		if err := d.configure(s, w, x.setting); err != nil {
 			return err
@@ -136,10 +130,17 @@ func addRequest(w want) request {
 	return request{Operation: opAdd, Device: w.Device, MTU: w.MTU, Port: w.Local.Port(), Mark: w.Mark}
 }
 
-// create makes the device in the circuit namespace, by the kernel when it can.
+// create makes the device in the main namespace with its socket in the circuit
+// namespace, by the kernel when it can: that keeps for the socket where its maker
+// asked from, wherever the interface is to be (wg_newlink in
+// drivers/net/wireguard/device.c). To move an interface there afterwards would
+// hold all network configuration up for some 20 ms (rcu_barrier in
+// __dev_change_net_namespace, net/core/dev.c).
 func (d *Driver) create(ctx context.Context, s *session, w want) error {
 	if d.backend != UserSpace {
-		err := s.circuit.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: w.Device, MTU: w.MTU}})
+		err := s.circuit.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{
+			Name: w.Device, MTU: w.MTU, Namespace: netlink.NsFd(d.config.Main.FD()),
+		}})
 		// EOPNOTSUPP: the kernel does not know this type of interface.
 		if !errors.Is(err, unix.EOPNOTSUPP) || d.backend == Kernel {
 			if err == nil {
@@ -166,8 +167,12 @@ func (d *Driver) create(ctx context.Context, s *session, w want) error {
 		}
 		s.process = process
 	}
-	_, err := s.process.ask(addRequest(w))
-	return err
+	tun, err := makeTUN(d.config.Main, w.Device, w.MTU)
+	if err != nil {
+		return err
+	}
+	_, err = s.process.ask(addRequest(w), tun)
+	return errors.Join(err, tun.Close())
 }
 
 // remove ends a device wherever it is. Closing a TUN removes its interface; one

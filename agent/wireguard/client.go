@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +32,7 @@ var errNotRunning = errors.New("the WireGuard process does not run")
 
 // client talks to the WireGuard process over one connection.
 type client struct {
-	conn   net.Conn
+	conn   *net.UnixConn
 	reader *bufio.Reader
 	hello  Process
 }
@@ -55,7 +57,7 @@ func hungUp(err error) bool {
 
 func dialOnce(ctx context.Context, inst instance.Instance) (*client, error) {
 	d := net.Dialer{Timeout: controlTimeout}
-	conn, err := d.DialContext(ctx, "unix", inst.WireGuardSocket())
+	conn, err := d.DialUnix(ctx, "unix", nil, &net.UnixAddr{Name: inst.WireGuardSocket(), Net: "unix"})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, errNotRunning
 	}
@@ -84,22 +86,19 @@ func (c *client) Close() error {
 
 // ask sends one request and waits for its answer, at most controlTimeout. After
 // an error of the connection it is of no use any more: a late answer would be
-// taken for that of the next request.
-func (c *client) ask(q request) (response, error) {
-	r, err := c.exchange(q)
+// taken for that of the next request. files go along; they stay the caller's.
+func (c *client) ask(q request, files ...*os.File) (response, error) {
+	r, err := c.exchange(q, files)
 	if err != nil {
 		return response{}, errors.Join(fmt.Errorf("ask the WireGuard process: %w", err), c.Close())
 	}
-	switch {
-	case r.NoTUN:
-		return r, errNoTUN
-	case r.Error != "":
+	if r.Error != "" {
 		return r, fmt.Errorf("WireGuard process: %s", r.Error)
 	}
 	return r, nil
 }
 
-func (c *client) exchange(q request) (r response, err error) {
+func (c *client) exchange(q request, files []*os.File) (r response, err error) {
 	b, err := json.Marshal(q)
 	if err != nil {
 		return response{}, err
@@ -107,7 +106,7 @@ func (c *client) exchange(q request) (r response, err error) {
 	if err := c.conn.SetDeadline(time.Now().Add(controlTimeout)); err != nil {
 		return response{}, err
 	}
-	if _, err := c.conn.Write(append(b, '\n')); err != nil {
+	if err := c.write(append(b, '\n'), files); err != nil {
 		return response{}, err
 	}
 	line, err := readLine(c.reader, responseLimit)
@@ -115,4 +114,21 @@ func (c *client) exchange(q request) (r response, err error) {
 		return response{}, err
 	}
 	return r, json.Unmarshal(line, &r)
+}
+
+func (c *client) write(line []byte, files []*os.File) error {
+	if len(files) == 0 {
+		_, err := c.conn.Write(line)
+		return err
+	}
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	n, _, err := c.conn.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
+	runtime.KeepAlive(files)
+	if err == nil && n < len(line) {
+		_, err = c.conn.Write(line[n:])
+	}
+	return err
 }

@@ -16,11 +16,12 @@ import (
 // a line, a request and its answer in turn, over a unix socket that only root
 // reaches. Private keys do not pass here: they go over the UAPI sockets, as all
 // settings do that the agent writes. It reads them here, since one answer for all devices takes as
-// long as one socket.
+// long as one socket. With add comes the open TUN (unix(7), SCM_RIGHTS): the agent
+// makes it, since the process cannot reach the namespace where it belongs.
 
 // protocolVersion changes when an agent and a process of different builds would
 // misunderstand each other.
-const protocolVersion = 1
+const protocolVersion = 2
 
 const (
 	requestLimit  = 4 << 10
@@ -42,17 +43,15 @@ const (
 type request struct {
 	Operation operation `json:"op"`
 	Device    string    `json:"device,omitempty"`
-	// MTU, Port and Mark come with add. A device that is there takes a new MTU
-	// only; port and mark of a running one change over UAPI.
+	// MTU, Port and Mark come with add, and a TUN unless the device is there, which
+	// takes a new MTU only; port and mark of a running one change over UAPI.
 	MTU  int    `json:"mtu,omitempty"`
 	Port uint16 `json:"port,omitempty"`
 	Mark uint32 `json:"mark,omitempty"`
 }
 
 type response struct {
-	Error string `json:"error,omitempty"`
-	// NoTUN tells the one error that the agent explains to people.
-	NoTUN   bool           `json:"noTUN,omitempty"`
+	Error   string         `json:"error,omitempty"`
 	Process *Process       `json:"process,omitempty"`
 	Devices []hostedDevice `json:"devices,omitempty"`
 }

@@ -17,7 +17,6 @@ type verb uint8
 const (
 	remove verb = iota
 	create
-	move
 	configure
 	quieten
 	setMTU
@@ -98,7 +97,7 @@ func diff(wanted []want, have map[string]device) (steps, leftovers []step) {
 func made(steps []step) []string {
 	var devices []string
 	for _, s := range steps {
-		if s.verb == move {
+		if s.verb == create {
 			devices = append(devices, s.device)
 		}
 	}
@@ -116,8 +115,8 @@ func diffDevice(w want, have device) []step {
 	}
 	other := !have.config.public.IsZero() && !w.public.IsZero() && have.config.public != w.public
 	switch {
-	case have.place == nowhere && have.hosted, have.backend == UserSpace && !have.hosted, other:
-		// Its interface was deleted; its process is gone and left it behind; or it
+	case have.place == nowhere && have.hosted, have.place == inCircuit, have.backend == UserSpace && !have.hosted, other:
+		// Its interface was deleted, or somebody moved it; its process is gone and left it behind; or it
 		// was another tunnel's, whose packets may still be on their way into it.
 		add(step{verb: remove})
 		have = device{}
@@ -128,9 +127,6 @@ func diffDevice(w want, have device) []step {
 	if have.place == nowhere {
 		// It is made with its MTU.
 		have.mtu, have.innerMTU = w.MTU, w.MTU
-	}
-	if have.place != inMain {
-		add(step{verb: move})
 	}
 	if c := diffSettings(w, have.config); !c.empty() {
 		add(step{verb: configure, setting: c})
@@ -227,8 +223,6 @@ func (s step) String() string {
 		return "remove device " + s.device
 	case create:
 		return "make device " + s.device
-	case move:
-		return "move device " + s.device + " to the main namespace"
 	case configure:
 		return "configure device " + s.device + ": " + s.setting.String()
 	case quieten:

@@ -55,7 +55,6 @@ func TestDiff(t *testing.T) {
 		key9 = "CQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 	)
 	whole := []string{
-		"move device cs-t-1 to the main namespace",
 		"configure device cs-t-1: private key, port 51820, mark 0x43530001, peer " + key2 + " at 192.0.2.2:51820 with [10.1.0.0/16 fdc5::2/128] sharing generation 7",
 		"set device cs-t-1 to make no address by itself",
 		"add address fdc5::1/128 to device cs-t-1", "set device cs-t-1 up", "add route to fdc5::2/128 by device cs-t-1",
@@ -68,12 +67,10 @@ func TestDiff(t *testing.T) {
 		{"in place", func(*device) {}, nil},
 		{"kernel device in place", func(d *device) { d.backend, d.hosted, d.innerMTU = Kernel, false, 0 }, nil},
 		{"nothing there", func(d *device) { *d = device{} }, append([]string{"make device cs-t-1"}, whole...)},
-		{"made and not moved", func(d *device) {
-			*d = device{backend: UserSpace, hosted: true, innerMTU: 1380, place: inCircuit, mtu: 1380}
-		}, whole},
-		{"made with another MTU and not moved", func(d *device) {
-			*d = device{backend: UserSpace, hosted: true, innerMTU: 1380, place: inCircuit, mtu: 1500}
-		}, slices.Insert(slices.Clone(whole), 3, "set MTU of device cs-t-1 to 1380")},
+		{"made and no more", func(d *device) {
+			*d = device{backend: UserSpace, hosted: true, innerMTU: 1380, place: inMain, mtu: 1500}
+		}, slices.Insert(slices.Clone(whole), 2, "set MTU of device cs-t-1 to 1380")},
+		{"moved away", func(d *device) { d.place = inCircuit }, append([]string{"remove device cs-t-1", "make device cs-t-1"}, whole...)},
 		{"its process is gone", func(d *device) { d.hosted = false }, append([]string{"remove device cs-t-1", "make device cs-t-1"}, whole...)},
 		{"its interface is gone", func(d *device) { d.place = nowhere }, append([]string{"remove device cs-t-1", "make device cs-t-1"}, whole...)},
 		{"down", func(d *device) { d.up = false }, []string{"set device cs-t-1 up"}},

@@ -85,9 +85,14 @@ func (h *host) sweep() error {
 	return errors.Join(errs...)
 }
 
-// add makes a device that receives on port at once; its peer comes over UAPI.
-// Of a device that is there it changes the MTU only.
-func (h *host) add(q request) error {
+// add makes a device of a TUN that receives on port at once; its peer comes over
+// UAPI. Of a device that is there it changes the MTU only. file is add's to close.
+func (h *host) add(q request, file *os.File) (err error) {
+	defer func() {
+		if file != nil {
+			_ = file.Close()
+		}
+	}()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -100,7 +105,10 @@ func (h *host) add(q request) error {
 	if len(h.devices) >= maxDevices {
 		return fmt.Errorf("there are %d devices already", maxDevices)
 	}
-	t, err := newTUN(q.Device, q.MTU)
+	if file == nil {
+		return errors.New("request add needs a TUN along with it: no such device is here")
+	}
+	t, err := takeTUN(file, q.Device, q.MTU)
 	if err != nil {
 		return err
 	}

@@ -187,8 +187,10 @@ func pause(ctx context.Context, d time.Duration) {
 
 // converse answers until the client goes, says nothing for idle, or says what
 // cannot be understood.
-func (s *server) converse(ctx context.Context, c net.Conn) {
-	r := bufio.NewReader(c)
+func (s *server) converse(ctx context.Context, c *net.UnixConn) {
+	files := &fileReader{conn: c}
+	defer files.drop()
+	r := bufio.NewReader(files)
 	for ctx.Err() == nil {
 		if err := c.SetDeadline(time.Now().Add(idle)); err != nil {
 			return
@@ -202,7 +204,7 @@ func (s *server) converse(ctx context.Context, c net.Conn) {
 		if err != nil {
 			a.Error = err.Error()
 		} else {
-			a = s.answer(q)
+			a = s.answer(q, files.take())
 		}
 		b, merr := json.Marshal(a)
 		if merr != nil {
@@ -220,21 +222,25 @@ func (s *server) converse(ctx context.Context, c net.Conn) {
 	}
 }
 
-func (s *server) answer(q request) response {
+// answer owns tun, which may be nil.
+func (s *server) answer(q request, tun *os.File) response {
 	var err error
+	if q.Operation != opAdd && tun != nil {
+		_ = tun.Close()
+	}
 	switch q.Operation {
 	case opHello:
 		return response{Process: s.process()}
 	case opList:
 		return response{Devices: s.host.list()}
 	case opAdd:
-		err = s.host.add(q)
+		err = s.host.add(q, tun)
 	case opRemove:
 		err = s.host.remove(q.Device)
 	case opShutdown:
 	}
 	if err != nil {
-		return response{Error: err.Error(), NoTUN: errors.Is(err, errNoTUN)}
+		return response{Error: err.Error()}
 	}
 	return response{}
 }

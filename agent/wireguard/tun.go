@@ -10,16 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/circuitseal/circuitseal/agent/netns"
 )
 
-const tunPath = "/dev/net/tun"
+// tunPath is a variable for tests.
+var tunPath = "/dev/net/tun"
 
 // errNoTUN is what an operator has to act on.
 var errNoTUN = errors.New("no " + tunPath + " and no WireGuard in the kernel: load the module wireguard, or tun for WireGuard in user space " +
 	"(modprobe wireguard, modprobe tun); in a container, pass the device " + tunPath + " through")
 
-// tunDevice is a TUN whose network interface is about to move to another
-// namespace. The one of wireguard-go follows the interface with a netlink
+// tunDevice is a TUN whose network interface is in another namespace than its
+// process. The one of wireguard-go follows the interface with a netlink
 // socket and a poll once a second, each on a thread of its own; here the agent
 // says what changes, so that a device is up at once and costs no thread.
 type tunDevice struct {
@@ -40,29 +43,48 @@ type tunDevice struct {
 // is set before the device carries, since changing it drops packets.
 const queueLength = 2048
 
-// newTUN makes a TUN in the namespace of the process. Closing it removes its
-// interface, wherever that is. The error is errNoTUN without /dev/net/tun.
-func newTUN(name string, mtu int) (*tunDevice, error) {
-	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
-		return nil, errNoTUN
-	}
+// makeTUN makes a TUN in a namespace. Its interface goes with the last handle on
+// it, wherever it is then. The error is errNoTUN without /dev/net/tun.
+func makeTUN(where netns.Namespace, name string, mtu int) (f *os.File, err error) {
+	err = where.Do(func() error {
+		// Its namespace is that of the thread that opens it (tun_chr_open).
+		fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+			return errNoTUN
+		}
+		if err != nil {
+			return fmt.Errorf("open %s: %w", tunPath, err)
+		}
+		if err := attachTUN(fd, name, mtu); err != nil {
+			return errors.Join(fmt.Errorf("make TUN %s: %w", name, err), unix.Close(fd))
+		}
+		f = os.NewFile(uintptr(fd), tunPath)
+		return nil
+	})
+	return f, err
+}
+
+// takeTUN makes a device of the TUN of that name which f is open on. f stays the
+// caller's.
+func takeTUN(f *os.File, name string, mtu int) (*tunDevice, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", tunPath, err)
-	}
-	if err := attachTUN(fd, name, mtu); err != nil {
-		return nil, errors.Join(fmt.Errorf("make TUN %s: %w", name, err), unix.Close(fd))
+		return nil, fmt.Errorf("take TUN %s: %w", name, err)
 	}
 	// From here on fd belongs to inner, also when there is an error.
-	inner, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
+	inner, is, err := tun.CreateUnmonitoredTUNFromFD(fd)
 	if err != nil {
-		return nil, fmt.Errorf("make TUN %s: %w", name, err)
+		return nil, fmt.Errorf("take TUN %s: %w", name, err)
+	}
+	if is != name {
+		return nil, errors.Join(fmt.Errorf("take TUN %s: this one is %.32q", name, is), inner.Close())
 	}
 	t := &tunDevice{Device: inner, name: name, events: make(chan tun.Event, 1)}
 	t.mtu.Store(int32(mtu))
 	return t, nil
 }
 
+// attachTUN works on the calling thread's namespace.
 func attachTUN(fd int, name string, mtu int) error {
 	r, err := unix.NewIfreq(name)
 	if err != nil {
@@ -77,8 +99,7 @@ func attachTUN(fd int, name string, mtu int) error {
 	return configureTUN(name, mtu)
 }
 
-// configureTUN is for an interface of the calling thread's namespace
-// (netdevice(7), SIOCSIFTXQLEN and SIOCSIFMTU).
+// configureTUN is netdevice(7), SIOCSIFTXQLEN and SIOCSIFMTU.
 func configureTUN(name string, mtu int) error {
 	r, err := unix.NewIfreq(name)
 	if err != nil {

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
@@ -10,11 +11,15 @@ import (
 // whenever its interface was deleted from outside.
 func TestTUN(t *testing.T) {
 	_, n := netnstest.New(t)
-	var d *tunDevice
-	if err := n.Do(func() (err error) {
-		d, err = newTUN("tun-test", 1380)
-		return err
-	}); err != nil {
+	f, err := makeTUN(n, "tun-test", 1380)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := takeTUN(f, "another", 1380); err == nil {
+		t.Error("a TUN was taken for another")
+	}
+	d, err := takeTUN(f, "tun-test", 1380)
+	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	h, err := n.Netlink()
