@@ -11,6 +11,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/guard"
 	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/rcu"
 	"github.com/circuitseal/circuitseal/agent/slowpath"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
@@ -53,6 +54,10 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 	}
 	if err := bpffs.Ensure(c.Instance.BPFDir()); err != nil {
 		return d, err
+	}
+	// Another agent of this instance may have ended in the midst of many changes.
+	if err := rcu.Recover(c.Instance.HurryFile()); err != nil {
+		log.Warn("the kernel goes on hurrying, which costs processor time", "error", err)
 	}
 	if d.hooks, err = tchook.Probe(); err != nil {
 		return d, err

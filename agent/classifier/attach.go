@@ -283,7 +283,9 @@ func (c *Classifier) remove(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("remove the classifier: %w", err)
 	}
-	errs := []error{c.detachAll(have, diffAttachments(nil, have.code(), nil).detach)}
+	todo := diffAttachments(nil, have.code(), nil).detach
+	done := c.hooks.Many(len(todo) + len(have.dead))
+	errs := []error{c.detachAll(have, todo), done()}
 	for name := range c.mapsByName() {
 		if err := os.Remove(c.pin(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove pin: %w", err))

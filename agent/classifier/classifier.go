@@ -225,7 +225,7 @@ func Detach(c Config) error {
 }
 
 func hooksConfig(c Config, home netns.Namespace) tchook.Config {
-	return tchook.Config{Way: c.Hooks, Namespace: home, Pins: pinDirectory(c.Instance), Owner: c.Instance.Filters("classifier")}
+	return tchook.Config{Way: c.Hooks, Namespace: home, Pins: pinDirectory(c.Instance), Owner: c.Instance.Filters("classifier"), HurryFile: c.Instance.HurryFile()}
 }
 
 func pinDirectory(i instance.Instance) string { return filepath.Join(i.BPFDir(), layout) }

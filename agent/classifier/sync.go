@@ -56,6 +56,8 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	hooksTodo := diffAttachments(wantAttachments(want.ports), found.code(), code)
 	c.announce(ctx, todo, hooksTodo, found.dead)
 
+	done := c.hooks.Many(len(hooksTodo.attach) + len(hooksTodo.detach) + len(found.dead))
+	defer func() { err = errors.Join(err, done()) }()
 	note(c.quietAll(p, want, f))
 	// A slow path is used only when what comes back from it is judged.
 	unjudged, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_SLOW)

@@ -63,7 +63,7 @@ func (as attachments) has(a tchook.Attachment) bool { return slices.ContainsFunc
 
 // openHooks opens those of the namespace; the caller closes them.
 func (g *Guard) openHooks() (*tchook.Hooks, error) {
-	hooks, err := tchook.Open(tchook.Config{Way: g.way, Namespace: g.namespace, Pins: g.pins, Owner: g.filters})
+	hooks, err := tchook.Open(tchook.Config{Way: g.way, Namespace: g.namespace, Pins: g.pins, Owner: g.filters, HurryFile: g.hurryFile})
 	if err != nil {
 		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
 	}

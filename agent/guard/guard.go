@@ -54,6 +54,7 @@ type Guard struct {
 	bpffs     string
 	pins      string
 	filters   string
+	hurryFile string
 	table     string
 
 	mu sync.Mutex
@@ -89,6 +90,7 @@ func New(cfg Config) (*Guard, error) {
 		bpffs:     cfg.Instance.BPFDir(),
 		pins:      filepath.Join(cfg.Instance.BPFDir(), layout),
 		filters:   cfg.Instance.Filters("guard"),
+		hurryFile: cfg.Instance.HurryFile(),
 		table:     cfg.Instance.NFTable(),
 	}, nil
 }
@@ -223,8 +225,8 @@ func (g *Guard) arm(ctx context.Context, interfaces []string) (map[string]int, e
 	return index, err
 }
 
-func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces []string) (map[string]int, error) {
-	index := make(map[string]int, len(interfaces))
+func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces []string) (index map[string]int, err error) {
+	index = make(map[string]int, len(interfaces))
 	tc, err := g.openHooks()
 	if err != nil {
 		return nil, err
@@ -243,6 +245,8 @@ func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces 
 		there[l.Attrs().Name] = l.Attrs()
 	}
 	mine := attachments(own).byIndex()
+	done := tc.Many(len(hooks)*len(interfaces) - len(own))
+	defer func() { err = errors.Join(err, done()) }()
 	for _, name := range interfaces {
 		if err := ctx.Err(); err != nil {
 			return index, errors.Join(append(errs, err)...)

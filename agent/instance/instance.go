@@ -45,6 +45,9 @@ func (i Instance) RunDir() string { return filepath.Join("/run/circuitseal", str
 // which `ip netns exec` remounts.
 func (i Instance) BPFDir() string { return filepath.Join(i.RunDir(), "bpf") }
 
+// HurryFile is there while the instance has the kernel hurry.
+func (i Instance) HurryFile() string { return filepath.Join(i.RunDir(), "hurry") }
+
 // AgentSocket answers `circuitseal-agent status`.
 func (i Instance) AgentSocket() string { return filepath.Join(i.RunDir(), "agent.sock") }
 

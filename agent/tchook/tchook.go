@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/rcu"
 )
 
 // Way is how a kernel attaches programs. The zero value is none.
@@ -117,6 +118,9 @@ type Config struct {
 	// Owner names the owner's filters. No two owners in one namespace have the
 	// same.
 	Owner string
+	// HurryFile is where Many leaves its mark; empty for an owner that does not
+	// hurry.
+	HurryFile string
 }
 
 // Hooks are those of all interfaces of one namespace, as one owner sees them.
@@ -124,7 +128,12 @@ type Config struct {
 type Hooks struct {
 	config Config
 	way    way
+	// hurry is nil but while Many lasts.
+	hurry *rcu.Hurry
 }
+
+// many is how many changes are worth to hurry for.
+const many = 8
 
 // way is what tcx and clsact have in common; Hooks says what each is to do.
 type way interface {
@@ -147,13 +156,13 @@ func Open(c Config) (*Hooks, error) {
 	}
 	switch c.Way {
 	case TCX:
-		return &Hooks{c, tcx{c.Namespace, c.Pins}}, nil
+		return &Hooks{config: c, way: tcx{c.Namespace, c.Pins}}, nil
 	case Clsact:
 		w, err := openClsact(c.Namespace, c.Owner)
 		if err != nil {
 			return nil, fmt.Errorf("open hooks: %w", err)
 		}
-		return &Hooks{c, w}, nil
+		return &Hooks{config: c, way: w}, nil
 	}
 	return nil, fmt.Errorf("open hooks: there is no %s", c.Way)
 }
@@ -175,9 +184,31 @@ func (h *Hooks) Former(pins string) ([]Attachment, error) { return h.way.former(
 // runs; nothing if there is no such interface. Labels of links are not told.
 func (h *Hooks) Chain(at Hook) ([]Attachment, error) { return h.way.chain(at) }
 
+// Many says that so many attachments are about to come and go, until done is
+// called: each waits for a grace period, with all network configuration of the
+// host waiting for it (tcx_entry_sync in include/net/tcx.h).
+func (h *Hooks) Many(changes int) (done func() error) {
+	if changes < many || h.hurry != nil || h.config.HurryFile == "" {
+		return func() error { return nil }
+	}
+	h.hurry = rcu.Begin(h.config.HurryFile)
+	return func() error {
+		hurry := h.hurry
+		h.hurry = nil
+		return hurry.End()
+	}
+}
+
+func (h *Hooks) keepHurrying() {
+	if h.hurry != nil {
+		h.hurry.Again()
+	}
+}
+
 // Attach puts a program before everything else on a hook, to stay. The error
 // wraps os.ErrExist where tcx has that very program there already.
 func (h *Hooks) Attach(at Hook, label string, p *ebpf.Program) error {
+	h.keepHurrying()
 	if err := h.way.attach(at, label, p); err != nil {
 		return fmt.Errorf("attach by %s %s: %w", h.config.Way, at.Direction, err)
 	}
@@ -197,6 +228,7 @@ func (h *Hooks) Take(a Attachment, label string, p *ebpf.Program) error {
 
 // Detach ends an attachment before it returns. One that has gone is no error.
 func (h *Hooks) Detach(a Attachment) error {
+	h.keepHurrying()
 	if err := h.way.detach(a); err != nil {
 		return fmt.Errorf("detach by %s %s: %w", h.config.Way, a.Direction, err)
 	}
@@ -208,10 +240,11 @@ func (h *Hooks) Detach(a Attachment) error {
 func (h *Hooks) DetachAll() error {
 	own, err := h.Own()
 	errs := []error{err}
+	done := h.Many(len(own))
 	for _, a := range own {
 		errs = append(errs, h.Detach(a))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, done())...)
 }
 
 // DetachOther detaches what the owner has left by the way that is not in use.
