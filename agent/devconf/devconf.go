@@ -53,6 +53,7 @@ var (
 	}
 	places6 = map[string]int{
 		"forwarding": 0, "accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26, "use_oif_addrs_only": 37,
+		"force_forwarding": 59, // since Linux 6.17
 	}
 )
 
@@ -219,19 +220,32 @@ func Known(f Family) bool {
 	return err == nil
 }
 
+// Of is what a setting is now for an interface, "all" or "default" of the calling
+// thread's namespace, whatever Value s has; false where the kernel has not that
+// setting.
+func Of(scope string, s Setting) (value int32, ok bool, err error) {
+	b, err := os.ReadFile(s.path(scope))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read %s: %w", s.path(scope), err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
+	if err != nil {
+		return 0, false, fmt.Errorf("read %s: %w", s.path(scope), err)
+	}
+	return int32(n), true, nil
+}
+
 // Ensure is View.Ensure for one setting of an interface, of "all" or of
 // "default", without a view.
 func Ensure(scope string, s Setting, changed func(Setting)) error {
-	path := s.path(scope)
-	have, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("read %s: %w", path, err)
-	case strings.TrimSpace(string(have)) == strconv.Itoa(int(s.Value)):
-		return nil
+	have, ok, err := Of(scope, s)
+	if err != nil || !ok || have == s.Value {
+		return err
 	}
+	path := s.path(scope)
 	if err := os.WriteFile(path, strconv.AppendInt(nil, int64(s.Value), 10), 0); err != nil {
 		return fmt.Errorf("set %s to %d: %w", path, s.Value, err)
 	}

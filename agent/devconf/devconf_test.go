@@ -1,6 +1,7 @@
 package devconf
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -10,6 +11,9 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 )
+
+// newest are settings that not every kernel has.
+var newest = map[string]bool{"force_forwarding": true}
 
 // What a view tells is what the sysctl tree says, for every setting that is
 // known here, before and after each was changed.
@@ -37,10 +41,13 @@ func TestViewIsTheSysctlTree(t *testing.T) {
 			for family, settings := range known {
 				for setting := range settings {
 					b, err := os.ReadFile(Setting{family, setting, 0}.path(name))
+					have, ok := v.Get(name, family, setting)
+					if newest[setting] && errors.Is(err, os.ErrNotExist) && !ok {
+						continue
+					}
 					if err != nil {
 						t.Fatal(err)
 					}
-					have, ok := v.Get(name, family, setting)
 					if !ok || strconv.Itoa(int(have)) != strings.TrimSpace(string(b)) {
 						t.Errorf("%s: %s of %s %s is %d (%v) by netlink and %s in the tree", when, setting, name, family, have, ok, b)
 					}
@@ -56,7 +63,10 @@ func TestViewIsTheSysctlTree(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				have, _ := v.Get("a", family, setting)
+				have, ok := v.Get("a", family, setting)
+				if newest[setting] && !ok {
+					continue
+				}
 				set := 0
 				want := Setting{family, setting, 1 - min(have, 1)}
 				for range 2 {

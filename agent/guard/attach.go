@@ -97,8 +97,6 @@ func (g *Guard) secureHook(tc *tchook.Hooks, h hook, ifindex int, mine attachmen
 		if err := g.attach(tc, h, ifindex); err != nil {
 			return err
 		}
-	}
-	if first < 0 {
 		g.noteProgram("attach", h, ifindex)
 	}
 	var errs []error
@@ -107,16 +105,14 @@ func (g *Guard) secureHook(tc *tchook.Hooks, h hook, ifindex int, mine attachmen
 			errs = append(errs, tc.Detach(a))
 		}
 	}
-	if first < 0 {
-		return errors.Join(errs...)
-	}
-	want, err := programID(h.program(g.objects))
-	if err == nil && mine[first].Program != want {
-		if err = tc.Take(mine[first], h.label, h.program(g.objects)); err == nil {
+	if first >= 0 && mine[first].Program != g.ids[h.direction] {
+		err := tc.Take(mine[first], h.label, h.program(g.objects))
+		if err == nil {
 			g.noteProgram("replace", h, ifindex)
 		}
+		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
 }
 
 func (g *Guard) noteProgram(what string, h hook, ifindex int) {
@@ -152,11 +148,15 @@ func (g *Guard) sweep() error {
 	errs := []error{err}
 	// guarded are the hooks on which this layout is at work.
 	guarded := make(map[tchook.Hook]bool)
+	var shared []tchook.Hook
 	g.strayed = nil
 	for _, a := range own {
 		switch {
 		case a.Here:
 			guarded[a.Hook] = true
+			if !a.Alone {
+				shared = append(shared, a.Hook)
+			}
 		case a.Ifindex == 0:
 			g.log.Info("remove leftover guard link", "label", a.Label)
 			errs = append(errs, tc.Detach(a))
@@ -165,7 +165,7 @@ func (g *Guard) sweep() error {
 		}
 	}
 	for _, h := range hooks {
-		for at := range guarded {
+		for _, at := range shared {
 			if at.Direction == h.direction {
 				errs = append(errs, g.dropOrphans(tc, h, at, own))
 			}

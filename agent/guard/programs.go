@@ -46,8 +46,14 @@ func (g *Guard) load() error {
 	if err != nil {
 		return err
 	}
+	ids := map[tchook.Direction]ebpf.ProgramID{}
+	for _, h := range hooks {
+		if ids[h.direction], err = programID(h.program(objects)); err != nil {
+			return errors.Join(err, objects.Close())
+		}
+	}
 	err = g.unload()
-	g.objects = objects
+	g.objects, g.ids = objects, ids
 	return err
 }
 

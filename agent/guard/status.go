@@ -9,13 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/proto/desired"
@@ -62,16 +62,14 @@ func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Co
 		note(fmt.Errorf("interface with index %d has left the plan or the circuit namespace and stays closed by its guard: "+
 			"name it in the node's document again, or delete it", ifindex))
 	}
-	own, err := g.own()
+	list, err := g.own()
 	note(err)
+	own := list.byIndex()
 
 	names := slices.Clone(g.interfaces)
 	standing := make(map[string]bool)
 	for name, a := range links {
-		ok, some, err := g.programsStand(a, own)
-		if err != nil {
-			note(fmt.Errorf("examine programs of %s: %w", name, err))
-		}
+		ok, some := g.programsStand(a, own[a.Index])
 		standing[name] = ok
 		if g.interfaces == nil && some {
 			names = append(names, name)
@@ -130,7 +128,7 @@ func (g *Guard) own() (attachments, error) {
 
 // programsStand reports whether the eBPF layer is alive on an interface of the
 // namespace, and whether any of our programs is on it.
-func (g *Guard) programsStand(a *netlink.LinkAttrs, own attachments) (alive, some bool, err error) {
+func (g *Guard) programsStand(a *netlink.LinkAttrs, own attachments) (alive, some bool) {
 	alive = a.Xdp == nil || !a.Xdp.Attached
 	for _, h := range hooks {
 		mine := own.on(h, a.Index)
@@ -143,45 +141,42 @@ func (g *Guard) programsStand(a *netlink.LinkAttrs, own attachments) (alive, som
 		if g.objects == nil {
 			continue
 		}
-		want, err := programID(h.program(g.objects))
-		if err != nil {
-			return false, some, err
-		}
-		alive = alive && mine[first].Program == want
+		alive = alive && mine[first].Program == g.ids[h.direction]
 	}
-	return alive, some, nil
+	return alive, some
+}
+
+// forwarding is off in a circuit namespace; the first two also for "all".
+var forwarding = []devconf.Setting{
+	{Family: devconf.IPv4, Name: "forwarding"},
+	{Family: devconf.IPv6, Name: "forwarding"},
+	{Family: devconf.IPv6, Name: "force_forwarding"},
 }
 
 // namespaceStands reports whether the calling thread's namespace encloses the
-// circuit interfaces. Tunnel devices that some kernels make in every namespace
+// circuit interfaces, whose names are sorted. Tunnel devices that some kernels make in every namespace
 // (sit0, tunl0) are down and reach nothing.
 func namespaceStands(links map[string]*netlink.LinkAttrs, circuit []string) (bool, error) {
-	files := []string{"ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"}
 	for name, a := range links {
-		if name == "lo" {
-			continue
-		}
-		if !slices.Contains(circuit, name) {
-			if a.RawFlags&unix.IFF_UP != 0 {
-				return false, nil
-			}
-			continue
-		}
-		for _, family := range []string{"ipv4", "ipv6"} {
-			files = append(files, family+"/conf/"+name+"/forwarding", family+"/conf/"+name+"/force_forwarding")
+		if _, found := slices.BinarySearch(circuit, name); !found && name != "lo" && a.RawFlags&unix.IFF_UP != 0 {
+			return false, nil
 		}
 	}
-	for _, f := range files {
-		b, err := os.ReadFile(filepath.Join("/proc/sys/net", f))
-		if errors.Is(err, os.ErrNotExist) {
-			// Built or booted without IPv6, or older than force_forwarding.
-			continue
+	settings, err := devconf.Read()
+	if err != nil {
+		return false, err
+	}
+	for _, name := range circuit {
+		for _, s := range forwarding {
+			// A kernel that does not tell has not that setting.
+			if v, ok := settings.Get(name, s.Family, s.Name); ok && v != s.Value {
+				return false, nil
+			}
 		}
-		if err != nil {
-			return false, fmt.Errorf("read sysctl: %w", err)
-		}
-		if strings.TrimSpace(string(b)) != "0" {
-			return false, nil
+	}
+	for _, s := range forwarding[:2] {
+		if v, ok, err := devconf.Of("all", s); err != nil || ok && v != s.Value {
+			return false, err
 		}
 	}
 	return true, nil

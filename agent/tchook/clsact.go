@@ -99,7 +99,7 @@ func (c clsact) chain(at Hook) ([]Attachment, error) {
 	}
 	var all []Attachment
 	for i, f := range list {
-		a := Attachment{Hook: at, Here: true, First: i == 0, filter: f.filter}
+		a := Attachment{Hook: at, Here: true, First: i == 0, Alone: len(list) == 1, filter: f.filter}
 		// Whatever sees not all packets, or whose verdict does not count, is no
 		// attachment of a program.
 		if f.name == "bpf" && f.direct && f.program > 0 && f.protocol == unix.ETH_P_ALL {

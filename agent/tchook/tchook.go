@@ -90,8 +90,9 @@ type Attachment struct {
 	// Here tells that it is on Hook in this namespace: an interface that left
 	// takes tcx links along.
 	Here bool
-	// First tells that no other program or filter runs before it on Hook.
-	First bool
+	// First tells that no other program or filter runs before it on Hook, Alone
+	// that there is no other at all.
+	First, Alone bool
 
 	link   link.ID
 	pin    string

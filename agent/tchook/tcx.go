@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -26,7 +27,7 @@ func (tcx) close() {}
 // pinPattern is LABEL-IFINDEX-LINK, so that a pin never meets a leftover's
 // name; it has no interface's name, because bpffs refuses dots. LABEL_IFINDEX is
 // how the classifier pinned before there was this package.
-var pinPattern = regexp.MustCompile(`^([a-z_]+)(?:-[0-9]+-[0-9]+|_[0-9]+)$`)
+var pinPattern = regexp.MustCompile(`^([a-z_]+)(?:-([0-9]+)-([0-9]+)|_[0-9]+)$`)
 
 func (t tcx) own() ([]Attachment, error) { return t.former(t.pins) }
 
@@ -40,9 +41,15 @@ func (t tcx) former(pins string) (all []Attachment, err error) {
 	}
 	err = t.namespace.Do(func() error {
 		var errs []error
+		seen := chains{}
 		for _, e := range entries {
 			name := pinPattern.FindStringSubmatch(e.Name())
 			if name == nil {
+				continue
+			}
+			if a, ok := seen.find(name[2], name[3]); ok {
+				a.Label, a.pin = name[1], filepath.Join(pins, e.Name())
+				all = append(all, a)
 				continue
 			}
 			a, err := readPin(filepath.Join(pins, e.Name()), name[1])
@@ -55,6 +62,36 @@ func (t tcx) former(pins string) (all []Attachment, err error) {
 		return errors.Join(errs...)
 	})
 	return all, err
+}
+
+// chains are what was found on hooks, each asked once: of hundreds of links each
+// is where its pin's name says, and needs no look of its own.
+type chains map[Hook][]Attachment
+
+// find finds a link that is at work on the interface of that number. Text that is
+// no number is of none.
+func (c chains) find(ifindex, id string) (Attachment, bool) {
+	index, err := strconv.ParseInt(ifindex, 10, 32)
+	if err != nil {
+		return Attachment{}, false
+	}
+	number, err := strconv.ParseUint(id, 10, 32)
+	if err != nil || number == 0 {
+		return Attachment{}, false
+	}
+	for _, d := range []Direction{Ingress, Egress} {
+		at := Hook{int(index), d}
+		list, asked := c[at]
+		if !asked {
+			// What cannot be asked here is asked, and said, with the link itself.
+			list, _ = query(at)
+			c[at] = list
+		}
+		if i := slices.IndexFunc(list, Attachment{link: link.ID(number)}.Is); i >= 0 {
+			return list[i], true
+		}
+	}
+	return Attachment{}, false
 }
 
 func readPin(path, label string) (Attachment, error) {
@@ -89,7 +126,7 @@ func examine(l link.Link) (Attachment, error) {
 		return Attachment{}, err
 	}
 	i := slices.IndexFunc(list, a.Is)
-	a.Here, a.First = i >= 0, i == 0
+	a.Here, a.First, a.Alone = i >= 0, i == 0, i == 0 && len(list) == 1
 	return a, nil
 }
 
@@ -119,7 +156,7 @@ func query(at Hook) ([]Attachment, error) {
 	var all []Attachment
 	for i, p := range q.Programs {
 		id, _ := p.LinkID()
-		all = append(all, Attachment{Hook: at, Program: p.ID, Here: true, First: i == 0, link: id})
+		all = append(all, Attachment{Hook: at, Program: p.ID, Here: true, First: i == 0, Alone: len(q.Programs) == 1, link: id})
 	}
 	return all, nil
 }
