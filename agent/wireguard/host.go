@@ -27,10 +27,11 @@ import (
 // uapiDir is where wg(8) and wgctrl look for user-space devices.
 const uapiDir = "/var/run/wireguard"
 
-// deviceMemory is what one device adds to Go's own account: three batches of
-// 128 buffers of 64 KiB, for two sockets and the TUN. Little of it is ever
-// touched, but a limit that leaves it out makes the collector run for nothing.
-const deviceMemory = 24 << 20
+// deviceMemory is a little more than what one device adds to Go's own account:
+// three batches of 128 buffers of 64 KiB, for two sockets and the TUN, and 2 MiB of
+// queues. Little of it is ever touched, but a limit that leaves it out has the
+// collector run all the time.
+const deviceMemory = 27 << 20
 
 // host holds the devices of one instance. Its process is in the circuit
 // namespace.
