@@ -19,7 +19,7 @@ import (
 // public peering is refused to new documents only, and of two that collide the
 // new one is blamed.
 func Validate(docs map[Key]Document) []Problem {
-	c := &checker{docs: docs, names: map[Key][]string{}, carried: map[string]int{}}
+	c := &checker{docs: docs, names: map[Key][]string{}, carried: map[string]int{}, underlays: map[*NodeSpec]*underlay{}}
 	all := slices.SortedFunc(maps.Keys(docs), compareKeys)
 	for _, k := range all {
 		class := Key{Kind: k.Kind, Customer: k.Customer}
@@ -112,7 +112,9 @@ type checker struct {
 	names   map[Key][]string
 	guesses int
 	// carried counts the prefixes, near and far, that nodes have to hold.
-	carried  map[string]int
+	carried map[string]int
+	// underlays are those of nodes that were asked for.
+	underlays map[*NodeSpec]*underlay
 	problems []Problem
 }
 

@@ -93,7 +93,7 @@ func (c *checker) groups() {
 				}
 				c.microsofts(k.Customer, t, e)
 				c.oneFarNode(places, k, t, e.Node, t.Ends[1-i])
-				if in, ok := InterfaceWith(c.docs, node, e.Address); ok {
+				if in, ok := c.underlay(node).with(e.Address); ok {
 					c.oneWay(ways, k.Customer, t, e, in)
 					c.oneFar(fars, k, t, e.Node, in, t.Ends[1-i])
 				}

@@ -63,18 +63,18 @@ func (c *checker) serves(k Key, s *EndpointSpec, node *NodeSpec) {
 // underlayOf checks that the node has an underlay address, and that it is bound
 // to the link on which it lies. Bound says whether the binding itself is sound.
 func (c *checker) underlayOf(k Key, field string, u UnderlaySpec, name string, node *NodeSpec, bound bool) {
-	in, ok := InterfaceWith(c.docs, node, u.Address)
+	in, ok := c.underlay(node).with(u.Address)
 	if !ok && !c.linked(node) {
 		return
 	}
 	if !ok {
 		hint := "an address of the node's circuit interfaces"
 		var have []string
-		for a, part := range c.underlay(node) {
-			if l := part.spec.Link; l != nil && l.Customer != k.Customer || !a.Is4() {
+		for _, x := range c.underlay(node).list {
+			if l := x.part.spec.Link; l != nil && l.Customer != k.Customer || !x.address.Is4() {
 				continue
 			}
-			if have = append(have, a.String()); len(have) == 8 {
+			if have = append(have, x.address.String()); len(have) == 8 {
 				break
 			}
 		}

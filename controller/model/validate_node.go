@@ -2,8 +2,8 @@ package model
 
 import (
 	"fmt"
-	"iter"
 	"net/netip"
+	"slices"
 )
 
 // What a node and an endpoint can have, well below what a state carries. Beyond
@@ -386,20 +386,59 @@ func InterfaceWith(docs map[Key]Document, s *NodeSpec, a netip.Addr) (InterfaceS
 }
 
 // underlay are the addresses of a node's circuit interfaces, each with the part of
-// an interface that has it; none for nil.
-func (c *checker) underlay(s *NodeSpec) iter.Seq2[netip.Addr, part] {
-	return func(yield func(netip.Addr, part) bool) {
-		if s == nil {
-			return
-		}
-		for i, in := range s.Interfaces {
-			for _, part := range in.parts(at("spec.interfaces", i)) {
-				for _, p := range InterfaceAddresses(c.docs, part.spec) {
-					if p.IsValid() && !yield(p.Addr(), part) {
-						return
-					}
+// an interface that has it, in the document's order and by address.
+type underlay struct {
+	list []nodeAddress
+	// sorted has the list's places by address.
+	sorted []nodeAddress
+}
+
+type nodeAddress struct {
+	address netip.Addr
+	part    part
+}
+
+// with is InterfaceWith.
+func (u *underlay) with(a netip.Addr) (InterfaceSpec, bool) {
+	i, ok := slices.BinarySearchFunc(u.sorted, a, func(x nodeAddress, a netip.Addr) int { return x.address.Compare(a) })
+	if !ok {
+		return InterfaceSpec{}, false
+	}
+	return u.sorted[i].part.spec, true
+}
+
+// in are the addresses that lie in a prefix.
+func (u *underlay) in(p netip.Prefix) []nodeAddress {
+	first, _ := slices.BinarySearchFunc(u.sorted, p.Masked().Addr(), func(x nodeAddress, a netip.Addr) int { return x.address.Compare(a) })
+	n := first
+	for n < len(u.sorted) && p.Contains(u.sorted[n].address) {
+		n++
+	}
+	return u.sorted[first:n]
+}
+
+// underlay is made once for each node, however many endpoints are on it; empty
+// for nil.
+func (c *checker) underlay(s *NodeSpec) *underlay {
+	if u := c.underlays[s]; u != nil {
+		return u
+	}
+	u := &underlay{}
+	c.underlays[s] = u
+	if s == nil {
+		return u
+	}
+	for i, in := range s.Interfaces {
+		for _, part := range in.parts(at("spec.interfaces", i)) {
+			for _, p := range InterfaceAddresses(c.docs, part.spec) {
+				if p.IsValid() {
+					u.list = append(u.list, nodeAddress{p.Addr(), part})
 				}
 			}
 		}
 	}
+	u.sorted = slices.Clone(u.list)
+	// Of interfaces with one address the first is meant, and told as wrong elsewhere.
+	slices.SortStableFunc(u.sorted, func(a, b nodeAddress) int { return a.address.Compare(b.address) })
+	return u
 }

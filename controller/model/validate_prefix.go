@@ -159,9 +159,11 @@ func (c *checker) overlaps() {
 			customers[customer] = append(customers[customer], u)
 		}
 	}
+	sites := map[string][]netip.Prefix{}
 	for _, k := range c.keys {
 		switch s := c.docs[k].Spec.(type) {
 		case *SiteSpec:
+			sites[k.Customer] = append(sites[k.Customer], s.Prefixes...)
 			for i, p := range s.Prefixes {
 				put(k.Customer, use{p, k, at("spec.prefixes", i), useSite})
 			}
@@ -173,19 +175,34 @@ func (c *checker) overlaps() {
 		case *EndpointSpec:
 			// A node's addresses count once for each customer that it serves.
 			served := Key{Kind: KindNode, Customer: k.Customer, Name: s.Node}
-			node := Key{Kind: KindNode, Name: s.Node}
-			if nodes[served] {
-				continue
-			}
 			nodes[served] = true
-			for a, part := range c.underlay(c.usable(s.Node)) {
-				put(k.Customer, use{netip.PrefixFrom(a, a.BitLen()), node, part.field, useUnderlay})
+		}
+	}
+	for served := range nodes {
+		u := c.underlay(c.usable(served.Name))
+		node := Key{Kind: KindNode, Name: served.Name}
+		// A node has addresses for hundreds of customers; of interest are those that
+		// the prefixes of this one hold.
+		for _, p := range outermost(sites[served.Customer]) {
+			for _, x := range u.in(p) {
+				put(served.Customer, use{netip.PrefixFrom(x.address, x.address.BitLen()), node, x.part.field, useUnderlay})
 			}
 		}
 	}
 	for _, uses := range customers {
 		c.overlapsOf(uses)
 	}
+}
+
+// outermost are the prefixes that no other one contains.
+func outermost(prefixes []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range slices.SortedFunc(slices.Values(prefixes), netip.Prefix.Compare) {
+		if p.IsValid() && (len(out) == 0 || !out[len(out)-1].Overlaps(p)) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // overlapsOf goes through one customer's prefixes in order. Prefixes nest, so
