@@ -62,20 +62,20 @@ func (c *Classifier) makeDirectory() error {
 // pin is the path of a pinned map.
 func (c *Classifier) pin(name string) string { return filepath.Join(c.directory, name) }
 
-func pinIfMissing(m *ebpf.Map, path string) error {
+func pinIfMissing(m *ebpf.Map, path string) (pinned bool, err error) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		return err
+		return false, err
 	}
 	// The library takes an object that it has pinned before for pinned.
 	again, err := m.Clone()
 	if err != nil {
-		return fmt.Errorf("pin map %s again: %w", path, err)
+		return false, fmt.Errorf("pin map %s again: %w", path, err)
 	}
 	defer func() { _ = again.Close() }()
 	if err := again.Pin(path); err != nil {
-		return fmt.Errorf("pin map %s again: %w", path, err)
+		return false, fmt.Errorf("pin map %s again: %w", path, err)
 	}
-	return nil
+	return true, nil
 }
 
 // readAttached finds out how everything that was attached is. An error means

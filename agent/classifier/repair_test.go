@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 )
@@ -35,13 +37,25 @@ func (b *bed) sync(c plan.Classifier, want ...string) {
 
 const missing = "-8 is not there yet"
 
-// Sync repairs what somebody broke, and a repeat does not touch anything.
+// Sync repairs what somebody broke and notes it, and a repeat does not touch
+// anything.
 func TestRepair(t *testing.T) {
 	b := newBed(t)
 	device := b.instance.Device(1)
-	intact := func(what string) {
+	intact := func(what string, repaired ...drift.Kind) {
 		t.Helper()
+		ledger := drift.New()
+		b.classifier.config.Drift = ledger
+		ledger.Begin(true)
 		b.sync(b.plan, missing)
+		ledger.End()
+		var noted []drift.Kind
+		for _, d := range ledger.Drift() {
+			noted = append(noted, drift.Kind(d.What))
+		}
+		if !slices.Equal(noted, repaired) {
+			t.Errorf("%s: noted repairs of %q, want %q", what, noted, repaired)
+		}
 		for d, hook := range map[string]tchook.Direction{"lan7a": tchook.Ingress, device: tchook.Egress} {
 			if n := b.attached(d, hook); n != 1 {
 				t.Errorf("%s: %d programs on %s, want 1", what, n, d)
@@ -63,11 +77,18 @@ func TestRepair(t *testing.T) {
 		pin, err := filepath.Glob(filepath.Join(b.classifier.directory, fmt.Sprintf("cs_lan_in-%d-*", b.index["lan7a"])))
 		must(t, err)
 		must(t, os.Remove(pin[0]))
-		intact("pin removed")
+		intact("pin removed", drift.ClassifierProgram)
 	}
 
+	must(t, os.Remove(b.classifier.pin(bpfMapGroups)))
+	intact("pin of a map removed", drift.ClassifierMap)
+
 	must(t, unix.Unmount(b.instance.BPFDir(), 0))
-	intact("bpffs unmounted")
+	lost := []drift.Kind{drift.ClassifierMap, drift.ClassifierProgram}
+	if way == tchook.Clsact {
+		lost = lost[:1] // filters need no pins
+	}
+	intact("bpffs unmounted", lost...)
 	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		intact("some time after that")
 	}
@@ -75,7 +96,7 @@ func TestRepair(t *testing.T) {
 	var stale uint32 = 4_000_000
 	must(t, b.classifier.objects.Ports.Put(&stale, &bpfPort{Kind: bpfPortKindPORT_LAN, Tenant: 9, Slot: 700}))
 	must(t, b.classifier.objects.Groups.Delete(uint32(1)))
-	intact("maps changed")
+	intact("maps changed", drift.ClassifierMap)
 	if err := b.classifier.objects.Ports.Lookup(&stale, &bpfPort{}); err == nil {
 		t.Error("a foreign port is still there")
 	}
@@ -88,7 +109,7 @@ func TestRepair(t *testing.T) {
 	must(t, h.LinkDel(l))
 	b.sync(b.plan, missing, "-1 is not there yet", "-2 is not there yet")
 	b.pair(h, device, b.instance.Device(2), 9000)
-	intact("devices made again")
+	intact("devices made again", drift.ClassifierMap, drift.ClassifierProgram)
 }
 
 // An interface that leaves the plan loses its programs and its port; a LAN

@@ -163,14 +163,19 @@ func joinSorted(errs []error) error {
 }
 
 // repin mounts the bpffs and pins the maps again if somebody took them away;
-// links that went with them are then attached anew.
+// links that went with them are then attached anew. By clsact nothing else is
+// lost: filters keep their programs, and these their maps.
 func (c *Classifier) repin() error {
 	if err := c.makeDirectory(); err != nil {
 		return err
 	}
 	for name, m := range c.mapsByName() {
-		if err := pinIfMissing(m, c.pin(name)); err != nil {
+		pinned, err := pinIfMissing(m, c.pin(name))
+		if err != nil {
 			return err
+		}
+		if pinned {
+			c.config.Drift.Note(drift.ClassifierMap, drift.Text("pin map "+name+" again"))
 		}
 	}
 	return nil
