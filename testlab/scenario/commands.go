@@ -75,13 +75,14 @@ func (x *session) commands() map[string]script.Cmd {
 	return all
 }
 
-// conditions are those of the script language, and one for each facility that
-// the kernel may have: `[!kernel-wireguard] wireguard kill prem`.
+// conditions are those of the script language, one for each facility that the
+// kernel may have: `[!kernel-wireguard] wireguard kill prem`, and tcx.
 func (x *session) conditions() map[string]script.Cond {
 	all := script.DefaultConds()
 	for _, p := range probes {
 		all[p.name] = script.BoolCondition("the kernel has it", x.has(p.name))
 	}
+	all["tcx"] = script.OnceCondition("the kernel attaches programs by tcx, not by clsact", tcx)
 	return all
 }
 

@@ -10,6 +10,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
 	"github.com/circuitseal/circuitseal/testlab/kernelvm"
 )
 
@@ -28,6 +32,16 @@ var probes = []struct {
 	{"netem", []string{"tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"}},
 	// The clock is the whole machine's, so only the lab's own may be set.
 	{"clock", []string{"grep", "-q", kernelvm.ShareParam + "=", "/proc/cmdline"}},
+}
+
+// tcx is no facility: kernels before 6.6 lack it, and the product makes do.
+func tcx() (bool, error) {
+	const loopback = 1
+	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, ebpf.ErrNotSupported) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Facilities are the names that this kernel has of what scenarios may need;
