@@ -112,6 +112,19 @@ func (p *Process) Kill() { p.kill(); <-p.done }
 
 func (p *Process) kill() { _ = p.cmd.Process.Kill() }
 
+// Freeze stops the process where it is, until Thaw.
+func (p *Process) Freeze() error { return p.signal(syscall.SIGSTOP) }
+
+// Thaw has it go on.
+func (p *Process) Thaw() error { return p.signal(syscall.SIGCONT) }
+
+func (p *Process) signal(s syscall.Signal) error {
+	if err := p.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("send %s to %s: %w", s, p.name, err)
+	}
+	return nil
+}
+
 // Stop asks the process to end with SIGTERM and waits; after patience it
 // kills it and says so. How a process answers a SIGTERM is its own business:
 // its exit status is not an error.

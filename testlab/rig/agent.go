@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -155,6 +156,30 @@ func (r *Rig) KillAgent(h netns.Host) error {
 	return nil
 }
 
+// FreezeAgent has an agent do nothing, not even end; ThawAgent has it go on.
+func (r *Rig) FreezeAgent(h netns.Host) error { return r.signalAgent(h, (*netns.Process).Freeze) }
+
+// ThawAgent has an agent go on.
+func (r *Rig) ThawAgent(h netns.Host) error { return r.signalAgent(h, (*netns.Process).Thaw) }
+
+func (r *Rig) signalAgent(h netns.Host, send func(*netns.Process) error) error {
+	p := r.Agent(h)
+	if p == nil || !p.Alive() {
+		return fmt.Errorf("the agent on %s does not run", h)
+	}
+	return send(p)
+}
+
+// TunnelDevices are the devices of an agent's tunnels on an appliance, whatever
+// encrypts.
+func (r *Rig) TunnelDevices(ctx context.Context, h netns.Host) ([]string, error) {
+	return r.devices(ctx, h, func(name string) bool {
+		number, ok := strings.CutPrefix(name, "cs-"+r.Lab.Instance(h)+"-")
+		_, err := strconv.ParseUint(number, 10, 32)
+		return ok && err == nil
+	})
+}
+
 // WireGuardPIDs are the WireGuard processes of an appliance: those that live
 // there beside the agent and were started as `circuitseal-agent wireguard`.
 func (r *Rig) WireGuardPIDs(h netns.Host) []int {
@@ -175,7 +200,12 @@ func (r *Rig) WireGuardPIDs(h netns.Host) []int {
 // WireGuardDevices are the devices of the kernel's WireGuard on an appliance,
 // where the kernel has it.
 func (r *Rig) WireGuardDevices(ctx context.Context, h netns.Host) ([]string, error) {
-	out, err := r.Lab.Run(ctx, h, netns.Spec{Path: "ip", Args: []string{"-json", "link", "show", "type", "wireguard"}})
+	return r.devices(ctx, h, func(string) bool { return true }, "type", "wireguard")
+}
+
+// devices are those of the main namespace that `ip link show` lists and are chosen.
+func (r *Rig) devices(ctx context.Context, h netns.Host, chosen func(name string) bool, args ...string) ([]string, error) {
+	out, err := r.Lab.Run(ctx, h, netns.Spec{Path: "ip", Args: append([]string{"-json", "link", "show"}, args...)})
 	if err != nil {
 		return nil, err
 	}
@@ -183,11 +213,11 @@ func (r *Rig) WireGuardDevices(ctx context.Context, h netns.Host) ([]string, err
 		Name string `json:"ifname"`
 	}
 	if err := json.Unmarshal([]byte(out.Stdout), &links); err != nil {
-		return nil, fmt.Errorf("list the WireGuard devices of %s: %w", h, err)
+		return nil, fmt.Errorf("list the devices of %s: %w", h, err)
 	}
 	var names []string
 	for _, l := range links {
-		if l.Name != "" {
+		if l.Name != "" && chosen(l.Name) {
 			names = append(names, l.Name)
 		}
 	}

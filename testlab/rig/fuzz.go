@@ -43,6 +43,27 @@ func (r *Rig) SendFuzz(ctx context.Context, f Fuzz) error {
 	return err
 }
 
+// TagFuzz is frames with any tags, of which none may pass; see traffic.TagFuzz.
+type TagFuzz struct {
+	From      netns.Host
+	Interface string
+	// Circuit tells that Interface is in the circuit namespace of From's agent.
+	Circuit bool
+	Sender  string
+	// MAC, Outer, Others and Pool are as `traffic tagfuzz` takes them.
+	MAC, Outer, Others, Pool string
+	Seed                     uint64
+	Count                    int
+}
+
+// SendTagFuzz sends all of it and returns then.
+func (r *Rig) SendTagFuzz(ctx context.Context, f TagFuzz) error {
+	_, err := r.Lab.Run(ctx, f.From, r.inCircuit(f.From, f.Circuit, r.program("traffic", "tagfuzz", "tagfuzz", "--sender", f.Sender,
+		"--interface", f.Interface, "--mac", f.MAC, "--mark", strconv.Itoa(markBase), "--outer", f.Outer, "--others", f.Others,
+		"--pool", f.Pool, "--seed", strconv.FormatUint(f.Seed, 10), "--count", strconv.Itoa(f.Count))))
+	return err
+}
+
 // Witness is a host that notes whose fuzz packets it receives.
 type Witness struct {
 	process *netns.Process

@@ -176,10 +176,16 @@ func (r *Rig) Inject(ctx context.Context, i Injection) error {
 	}
 	s := r.program("traffic", "inject", "inject", "--interface", i.Interface, "--from", i.Source, "--to", i.To, "--mac", i.MAC,
 		"--tags", i.Tags, "--mark", strconv.Itoa(mark), "--count", strconv.Itoa(i.Count))
-	if i.Circuit {
-		s.Args = append([]string{"netns", "exec", r.CircuitNamespace(i.From), s.Path}, s.Args...)
+	_, err := r.Lab.Run(ctx, i.From, r.inCircuit(i.From, i.Circuit, s))
+	return err
+}
+
+// inCircuit has a program run in the circuit namespace of an appliance's agent,
+// if it is to.
+func (r *Rig) inCircuit(h netns.Host, circuit bool, s netns.Spec) netns.Spec {
+	if circuit {
+		s.Args = append([]string{"netns", "exec", r.CircuitNamespace(h), s.Path}, s.Args...)
 		s.Path = "ip"
 	}
-	_, err := r.Lab.Run(ctx, i.From, s)
-	return err
+	return s
 }

@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"rsc.io/script"
@@ -34,6 +35,33 @@ func (x *session) fuzz(s *script.State, args []string) error {
 		f.Interface = "eth0"
 	}
 	return x.rig.SendFuzz(s.Context(), f)
+}
+
+// tagFuzz sends frames with any VLAN tags to or from a port. Without a seed each run
+// sends others, and says how to repeat it.
+func (x *session) tagFuzz(s *script.State, args []string) (output, error) {
+	o, err := split(args, 2, "mac=", "outer=", "others=", "pool=", "seed=", "count=", "-circuit")
+	if err != nil {
+		return output{}, err
+	}
+	if x.rig == nil {
+		return output{}, errNoLab
+	}
+	h, name, err := end(o.words[0])
+	if err != nil {
+		return output{}, err
+	}
+	seed, err := o.number("seed", int(rand.Uint32()))
+	if err != nil {
+		return output{}, err
+	}
+	count, err := o.number("count", 500)
+	if err != nil {
+		return output{}, err
+	}
+	out := output{Stdout: fmt.Sprintf("%d frames: seed=%d\n", count, seed)}
+	return out, x.rig.SendTagFuzz(s.Context(), rig.TagFuzz{From: h, Interface: name, Circuit: o.has("-circuit"), Sender: o.words[1], MAC: o.settings["mac"],
+		Outer: o.settings["outer"], Others: o.settings["others"], Pool: o.settings["pool"], Seed: uint64(seed), Count: count})
 }
 
 // witness notes whose fuzz arrives at hosts.

@@ -55,60 +55,69 @@ func (x *session) unreachable(s *script.State, args []string) error {
 	return eventually(s.Context(), within, func() error { return x.rig.Unreachable(s.Context(), p) })
 }
 
-func (x *session) datagrams(s *script.State, args []string) error {
+func (x *session) datagrams(s *script.State, args []string) (output, error) {
 	if x.rig == nil {
-		return errNoLab
+		return output{}, errNoLab
 	}
 	if len(args) == 0 {
-		return script.ErrUsage
+		return output{}, script.ErrUsage
 	}
 	switch args[0] {
 	case "start":
 		o, err := split(args[1:], 2, "-6", "flows=")
 		if err != nil {
-			return err
+			return output{}, err
 		}
 		flows, err := o.number("flows", 16)
 		if err != nil {
-			return err
+			return output{}, err
 		}
 		if x.traffic != nil {
-			return errors.New("traffic flows already, and there is one at a time: say `traffic stop` first")
+			return output{}, errors.New("traffic flows already, and there is one at a time: say `traffic stop` first")
 		}
 		x.traffic, err = x.rig.StartDatagrams(netns.Host(o.words[0]), netns.Host(o.words[1]), o.has("-6"), flows, x.config.Slow.Longer(10*time.Millisecond))
-		return err
+		return output{}, err
 	case "run":
 		if x.traffic == nil || len(args) != 2 {
-			return errors.New("want traffic that flows, and a time: traffic run 6s")
+			return output{}, errors.New("want traffic that flows, and a time: traffic run 6s")
 		}
 		d, err := time.ParseDuration(args[1])
 		if err != nil {
-			return err
+			return output{}, err
 		}
 		select {
 		case <-s.Context().Done():
-			return s.Context().Err()
+			return output{}, s.Context().Err()
 		case <-time.After(x.config.Slow.Longer(d)):
-			return nil
+			return output{}, nil
 		}
 	case "stop":
 		if x.traffic == nil {
-			return errors.New("no traffic flows")
+			return output{}, errors.New("no traffic flows")
 		}
+		after := sinceAsked{flowed: time.Since(x.asked).Seconds()}
 		r, err := x.traffic.Stop()
 		x.traffic = nil
 		if err != nil {
-			return err
+			return output{}, err
 		}
-		return check(r, args[1:], x.config.Slow)
+		after.answered = r.LastAnswer.Sub(x.asked).Seconds()
+		text := fmt.Sprintf("%d of %d answered, longest outage %.2f s, the last answer %.2f s after the last sealctl\n", r.Received, r.Sent, r.OutageSeconds, after.answered)
+		return output{Stdout: text}, check(r, after, args[1:], x.config.Slow)
 	}
-	return script.ErrUsage
+	return output{}, script.ErrUsage
 }
 
-// check holds a report against conditions such as lost<=0 and outage<=4s. On a
-// slow machine an outage may be as much longer, and as much less is sent and
-// received. An outage that may be as long as there was traffic is no condition.
-func check(r traffic.DatagramReport, conditions []string, slow rig.Slow) error {
+// sinceAsked are seconds from when the script last began to ask something of the
+// controller: to the last answer, and to the end of traffic.
+type sinceAsked struct{ answered, flowed float64 }
+
+// check holds a report against conditions such as lost<=0, outage<=4s and
+// ended<=5s. On a slow machine an outage and an end may be as much later, and as
+// much less is sent and received. An outage that may be as long as there was traffic
+// is no condition; nor is an end that may be later than that of the traffic, or was
+// before anything was asked.
+func check(r traffic.DatagramReport, after sinceAsked, conditions []string, slow rig.Slow) error {
 	var errs []error
 	for _, c := range conditions {
 		key, value, below := strings.Cut(c, "<=")
@@ -121,6 +130,7 @@ func check(r traffic.DatagramReport, conditions []string, slow rig.Slow) error {
 		have, ok := map[string]float64{
 			"lost": float64(r.Lost), "outage": r.OutageSeconds, "received": float64(r.Received), "reordered": float64(r.Reordered),
 			"duplicates": float64(r.Duplicates), "foreign": float64(r.Foreign), "flows": float64(r.FlowsAnswered),
+			"ended": after.answered,
 		}[key]
 		if !ok {
 			return fmt.Errorf("%s: no such figure", key)
@@ -133,6 +143,10 @@ func check(r traffic.DatagramReport, conditions []string, slow rig.Slow) error {
 		case "outage":
 			if want = slow.Times(want); want >= r.Seconds {
 				return fmt.Errorf("%s: traffic ran for %.1f s, so this says nothing: let it run for longer than the %.1f s that it may be out", c, r.Seconds, want)
+			}
+		case "ended":
+			if want = slow.Times(want); want >= after.flowed || have < 0 {
+				return fmt.Errorf("%s: traffic ran for %.1f s after the last sealctl, the last answer came %.1f s after it, so this says nothing: let it run from before that, for longer than the %.1f s after which it may end", c, after.flowed, have, want)
 			}
 		case "received":
 			want /= slow.Times(1)

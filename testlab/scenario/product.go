@@ -66,6 +66,7 @@ func (x *session) sealctl(s *script.State, args []string) (output, error) {
 	if x.rig == nil {
 		return output{}, errNoLab
 	}
+	x.asked = time.Now()
 	return x.rig.Sealctl(s.Context(), args...)
 }
 
@@ -92,6 +93,10 @@ func (x *session) oneAgent(ctx context.Context, verb string, h netns.Host) error
 		return x.rig.StopAgent(h)
 	case "kill":
 		return x.rig.KillAgent(h)
+	case "freeze":
+		return x.rig.FreezeAgent(h)
+	case "thaw":
+		return x.rig.ThawAgent(h)
 	case "ready":
 		return x.rig.AgentReady(h, x.config.Slow.Longer(30*time.Second))
 	case "alive":
@@ -160,6 +165,35 @@ func (x *session) tunnels(s *script.State, args []string) error {
 	}
 	x.noteBackends(s.Context())
 	return nil
+}
+
+// dropped waits until an appliance has no tunnel's device, and says how long after
+// the last `sealctl` or `apply` began that was.
+func (x *session) dropped(s *script.State, args []string) (output, error) {
+	if x.rig == nil {
+		return output{}, errNoLab
+	}
+	o, err := split(args, 1, "within=")
+	if err != nil {
+		return output{}, err
+	}
+	within, err := x.limit(o, "within", 5*time.Second)
+	if err != nil {
+		return output{}, err
+	}
+	h := netns.Host(o.words[0])
+	err = eventually(s.Context(), within-time.Since(x.asked), func() error {
+		devices, err := x.rig.TunnelDevices(s.Context(), h)
+		if err == nil && len(devices) > 0 {
+			err = fmt.Errorf("on %s there are still %q", h, devices)
+		}
+		return err
+	})
+	took := time.Since(x.asked)
+	if err == nil && took > within {
+		err = fmt.Errorf("the tunnels on %s were there for %s, want %s at most", h, took.Round(time.Millisecond), within)
+	}
+	return output{Stdout: fmt.Sprintf("%s has no tunnel's device after %s\n", h, took.Round(time.Millisecond))}, err
 }
 
 func (x *session) status(s *script.State, args []string) error {

@@ -105,6 +105,8 @@ type session struct {
 	// had counted when it last asked.
 	acted   time.Time
 	repairs map[string]uint64
+	// asked is when the script last began to ask something of the controller.
+	asked time.Time
 }
 
 func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error) {

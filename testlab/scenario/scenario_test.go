@@ -44,11 +44,15 @@ func TestCheckHoldsFiguresAgainstConditions(t *testing.T) {
 		{"lost<=1", 1, false}, {"outage<=1s", 1, false}, {"received>=9", 1, false},
 		{"lost=2", 1, false}, {"gold<=1", 1, false}, {"lost<=few", 1, false},
 		{"outage<=0.5s received>=30", 4, true}, {"outage<=0.3s", 4, false}, {"outage<=4s", 1, false}, {"outage<=1s", 4, false}, {"received>=33", 4, false}, {"lost<=1", 4, false},
+		{"ended<=1s", 1, true}, {"ended<=0.9s", 1, false}, {"ended<=0.3s", 4, true}, {"ended<=0.2s", 4, false}, {"ended<=6s", 1, false}, {"ended<=2s", 4, false},
 	}
 	for _, tt := range tests {
-		if err := check(r, strings.Fields(tt.conditions), tt.slow); (err == nil) != tt.ok {
+		if err := check(r, sinceAsked{answered: 1, flowed: 6}, strings.Fields(tt.conditions), tt.slow); (err == nil) != tt.ok {
 			t.Errorf("check(%q, %g) = %v, want ok %t", tt.conditions, tt.slow, err, tt.ok)
 		}
+	}
+	if err := check(r, sinceAsked{answered: -1, flowed: 6}, []string{"ended<=1s"}, 1); err == nil {
+		t.Error("traffic that ended before anything was asked has ended in time")
 	}
 }
 

@@ -42,6 +42,8 @@ type DatagramReport struct {
 	// OutageSeconds is the longest time without an answer in any flow, from the
 	// sending of the first to the end.
 	OutageSeconds float64 `json:"outageSeconds"`
+	// LastAnswer is when the last answer came; zero if none did.
+	LastAnswer time.Time `json:"lastAnswer,omitzero"`
 	// Flows that got at least one answer.
 	FlowsAnswered int     `json:"flowsAnswered"`
 	Seconds       float64 `json:"seconds"`
@@ -203,5 +205,8 @@ func (f *flow) add(r *DatagramReport, end time.Time) {
 	r.OutageSeconds = max(r.OutageSeconds, f.outage.Seconds(), end.Sub(f.last).Seconds())
 	if f.received > 0 {
 		r.FlowsAnswered++
+		if f.last.After(r.LastAnswer) {
+			r.LastAnswer = f.last
+		}
 	}
 }

@@ -9,6 +9,7 @@
 //	traffic inject --interface IF --mac MAC --from ADDR --to ADDR [--tags 300.100] [--mark N] [--count 10]
 //	traffic witness
 //	traffic fuzz --sender NAME --interface IF --gateway ADDR --own ADDR,… --pool ADDR,PREFIX,… [--seed 1] [--count 10]
+//	traffic tagfuzz --sender NAME --interface IF --mac MAC --mark N --outer FLOW,… --others FLOW,… --pool ADDR,PREFIX,… [--seed 1] [--count 10]
 package main
 
 import (
@@ -41,7 +42,7 @@ var errNotReached = errors.New("not reached")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("want serve, probe, datagrams, streams, forge, inject, witness or fuzz")
+		return errors.New("want serve, probe, datagrams, streams, forge, inject, witness, fuzz or tagfuzz")
 	}
 	canary, err := traffic.CanaryFromEnv()
 	if err != nil {
@@ -64,7 +65,7 @@ func run(ctx context.Context, args []string) error {
 	iface := f.String("interface", "eth0", "where injected frames and fuzz packets go out")
 	mac := f.String("mac", "", "to whom injected frames go")
 	tags := f.String("tags", "", "VLAN tags of injected frames, the outer one first, such as 300.100 or ad300.100")
-	mark := f.Int("mark", 0, "mark of injected frames")
+	mark := f.Int("mark", 0, "mark of injected frames, and the upper half of those of fuzzed tags")
 	var z fuzzFlags
 	z.add(f)
 	if err := f.Parse(args[1:]); err != nil {
@@ -92,10 +93,12 @@ func run(ctx context.Context, args []string) error {
 			ForgeOptions: traffic.ForgeOptions{Canary: canary, Count: *count, WireGuard: true, Size: *size}})
 	case "fuzz":
 		return z.send(ctx, *iface, traffic.Fuzz{Canary: canary, Count: *count}, *interval)
+	case "tagfuzz":
+		return z.tags(*iface, *mac, *mark, traffic.TagFuzz{Canary: canary, Count: *count})
 	case "witness":
 		report, err = traffic.Witness(ctx, canary, func() { fmt.Println("ready") })
 	default:
-		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge, inject, witness or fuzz", args[0])
+		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge, inject, witness, fuzz or tagfuzz", args[0])
 	}
 	return errors.Join(json.NewEncoder(os.Stdout).Encode(report), err)
 }
