@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -68,6 +69,9 @@ func TestDiffVLANs(t *testing.T) {
 	}
 }
 
+// requireKernelEnv turns the skip of what the lab's kernels have into a failure.
+const requireKernelEnv = "CIRCUITSEAL_REQUIRE_KERNEL"
+
 // requireVLANs skips where the kernel makes none: those of the virtual lab do.
 func (l lab) requireVLANs(t *testing.T) {
 	t.Helper()
@@ -77,6 +81,9 @@ func (l lab) requireVLANs(t *testing.T) {
 	}
 	probe := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "probe", ParentIndex: lo.Attrs().Index}, VlanId: 1, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
 	if err := l.m.LinkAdd(probe); errors.Is(err, unix.EOPNOTSUPP) {
+		if os.Getenv(requireKernelEnv) == "1" {
+			t.Fatalf("%s=1, but: %v", requireKernelEnv, err)
+		}
 		t.Skip("this kernel knows no VLANs")
 	} else if err != nil {
 		t.Fatal(err)

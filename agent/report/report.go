@@ -71,7 +71,7 @@ func problem(t plan.Tunnel, s Tunnel, now time.Time) string {
 	case now.Sub(s.LastHandshake) > overdue:
 		return fmt.Sprintf("no handshake with %s for %s, one is due every 120 s: does the link carry UDP port %d, and does the peer hold one of the pre-shared key's generations %v?", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second), t.Peer.Port(), s.PresharedHeld)
 	default:
-		return fmt.Sprintf("probe is not answered; the last handshake with %s was %s ago", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second))
+		return fmt.Sprintf("probe is not answered; the last handshake with %s was %s ago: does the link still carry it, and does the far host's own firewall let ICMPv6 in from its tunnel device?", t.Peer.Addr(), now.Sub(s.LastHandshake).Round(time.Second))
 	}
 }
 

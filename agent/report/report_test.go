@@ -27,7 +27,7 @@ func TestTunnels(t *testing.T) {
 	}{
 		{"no device", Tunnel{Problem: "the device does not exist"}, desired.PhaseDown, "the device does not exist"},
 		{"no handshake", Tunnel{}, desired.PhaseDown, "no handshake with 172.20.255.4 yet"},
-		{"handshake, no answer", Tunnel{LastHandshake: now.Add(-3 * time.Minute)}, desired.PhaseDown, "was 3m0s ago"},
+		{"handshake, no answer", Tunnel{LastHandshake: now.Add(-3 * time.Minute)}, desired.PhaseDown, "was 3m0s ago: does the link still carry it, and does the far host's own firewall let ICMPv6 in"},
 		{"no handshake in time", Tunnel{LastHandshake: now.Add(-4 * time.Minute), PresharedHeld: []uint64{7, 6}}, desired.PhaseDown, "one of the pre-shared key's generations [7 6]"},
 		{"up", Tunnel{Up: true, PresharedHeld: []uint64{8, 7}, PresharedUsed: 8}, desired.PhaseUp, ""},
 	}

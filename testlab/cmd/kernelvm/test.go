@@ -34,7 +34,7 @@ var fastPackages = map[string][]string{
 
 // testEnvironment turns skips into failures: what the lab's kernels have, a
 // test may ask for.
-var testEnvironment = []string{"CI=true", "CIRCUITSEAL_REQUIRE_PRIVILEGE=1", "CIRCUITSEAL_REQUIRE_KERNEL_WIREGUARD=1"}
+var testEnvironment = []string{"CI=true", "CIRCUITSEAL_REQUIRE_PRIVILEGE=1", "CIRCUITSEAL_REQUIRE_KERNEL=1"}
 
 func testCommand(o *options) *cobra.Command {
 	var pattern string
