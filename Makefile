@@ -44,6 +44,10 @@ demo: deps build ## Run the product for real: two nodes, tunnels, faults, an ind
 test: deps build ## Run all tests; as root, what needs root runs too
 	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -count=1 -vet=off ./...
 
+.PHONY: test-slow
+test-slow: deps ## Run the tests that wait for minutes, with nothing to do: of pre-shared keys that an agent misses
+	CIRCUITSEAL_SLOW=1 go test -count=1 -vet=off -run '^TestContract$$/^wireguard-userspace$$/^a_dead_agent' -v ./agent/wireguard | tee /dev/stderr | grep -q -e '--- PASS: .*a_dead_agent'
+
 .PHONY: test-tokens
 test-tokens: ## Race 64 clients for each of 10,000 enrolment tokens, 100 of them over TLS (some minutes)
 	CIRCUITSEAL_TOKEN_ROUNDS=10000 go test -count=1 -vet=off -timeout 60m -run '^TestOneToken(ManyClients|SixtyFourClients)$$' -v ./controller/store ./controller
