@@ -2,6 +2,7 @@ package classifier
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,6 +111,45 @@ func TestRepair(t *testing.T) {
 	b.sync(b.plan, missing, "-1 is not there yet", "-2 is not there yet")
 	b.pair(h, device, b.instance.Device(2), 9000)
 	intact("devices made again", drift.ClassifierMap, drift.ClassifierProgram)
+}
+
+// The BPF file system goes while no agent runs, and with it the maps' names. The
+// next agent makes others; what filters still have at work runs on the former
+// maps until it is replaced in its place, and nothing runs twice.
+func TestSuccessorWithoutPins(t *testing.T) {
+	b := newBed(t)
+	before := b.attachments()
+	must(t, b.classifier.Close())
+	must(t, unix.Unmount(b.instance.BPFDir(), 0))
+	if way == tchook.TCX {
+		// The kernel ends links some time after their last pin.
+		for end := time.Now().Add(10 * time.Second); len(b.attachments()) > 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d programs are at work without pins", len(b.attachments()))
+			}
+		}
+	} else {
+		b.wantSame("without pins", before)
+	}
+	b.classifier = open(t, b.instance, b.ns)
+	b.sync(b.plan, missing)
+	code, err := b.classifier.programIDs()
+	must(t, err)
+	found := b.attachments()
+	for a, was := range before {
+		is, ok := found[a]
+		switch {
+		case !ok:
+			t.Errorf("%s on %s has not come back", a.program, b.name[a.ifindex])
+		case is.Program == was.Program, !slices.Contains(slices.Collect(maps.Values(code)), is.Program):
+			t.Errorf("%s on %s runs program %d, was %d, want one of %v", a.program, b.name[a.ifindex], is.Program, was.Program, code)
+		case way == tchook.Clsact && !is.Is(was):
+			t.Errorf("%s on %s was not replaced in its place", a.program, b.name[a.ifindex])
+		}
+	}
+	if len(found) != len(before) {
+		t.Errorf("%d attachments, want %d", len(found), len(before))
+	}
 }
 
 // An interface that leaves the plan loses its programs and its port; a LAN

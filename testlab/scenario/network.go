@@ -102,8 +102,11 @@ func (x *session) datagrams(s *script.State, args []string) (output, error) {
 			return output{}, err
 		}
 		after.answered = r.LastAnswer.Sub(x.asked).Seconds()
-		text := fmt.Sprintf("%d of %d answered, longest outage %.2f s, the last answer %.2f s after the last sealctl\n", r.Received, r.Sent, r.OutageSeconds, after.answered)
-		return output{Stdout: text}, check(r, after, args[1:], x.config.Slow)
+		text := fmt.Sprintf("%d of %d answered, longest outage %.2f s", r.Received, r.Sent, r.OutageSeconds)
+		if r.Received > 0 && !x.asked.IsZero() {
+			text += fmt.Sprintf(", the last answer %.2f s after the last sealctl", after.answered)
+		}
+		return output{Stdout: text + "\n"}, check(r, after, args[1:], x.config.Slow)
 	}
 	return output{}, script.ErrUsage
 }
