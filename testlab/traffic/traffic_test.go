@@ -61,7 +61,7 @@ func TestFlowCounts(t *testing.T) {
 	f.take(datagram(11), time.Unix(9, 0))
 	var r DatagramReport
 	f.add(&r, time.Unix(7, 0))
-	want := DatagramReport{Sent: 10, Received: 4, Lost: 6, Reordered: 1, Duplicates: 1, Foreign: 2, OutageSeconds: 3, FlowsAnswered: 1}
+	want := DatagramReport{Sent: 10, Received: 4, Lost: 6, Reordered: 1, Duplicates: 1, Foreign: 2, OutageSeconds: 3, LastAnswer: time.Unix(4, 0), FlowsAnswered: 1}
 	if r != want {
 		t.Errorf("report %+v\nwant   %+v", r, want)
 	}
