@@ -130,8 +130,12 @@ func documentToWire(d model.Document) (w *v1.Document, size int, err error) {
 }
 
 func problemsToWire(problems []model.Problem) *v1.InvalidDocuments {
-	w := &v1.InvalidDocuments{}
-	for _, p := range problems[:min(len(problems), maxProblems)] {
+	shown := problems[:min(len(problems), maxProblems)]
+	w := &v1.InvalidDocuments{LeftOut: uint64(len(problems) - len(shown))}
+	for _, p := range problems {
+		w.LeftOut += uint64(p.LeftOut)
+	}
+	for _, p := range shown {
 		w.Problems = append(w.Problems, &v1.Problem{
 			Source: p.Source, Line: uint32(max(0, p.Line)), Document: p.Document, Field: p.Field,
 			Value: p.Value, Message: p.Message, Hint: p.Hint,
@@ -143,16 +147,18 @@ func problemsToWire(problems []model.Problem) *v1.InvalidDocuments {
 // invalid is the answer to documents that are not valid: everything wrong with
 // them is in its detail.
 func invalid(problems []model.Problem) error {
-	count := fmt.Sprintf("%d problems", len(problems))
-	if len(problems) == 1 {
+	detail := problemsToWire(problems)
+	total := uint64(len(detail.GetProblems())) + detail.GetLeftOut()
+	count := fmt.Sprintf("%d problems", total)
+	if total == 1 {
 		count = "1 problem"
 	}
-	return withDetail(connect.CodeInvalidArgument, "the documents are not valid: "+count+"; nothing was changed", problemsToWire(problems))
+	return withDetail(connect.CodeInvalidArgument, "the documents are not valid: "+count+"; nothing was changed", detail)
 }
 
 // inUse is the answer to a delete of what others name.
 func inUse(uses []model.Use) error {
-	detail := &v1.InUse{}
+	detail := &v1.InUse{LeftOut: uint64(max(0, len(uses)-maxProblems))}
 	for _, u := range uses[:min(len(uses), maxProblems)] {
 		detail.Uses = append(detail.Uses, &v1.Use{Document: u.From.String(), Field: u.Field, RefersTo: u.To.String()})
 	}

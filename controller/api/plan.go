@@ -98,7 +98,7 @@ func (p *plans) plan(ctx context.Context, q *v1.PlanRequest) (*v1.PlanResponse, 
 // judge says what is wrong with a planned set of documents. As with a delete,
 // what was wrong before is not the caller's fault where nothing is applied.
 func judge(s *model.Snapshot, all map[model.Key]model.Document, where *document.Text, malformed []model.Problem, deletes []model.Key) error {
-	problems := model.Validate(all)
+	problems := model.ValidateBut(all, where.Told)
 	if len(deletes) > 0 {
 		problems = newProblems(model.Validate(s.Documents), problems)
 	}

@@ -90,7 +90,7 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 			where.Locate(old)
 			return nil, outdated(old)
 		}
-		if problems := where.Merge(malformed, model.Validate(all)); len(problems) > 0 {
+		if problems := where.Merge(malformed, model.ValidateBut(all, where.Told)); len(problems) > 0 {
 			return nil, invalid(problems)
 		}
 		numbers, err := compile.Number(all, s.Numbers)

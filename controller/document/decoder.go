@@ -20,7 +20,7 @@ type decoder struct {
 	docs     []model.Document
 	where    *Text
 	problems []model.Problem
-	// full is set when no more problems are kept.
+	// full is set when nothing more is read.
 	full  bool
 	seen  map[model.Key]position
 	count int
@@ -56,11 +56,10 @@ func (d *decoder) chunk(source string, c chunk) {
 			return
 		}
 		if d.count++; d.count > MaxDocuments {
-			d.report(model.Problem{
+			d.stop(model.Problem{
 				Source: source, Line: c.before + max(1, root.Line), Value: strconv.Itoa(d.count),
-				Message: fmt.Sprintf("there are more than %d documents, counting empty ones", MaxDocuments), Hint: "several smaller applies",
+				Message: fmt.Sprintf("there are more than %d documents, counting empty ones, and nothing is read from here on", MaxDocuments), Hint: "several smaller applies",
 			})
-			d.full = true
 			return
 		}
 		if err != nil {
@@ -70,7 +69,7 @@ func (d *decoder) chunk(source string, c chunk) {
 		if len(root.Content) == 0 || blank(root.Content[0]) {
 			continue
 		}
-		w := &walker{decoder: d, source: source, before: c.before, at: &positions{source: source, lines: map[string]int{}, meant: map[string]bool{}}, apart: list}
+		w := &walker{decoder: d, source: source, before: c.before, at: &positions{source: source, lines: map[string]int{}, meant: map[string]bool{}, malformed: map[string]bool{}}, apart: list}
 		list = nil
 		w.document(root.Content[0])
 	}
@@ -135,6 +134,10 @@ func (w *walker) problem(n *yaml.Node, field, value, message, hint string) {
 	p := model.Problem{
 		Source: w.source, Line: w.before + max(1, n.Line), Field: field,
 		Value: model.Shorten(value), Message: message, Hint: hint,
+	}
+	// What of a long list is only counted is not validated either.
+	if field != "" && !(w.brief && len(w.problems) >= MaxProblems) {
+		w.at.malformed[field] = true
 	}
 	if !w.named {
 		w.early = append(w.early, p)

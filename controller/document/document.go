@@ -28,8 +28,8 @@ const (
 	MaxDocuments = 10_000
 	// MaxDepth is how deeply fields may nest.
 	MaxDepth = 32
-	// MaxProblems is how many problems are told at once; a last one says that
-	// there are more.
+	// MaxProblems is how many problems are told at once; the last one says how
+	// many more there are.
 	MaxProblems = 1_000
 )
 
@@ -81,34 +81,28 @@ func (d *decoder) room(source string, c chunk) bool {
 		return true
 	}
 	if !d.full {
-		d.report(model.Problem{
+		d.stop(model.Problem{
 			Source: source, Line: 1 + c.before, Value: fmt.Sprint(*counted),
 			Message: fmt.Sprintf("all %s together have %d bytes or more; at most %d are read at once", what, *counted, most),
 			Hint:    "several smaller applies",
 		})
-		d.full = true
 	}
 	return false
 }
 
-// report keeps a problem, up to MaxProblems and one more that says so.
+// report keeps a problem, up to MaxProblems, and counts the rest.
 func (d *decoder) report(p model.Problem) {
-	switch {
-	case len(d.problems) < MaxProblems:
+	if len(d.problems) < MaxProblems {
 		d.problems = append(d.problems, p)
-	case !d.full:
-		d.full = true
-		d.problems = append(d.problems, more(p))
+		return
 	}
+	d.problems[MaxProblems-1].LeftOut++
 }
 
-// more says that there are more problems than are told.
-func more(p model.Problem) model.Problem {
-	return model.Problem{
-		Source: p.Source, Line: p.Line, Document: p.Document,
-		Message: fmt.Sprintf("there are more than %d problems; the rest is left out", MaxProblems),
-		Hint:    "cure these first",
-	}
+// stop ends the reading for a reason that is told whatever else is wrong.
+func (d *decoder) stop(p model.Problem) {
+	d.problems = append(d.problems, p)
+	d.where.stopped, d.full = &p, true
 }
 
 // readable checks a source's characters.

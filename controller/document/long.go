@@ -185,12 +185,13 @@ func (w *walker) batch(text string, field reflect.Value) bool {
 		return false
 	}
 	for _, n := range root.Content[0].Content {
-		i := field.Len()
-		field.Set(reflect.Append(field, reflect.Zero(field.Type().Elem())))
+		item, i := reflect.New(field.Type().Elem()).Elem(), len(w.at.items)
 		w.at.items = append(w.at.items, int32(w.before+n.Line))
-		w.value(n, field.Index(i), fmt.Sprintf("%s[%d]", longKey, i))
-		if w.full {
-			return false
+		w.value(n, item, fmt.Sprintf("%s[%d]", longKey, i))
+		// Items of what is refused anyway are counted and not kept: they may be
+		// two bytes of text and hundreds in memory.
+		if len(w.problems) < MaxProblems {
+			field.Set(reflect.Append(field, item))
 		}
 	}
 	return true

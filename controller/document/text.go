@@ -14,6 +14,8 @@ import (
 type Text struct {
 	sources   []string
 	documents map[string]*positions
+	// stopped is why the text was not read to its end, if it was not.
+	stopped *model.Problem
 }
 
 // position is a line of a source.
@@ -28,6 +30,8 @@ type positions struct {
 	lines  map[string]int
 	// meant are fields that unknown ones were probably meant to be.
 	meant map[string]bool
+	// malformed are fields that could not be decoded, told or not.
+	malformed map[string]bool
 	// items are the lines of the items of a long list, whose fields are not in
 	// lines.
 	items []int32
@@ -76,9 +80,19 @@ func longIndex(field string) (int, bool) {
 	return i, err == nil && i >= 0
 }
 
-func (t *Text) meant(document, field string) bool {
+// Told reports a field of a document, by its Key.String, of which Decode has said
+// enough: it, or one around it, could not be decoded.
+func (t *Text) Told(document, field string) bool {
 	where, ok := t.documents[document]
-	return ok && where.meant[field]
+	if !ok {
+		return false
+	}
+	for f := field; f != ""; f = parent(f) {
+		if where.meant[f] || where.malformed[f] {
+			return true
+		}
+	}
+	return false
 }
 
 // parent is the path around a field: spec.a[1] for spec.a[1].b, spec.a for
@@ -90,32 +104,35 @@ func parent(field string) string {
 // Merge joins what Decode and model.Validate found, located and in the order of
 // the text; what is not in the text comes last. A field that could not be
 // decoded has a zero value, so what validation says about it, or about what is
-// in it, is left out.
+// in it, is left out. There are at most MaxProblems, which say how many more there
+// are.
 func (t *Text) Merge(decoded, validated []model.Problem) []model.Problem {
-	type field struct{ document, field string }
-	malformed := map[field]bool{}
-	for _, p := range decoded {
-		if p.Document != "" && p.Field != "" {
-			malformed[field{p.Document, p.Field}] = true
-		}
-	}
 	merged := append([]model.Problem(nil), decoded...)
 	for _, p := range validated {
-		covered := false
-		for f := p.Field; f != "" && !covered; f = parent(f) {
-			covered = malformed[field{p.Document, f}] || t.meant(p.Document, f)
-		}
-		if !covered {
+		if !t.Told(p.Document, p.Field) {
 			merged = append(merged, p)
 		}
 	}
 	t.Locate(merged)
 	t.sort(merged)
-	if len(merged) > MaxProblems {
-		last := merged[MaxProblems]
-		merged = append(merged[:MaxProblems:MaxProblems], more(last))
+	return t.cut(merged)
+}
+
+// cut keeps MaxProblems, among them why the text was not read to its end.
+func (t *Text) cut(all []model.Problem) []model.Problem {
+	if len(all) <= MaxProblems {
+		return all
 	}
-	return merged
+	kept, last := all[:MaxProblems], MaxProblems-1
+	if t.stopped != nil {
+		if i := slices.Index(all, *t.stopped); i > last {
+			all[i], all[last] = all[last], all[i]
+		}
+	}
+	for _, p := range all[MaxProblems:] {
+		kept[last].LeftOut += 1 + p.LeftOut
+	}
+	return kept
 }
 
 // sort orders problems by source, as they were given, and line; those without a

@@ -104,4 +104,7 @@ type Problem struct {
 	Value string
 	// Message says what is wrong and why; Hint what would be right.
 	Message, Hint string
+	// LeftOut is how many more problems there are that are not told, of which this
+	// is the last one that is.
+	LeftOut int
 }

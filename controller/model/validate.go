@@ -18,8 +18,12 @@ import (
 // Documents with a Revision are stored already. That matters in two places:
 // public peering is refused to new documents only, and of two that collide the
 // new one is blamed.
-func Validate(docs map[Key]Document) []Problem {
-	c := &checker{docs: docs, names: map[Key][]string{}, carried: map[string]int{}, underlays: map[*NodeSpec]*underlay{}}
+func Validate(docs map[Key]Document) []Problem { return ValidateBut(docs, nil) }
+
+// ValidateBut is Validate, except that nothing is said of fields of documents, by
+// their Key.String, of which enough was told already.
+func ValidateBut(docs map[Key]Document, told func(document, field string) bool) []Problem {
+	c := &checker{docs: docs, told: told, names: map[Key][]string{}, carried: map[string]int{}, underlays: map[*NodeSpec]*underlay{}}
 	all := slices.SortedFunc(maps.Keys(docs), compareKeys)
 	for _, k := range all {
 		class := Key{Kind: k.Kind, Customer: k.Customer}
@@ -107,6 +111,7 @@ type checker struct {
 	docs map[Key]Document
 	// keys are those of documents with a usable spec, sorted.
 	keys []Key
+	told func(document, field string) bool
 	// names are those of all documents by kind and customer, for hints; guesses
 	// counts the comparisons that hints have cost.
 	names   map[Key][]string
@@ -121,6 +126,9 @@ type checker struct {
 // add reports a problem. Value, message and hint may hold foreign text only
 // where it went through Shorten or quoted.
 func (c *checker) add(k Key, field, value, message, hint string) {
+	if c.told != nil && c.told(k.String(), field) {
+		return
+	}
 	c.problems = append(c.problems, Problem{
 		Document: k.String(), Field: field, Value: Shorten(value), Message: message, Hint: hint,
 	})

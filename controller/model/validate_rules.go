@@ -9,7 +9,8 @@ import (
 )
 
 // What a rule set can have. MaxRules leaves room above the 100,000 that the
-// classifier is built for; the lists of a rule are those of Azure.
+// classifier is built for; the lists of a rule are those of Azure. Of what is
+// wrong with a set, maxRuleIssues are told and the rest is counted.
 const (
 	MaxRules      = 200_000
 	maxPriority   = 1_000_000
@@ -50,8 +51,9 @@ func (c *checker) ruleSet(k Key, s *SecurityRuleSetSpec) {
 		}
 		c.ruleMatch(k, field, r)
 		c.ruleAction(k, field, r)
-		if len(c.problems)-before > maxRuleIssues {
-			return
+		if most := before + maxRuleIssues; len(c.problems) > most {
+			c.problems[most-1].LeftOut += len(c.problems) - most
+			c.problems = c.problems[:most]
 		}
 	}
 }

@@ -28,8 +28,8 @@ func applyCommand(o *options) *cobra.Command {
 		Short: "Create or replace documents: all of them or none",
 		Long: `Create or replace documents in one transaction: all of them or none.
 
-What is wrong with them is printed in full, one problem a line, and the exit
-code is 3:
+What is wrong with them is printed, one problem a line, and the exit code is 3;
+of more than 1,000 problems the rest is counted:
 
   file:line: field: what is wrong (got "value"); what would be right
 
@@ -170,11 +170,12 @@ func printProblems(cmd *cobra.Command, o *options, p *v1.InvalidDocuments) error
 	for _, x := range p.GetProblems() {
 		b.WriteString(line(problem(x)) + "\n")
 	}
-	noun := "problems"
-	if len(p.GetProblems()) == 1 {
-		noun = "problem"
+	told := len(p.GetProblems())
+	b.WriteString(count(told+int(p.GetLeftOut()), "problem", "problems"))
+	if p.GetLeftOut() > 0 {
+		fmt.Fprintf(&b, ", of which %d are shown and %d are not", told, p.GetLeftOut())
 	}
-	fmt.Fprintf(&b, "%d %s; nothing was changed\n", len(p.GetProblems()), noun)
+	b.WriteString("; nothing was changed\n")
 	_, err := io.WriteString(cmd.ErrOrStderr(), b.String())
 	return withCode(exitRefused, cmp.Or(err, errTold))
 }

@@ -68,7 +68,7 @@ gone already is no error with -f.`,
 				// The flag has the field's name.
 				return fmt.Errorf("%w: --%s", errUsage, rpc.Message())
 			}
-			if uses := usesOf(err); len(uses) > 0 {
+			if uses := usesOf(err); len(uses.GetUses()) > 0 {
 				return printUses(cmd, o, uses)
 			}
 			if err != nil {
@@ -115,16 +115,19 @@ func identities(sources []*v1.Source) ([]*v1.DocumentKey, error) {
 }
 
 // printUses prints what still names documents that were to be deleted.
-func printUses(cmd *cobra.Command, o *options, uses []*v1.Use) error {
+func printUses(cmd *cobra.Command, o *options, uses *v1.InUse) error {
 	if o.structured() {
-		if err := o.print(cmd.OutOrStdout(), &v1.InUse{Uses: uses}); err != nil {
+		if err := o.print(cmd.OutOrStdout(), uses); err != nil {
 			return err
 		}
 		return errTold
 	}
 	var b strings.Builder
-	for _, u := range uses {
+	for _, u := range uses.GetUses() {
 		fmt.Fprintf(&b, "%s is in use by %s (%s)\n", line(u.GetRefersTo()), line(u.GetDocument()), line(u.GetField()))
+	}
+	if n := uses.GetLeftOut(); n > 0 {
+		fmt.Fprintf(&b, "and %d more references that are not shown\n", n)
 	}
 	b.WriteString("nothing was deleted; delete or change these first\n")
 	if _, err := io.WriteString(cmd.ErrOrStderr(), b.String()); err != nil {

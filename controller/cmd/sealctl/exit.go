@@ -23,7 +23,7 @@ var exitCodes = []string{
 	exitOK:          "done",
 	exitFailed:      "failed: refused by the controller, or a file cannot be read",
 	exitUsage:       "wrong usage: nothing was asked of the controller, or it cannot make sense of the question",
-	exitRefused:     "documents are refused; the first problems, 1,000 at most, are printed and nothing was changed",
+	exitRefused:     "documents are refused: 1,000 problems at most are printed, the rest is counted, and nothing was changed",
 	exitUnreachable: "the controller cannot be reached, or did not answer in time",
 	exitIdentity:    "no trust: your identity is missing, expired, unsafe or may not do this, or it is another controller",
 	exitNotYet:      "not as it should be (yet): apply --wait ran out of time, status --check found problems, or plan found changes",

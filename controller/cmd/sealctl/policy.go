@@ -159,6 +159,4 @@ func (p policyClient) remove(ctx context.Context, keys []*v1.DocumentKey, missin
 }
 
 // usesOf is the detail of an error that refuses a delete, or nil.
-func usesOf(err error) []*v1.Use {
-	return detailOf[*v1.InUse](err, connect.CodeFailedPrecondition).GetUses()
-}
+func usesOf(err error) *v1.InUse { return detailOf[*v1.InUse](err, connect.CodeFailedPrecondition) }

@@ -372,8 +372,11 @@ func (x *ApplyResponse) GetChanges() []*Change {
 
 // InvalidDocuments is an error detail: everything that is wrong, at once.
 type InvalidDocuments struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Problems      []*Problem             `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1000.
+	Problems []*Problem `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	// How many more there are.
+	LeftOut       uint64 `protobuf:"varint,2,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -413,6 +416,13 @@ func (x *InvalidDocuments) GetProblems() []*Problem {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *InvalidDocuments) GetLeftOut() uint64 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
 }
 
 // Problem is one thing wrong with a document.
@@ -961,8 +971,11 @@ func (x *DeleteResponse) GetDeleted() []*DocumentKey {
 
 // InUse is an error detail: what still names documents that were to be deleted.
 type InUse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uses          []*Use                 `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1000.
+	Uses []*Use `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	// How many more there are.
+	LeftOut       uint64 `protobuf:"varint,2,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1002,6 +1015,13 @@ func (x *InUse) GetUses() []*Use {
 		return x.Uses
 	}
 	return nil
+}
+
+func (x *InUse) GetLeftOut() uint64 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
 }
 
 // Use is a field of a document that names another one.
@@ -2414,9 +2434,10 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x06action\x18\x04 \x01(\x0e2\x1c.circuitseal.v1.ChangeActionR\x06action\"]\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x120\n" +
-	"\achanges\x18\x02 \x03(\v2\x16.circuitseal.v1.ChangeR\achanges\"G\n" +
+	"\achanges\x18\x02 \x03(\v2\x16.circuitseal.v1.ChangeR\achanges\"b\n" +
 	"\x10InvalidDocuments\x123\n" +
-	"\bproblems\x18\x01 \x03(\v2\x17.circuitseal.v1.ProblemR\bproblems\"\xab\x01\n" +
+	"\bproblems\x18\x01 \x03(\v2\x17.circuitseal.v1.ProblemR\bproblems\x12\x19\n" +
+	"\bleft_out\x18\x02 \x01(\x04R\aleftOut\"\xab\x01\n" +
 	"\aProblem\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\rR\x04line\x12\x1a\n" +
@@ -2461,9 +2482,10 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"missing_ok\x18\x05 \x01(\bR\tmissingOk\"c\n" +
 	"\x0eDeleteResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x125\n" +
-	"\adeleted\x18\x02 \x03(\v2\x1b.circuitseal.v1.DocumentKeyR\adeleted\"0\n" +
+	"\adeleted\x18\x02 \x03(\v2\x1b.circuitseal.v1.DocumentKeyR\adeleted\"K\n" +
 	"\x05InUse\x12'\n" +
-	"\x04uses\x18\x01 \x03(\v2\x13.circuitseal.v1.UseR\x04uses\"T\n" +
+	"\x04uses\x18\x01 \x03(\v2\x13.circuitseal.v1.UseR\x04uses\x12\x19\n" +
+	"\bleft_out\x18\x02 \x01(\x04R\aleftOut\"T\n" +
 	"\x03Use\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\tR\bdocument\x12\x1b\n" +
 	"\trefers_to\x18\x02 \x01(\tR\brefersTo\x12\x14\n" +
