@@ -33,10 +33,11 @@ of more than 1,000 problems the rest is counted:
 
   file:line: field: what is wrong (got "value"); what would be right
 
-With --wait it ends when every node that is connected has applied what was
-compiled from the documents; nodes that are not connected are named and not waited
-for. After --wait-timeout it says what is missing; the exit code is 6 then. What
-was applied stays applied.`,
+With --wait it ends when every node that the documents concern has applied what was
+compiled from them: those that carry something of a customer whose documents are
+among them, and nodes that are among them or name one. After --wait-timeout it says
+which have not, such as nodes that are not enrolled or not connected; the exit code
+is 6 then. What was applied stays applied.`,
 		Example: `  sealctl apply -f policies/ --dry-run
   sealctl apply -R -f policies/ --wait
   sealctl get site hq --customer contoso -o yaml | sed s/10.1./10.9./ | sealctl apply -f -`,
@@ -75,12 +76,12 @@ was applied stays applied.`,
 			if err != nil || !wait {
 				return err
 			}
-			return waitApplied(cmd, o, c, patient)
+			return waitApplied(cmd, o, c, answer.GetChanges(), patient)
 		},
 	}
 	files.register(cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would change and change nothing")
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until connected nodes have applied it")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the nodes that it concerns have applied it")
 	cmd.Flags().DurationVar(&patient, "wait-timeout", 2*time.Minute, "how long --wait waits")
 	return formats(cmd, "json", "yaml", "name")
 }

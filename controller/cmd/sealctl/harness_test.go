@@ -134,6 +134,8 @@ type node struct {
 	states chan *v1.Position
 	mu     sync.Mutex
 	last   *v1.NodeStatus
+	// leave ends the session.
+	leave func()
 }
 
 // enrol enrols a node with a token that sealctl makes, and opens its session.
@@ -192,13 +194,14 @@ func enrol(t *testing.T, dir, name string) *node {
 			n.states <- h.Position.ToWire()
 		}
 	}()
-	t.Cleanup(func() {
+	n.leave = sync.OnceFunc(func() {
 		cancel()
 		// The context alone does not end a stream whose request is open.
 		_ = n.stream.CloseRequest()
 		<-done
 		_ = n.stream.CloseResponse()
 	})
+	t.Cleanup(n.leave)
 	n.report(func(*v1.NodeStatus) {})
 	return n
 }

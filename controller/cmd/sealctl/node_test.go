@@ -14,13 +14,38 @@ import (
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
 
-// A node that is connected is waited for, and one that is not is named.
+// soleNode is a customer with a node.
+const soleNode = `apiVersion: circuitseal.io/v1
+kind: Customer
+metadata: {name: contoso}
+spec: {displayName: One, model: connect-to}
+---
+apiVersion: circuitseal.io/v1
+kind: Node
+metadata: {name: prem-1}
+spec:
+  owner: contoso
+  interfaces:
+    - {name: lan0, role: lan, customer: contoso}
+    - {name: mgmt0, role: mgmt}
+`
+
+// Nodes that it concerns are waited for, connected or not, and no others.
 func TestApplyWaits(t *testing.T) {
 	dir := start(t)
 	must(t, "", "apply", "-f", samples)
 	n := enrol(t, dir, "prem-1")
 	n.apply()
 	eventually(t, "prem-1  yes       yes", "status")
+	// A node that carries nothing of contoso's has no part in this.
+	must(t, strings.NewReplacer("contoso", "fabrikam", "prem-1", "prem-2").Replace(soleNode), "apply", "-f", "-")
+	code, _, stderr := sealctl(t, "", "apply", "-f", samples, "--wait", "--wait-timeout", "100ms")
+	if code != exitNotYet || !strings.Contains(stderr, "after 100ms: node nva-1 is not enrolled") || strings.Contains(stderr, "prem") {
+		t.Errorf("with nva-1 not enrolled: exit code %d: %s", code, stderr)
+	}
+	far := enrol(t, dir, "nva-1")
+	far.apply()
+	eventually(t, "nva-1   yes       yes", "status")
 	policy := "apiVersion: circuitseal.io/v1\nkind: EncryptionPolicy\nmetadata: {customer: contoso, name: standard}\nspec: {protocol: wireguard, pathMTU: 1380}\n"
 	type result struct {
 		code           int
@@ -33,7 +58,8 @@ func TestApplyWaits(t *testing.T) {
 		ended <- result{code, out.String(), e.String()}
 	}()
 	// The state comes, and as long as it is not applied the command waits.
-	p := n.next()
+	p, q := n.next(), far.next()
+	far.report(func(s *v1.NodeStatus) { s.Acknowledged, s.Applied = q, q })
 	select {
 	case r := <-ended:
 		t.Fatalf("it did not wait: %+v", r)
@@ -41,12 +67,14 @@ func TestApplyWaits(t *testing.T) {
 	}
 	n.report(func(s *v1.NodeStatus) { s.Acknowledged, s.Applied = p, p })
 	r := <-ended
-	if r.code != exitOK || r.stdout != "encryptionpolicy/contoso/standard configured\n" || r.stderr != "1 connected node has applied it; not connected, and not waited for: nva-1\n" {
+	if r.code != exitOK || r.stdout != "encryptionpolicy/contoso/standard configured\n" || r.stderr != "2 nodes have applied it\n" {
 		t.Errorf("got %+v", r)
 	}
 	// One that takes too long is named; what was applied stays.
-	code, _, stderr := sealctl(t, strings.Replace(policy, "1380", "1360", 1), "apply", "-f", "-", "--wait", "--wait-timeout", "100ms")
-	if code != exitNotYet || !strings.Contains(stderr, "node prem-1 wants state ") || !strings.Contains(stderr, "what was applied stays applied") {
+	far.leave()
+	eventually(t, "nva-1   yes       no", "status")
+	code, _, stderr = sealctl(t, strings.Replace(policy, "1380", "1360", 1), "apply", "-f", "-", "--wait", "--wait-timeout", "100ms")
+	if code != exitNotYet || !strings.Contains(stderr, "node nva-1 is not connected; node prem-1 wants state ") || !strings.Contains(stderr, "what was applied stays applied") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 	// One that refuses is not waited for.

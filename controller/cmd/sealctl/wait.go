@@ -15,9 +15,19 @@ import (
 // waitEvery is how often --wait asks.
 const waitEvery = 500 * time.Millisecond
 
-// waitApplied waits until every connected node has applied its newest state. The
-// controller's status is never older than the documents that it was asked after.
-func waitApplied(cmd *cobra.Command, o *options, c connection, patient time.Duration) error {
+// waitApplied waits until every node that changes concern has applied its newest
+// state. The controller's status is never older than the documents that it was
+// asked after.
+func waitApplied(cmd *cobra.Command, o *options, c connection, changes []*v1.Change, patient time.Duration) error {
+	all, err := newPolicyClient(c, o).get(cmd.Context(), &v1.GetRequest{Kind: "all"})
+	if err != nil {
+		return err
+	}
+	var changed []key
+	for _, d := range changes {
+		changed = append(changed, key{d.GetKind(), d.GetCustomer(), d.GetName()})
+	}
+	nodes := reach(all.GetDocuments(), changed)
 	ctx, cancel := context.WithTimeout(cmd.Context(), patient)
 	defer cancel()
 	p := startProgress(cmd.ErrOrStderr(), "waiting for nodes")
@@ -30,7 +40,7 @@ func waitApplied(cmd *cobra.Command, o *options, c connection, patient time.Dura
 			return err
 		}
 		if err == nil {
-			w := waitingFor(s)
+			w := waitingFor(s, nodes)
 			missing = w.missing
 			p.say("waiting for nodes: %d of %d have applied it", w.applied, w.applied+len(w.missing))
 			if len(w.missing) == 0 || w.hopeless {
@@ -53,21 +63,24 @@ func waitApplied(cmd *cobra.Command, o *options, c connection, patient time.Dura
 // waiting is how far nodes are.
 type waiting struct {
 	applied int
-	// missing are sentences about connected nodes; away are the others.
-	missing, away []string
+	// missing are sentences about nodes that have not.
+	missing []string
 	// hopeless is set when a node has refused what it should apply.
 	hopeless bool
 }
 
-func waitingFor(s *v1.GetStatusResponse) waiting {
+func waitingFor(s *v1.GetStatusResponse, nodes map[string]bool) waiting {
 	var w waiting
 	for _, n := range s.GetNodes() {
 		st := n.GetStatus()
 		switch rejected := st.GetRejection(); {
-		case !n.GetConnected():
-			w.away = append(w.away, n.GetNode())
-		case compare(st.GetApplied(), n.GetWanted()) >= 0:
+		case !nodes[n.GetNode()]:
+		case !n.GetEnrolled():
+			w.missing = append(w.missing, fmt.Sprintf("node %s is not enrolled (`sealctl token create %s` prints how)", n.GetNode(), n.GetNode()))
+		case st != nil && compare(st.GetApplied(), n.GetWanted()) >= 0:
 			w.applied++
+		case !n.GetConnected():
+			w.missing = append(w.missing, fmt.Sprintf("node %s is not connected", n.GetNode()))
 		case rejected != nil && compare(rejected.GetPosition(), n.GetWanted()) == 0:
 			w.hopeless = true
 			w.missing = append(w.missing, fmt.Sprintf("node %s refused state %s: %s", n.GetNode(), position(n.GetWanted()), rejected.GetReason()))
@@ -87,13 +100,10 @@ func (w waiting) report(cmd *cobra.Command) error {
 	if len(w.missing) > 0 {
 		return withCode(exitNotYet, errors.New(strings.Join(w.missing, "; ")))
 	}
-	text := fmt.Sprintf("%d connected nodes have applied it", w.applied)
-	if w.applied == 1 {
-		text = "1 connected node has applied it"
+	text := count(w.applied, "node has applied it", "nodes have applied it")
+	if w.applied == 0 {
+		text = "it concerns no node: there is nothing to wait for"
 	}
-	if len(w.away) > 0 {
-		text += "; not connected, and not waited for: " + strings.Join(w.away, ", ")
-	}
-	_, err := fmt.Fprintln(cmd.ErrOrStderr(), line(text))
+	_, err := fmt.Fprintln(cmd.ErrOrStderr(), text)
 	return err
 }
