@@ -95,7 +95,7 @@ var (
 	nodeEpochDesc       = describe("node_state_epoch", "Epoch of a node's state: wanted of it, acknowledged or applied in full by it.", "node", "stage")
 	nodeRevisionDesc    = describe("node_state_revision", "Revision of a node's state: wanted of it, acknowledged or applied in full by it.", "node", "stage")
 	nodeReportedDesc    = describe("node_last_report_timestamp_seconds", "When the node's last status was made, by its own clock.", "node")
-	nodeProblemsDesc    = describe("node_problems", "How many things are wrong with the node, as itself or the controller says.", "node")
+	nodeProblemsDesc    = describe("node_problems", "How many things are wrong with the node: what sealctl status lists.", "node")
 	connectionUpDesc    = describe("connection_tunnels_up", "Tunnels of the connection that both ends say are up.", "customer", "connection")
 	connectionTotalDesc = describe("connection_tunnels", "Tunnels that the connection should have.", "customer", "connection")
 )
@@ -131,7 +131,7 @@ func (m statusMetrics) Collect(out chan<- prometheus.Metric) {
 			stages["acknowledged"], stages["applied"] = s.GetAcknowledged(), s.GetApplied()
 			gauge(nodeReportedDesc, float64(s.GetTime().AsTime().UnixMilli())/1e3, n.GetNode())
 		}
-		gauge(nodeProblemsDesc, float64(len(n.GetProblems())+len(n.GetStatus().GetProblems())), n.GetNode())
+		gauge(nodeProblemsDesc, float64(len(n.GetFindings())), n.GetNode())
 		for stage, p := range stages {
 			gauge(nodeEpochDesc, float64(p.GetEpoch()), n.GetNode(), stage)
 			gauge(nodeRevisionDesc, float64(p.GetRevision()), n.GetNode(), stage)

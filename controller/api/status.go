@@ -56,6 +56,7 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 	for _, k := range selected(now.Documents, model.KindConnection, "") {
 		answer.Connections = append(answer.Connections, connection(now, k, reports))
 	}
+	advise(answer)
 	return connect.NewResponse(answer), nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -132,6 +133,64 @@ func TestStatusOfNodes(t *testing.T) {
 	}
 }
 
+// Programs get every state once, and of a change what has changed.
+func TestWatchTellsProgramsChanges(t *testing.T) {
+	node := func(name string, connected bool, sent uint64) *v1.NodeReport {
+		return &v1.NodeReport{Node: name, Enrolled: true, Connected: connected, Status: &v1.NodeStatus{
+			Time:    timestamppb.New(time.Unix(int64(sent), 0)),
+			Tunnels: []*v1.TunnelStatus{{Id: "c/x/y/primary", Phase: v1.TunnelPhase_TUNNEL_PHASE_UP, SentBytes: sent}},
+		}}
+	}
+	up := []*v1.ConnectionReport{{Customer: "c", Connection: "x", TunnelsUp: 1, TunnelsTotal: 1}}
+	var out bytes.Buffer
+	v := &viewer{w: &out, stderr: &out, o: &options{output: "json"}}
+	away := atServer{"https://x", context.DeadlineExceeded}
+	for _, s := range []struct {
+		answer *v1.GetStatusResponse
+		err    error
+		want   []string // of the names in the line, "" for no line
+	}{
+		{&v1.GetStatusResponse{Nodes: []*v1.NodeReport{node("a", true, 1), node("b", true, 1)}, Connections: up}, nil, []string{"a", "b", "c/x"}},
+		{&v1.GetStatusResponse{Nodes: []*v1.NodeReport{node("a", true, 2), node("b", true, 2)}, Connections: up}, nil, nil},
+		{nil, away, []string{"did not answer"}},
+		{nil, away, nil},
+		{&v1.GetStatusResponse{Nodes: []*v1.NodeReport{node("a", true, 3), node("b", false, 3)}, Connections: up}, nil, []string{"b"}},
+		{&v1.GetStatusResponse{Nodes: []*v1.NodeReport{node("a", true, 4)}}, nil, []string{"b is gone", "c/x is gone"}},
+		{&v1.GetStatusResponse{Nodes: []*v1.NodeReport{node("a", true, 4)}}, nil, nil},
+	} {
+		out.Reset()
+		if err := v.show(s.answer, s.err, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		var told []string
+		var line v1.GetStatusResponse
+		if s.err == nil && out.Len() > 0 {
+			if err := protojson.Unmarshal(out.Bytes(), &line); err != nil {
+				t.Fatal(err)
+			}
+		} else if out.Len() > 0 && strings.Contains(out.String(), "did not answer") {
+			told = append(told, "did not answer")
+		}
+		for _, n := range line.GetNodes() {
+			name := n.GetNode()
+			if len(n.GetFindings()) > 0 {
+				name += " is gone"
+			}
+			told = append(told, name)
+		}
+		for _, c := range line.GetConnections() {
+			name := c.GetCustomer() + "/" + c.GetConnection()
+			if len(c.GetFindings()) > 0 {
+				name += " is gone"
+			}
+			told = append(told, name)
+		}
+		if diff := cmp.Diff(s.want, told); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	}
+}
+
 func TestWatchWritesChanges(t *testing.T) {
 	before := &v1.GetStatusResponse{
 		Nodes: []*v1.NodeReport{{Node: "a", Enrolled: true, Connected: true, Wanted: &v1.Position{Epoch: 1, Revision: 2}, Status: &v1.NodeStatus{
@@ -146,7 +205,7 @@ func TestWatchWritesChanges(t *testing.T) {
 			Applied:  &v1.Position{Epoch: 1, Revision: 2},
 			Tunnels:  []*v1.TunnelStatus{{Id: "c/x/y/primary", Phase: v1.TunnelPhase_TUNNEL_PHASE_DOWN, SentBytes: 9}},
 			Problems: []string{"it rains"},
-		}}},
+		}, Findings: []*v1.Finding{{What: "node a: it rains"}}}},
 		Connections: []*v1.ConnectionReport{{Customer: "c", Connection: "x", TunnelsTotal: 1}},
 	}
 	var out bytes.Buffer

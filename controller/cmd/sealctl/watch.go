@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,8 +27,10 @@ at first and then for every change:
 
   2026-01-02T15:04:05Z tunnel contoso/hq-weu/er-ams/primary at node prem-1: up -> down
 
--o json prints one answer a line, and -o yaml one a document. A controller that is
-away for a moment does not end it.`,
+-o json prints all of the status on one line at first, then for every change a line
+with only the nodes and connections that have changed, counters and times apart; one
+that is gone has a finding that says so. -o yaml prints the same, a document each. A
+controller that is away for a moment does not end it.`,
 		Example: `  sealctl watch
   sealctl watch --node prem-1 | tee -a prem-1.log
   sealctl watch -o json | jq .connections`,
@@ -74,6 +77,8 @@ type viewer struct {
 	// before is what was said last, and failed the last failure.
 	before map[string]string
 	failed string
+	// reports are the facts of nodes and connections that programs were told.
+	reports map[string]map[string]string
 }
 
 func (v *viewer) show(answer *v1.GetStatusResponse, failed error, now time.Time) error {
@@ -88,8 +93,17 @@ func (v *viewer) show(answer *v1.GetStatusResponse, failed error, now time.Time)
 
 func (v *viewer) structured(answer *v1.GetStatusResponse, failed error) error {
 	if failed != nil {
-		_, err := fmt.Fprintf(v.stderr, "sealctl: %s\n", clean(explain(failed)))
+		text := explain(failed)
+		if text == v.failed {
+			return nil
+		}
+		v.failed = text
+		_, err := fmt.Fprintf(v.stderr, "sealctl: %s\n", clean(text))
 		return err
+	}
+	v.failed = ""
+	if answer = v.news(answer); answer == nil {
+		return nil
 	}
 	if v.o.json() {
 		return printJSONLine(v.w, answer)
@@ -98,6 +112,46 @@ func (v *viewer) structured(answer *v1.GetStatusResponse, failed error) error {
 		return err
 	}
 	return v.o.print(v.w, answer)
+}
+
+// news is what of an answer has changed since the last one: all of the first, nil
+// for nothing.
+func (v *viewer) news(s *v1.GetStatusResponse) *v1.GetStatusResponse {
+	first, before := v.reports == nil, v.reports
+	v.reports = map[string]map[string]string{}
+	part := &v1.GetStatusResponse{Revision: s.GetRevision()}
+	differs := func(name string, report *v1.GetStatusResponse) bool {
+		now := facts(report)
+		v.reports[name] = now
+		old, was := before[name]
+		return !was || !maps.Equal(old, now)
+	}
+	for _, n := range s.GetNodes() {
+		if differs("node "+n.GetNode(), &v1.GetStatusResponse{Nodes: []*v1.NodeReport{n}}) {
+			part.Nodes = append(part.Nodes, n)
+		}
+	}
+	for _, c := range s.GetConnections() {
+		if differs("connection "+c.GetCustomer()+"/"+c.GetConnection(), &v1.GetStatusResponse{Connections: []*v1.ConnectionReport{c}}) {
+			part.Connections = append(part.Connections, c)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		if _, is := v.reports[name]; is {
+			continue
+		}
+		gone := []*v1.Finding{{What: name + " is gone: its document was deleted"}}
+		if node, ok := strings.CutPrefix(name, "node "); ok {
+			part.Nodes = append(part.Nodes, &v1.NodeReport{Node: node, Findings: gone})
+			continue
+		}
+		customer, connection, _ := strings.Cut(strings.TrimPrefix(name, "connection "), "/")
+		part.Connections = append(part.Connections, &v1.ConnectionReport{Customer: customer, Connection: connection, Findings: gone})
+	}
+	if !first && len(part.GetNodes())+len(part.GetConnections()) == 0 {
+		return nil
+	}
+	return part
 }
 
 func (v *viewer) redraw(answer *v1.GetStatusResponse, failed error, now time.Time) error {
@@ -169,7 +223,7 @@ func facts(s *v1.GetStatusResponse) map[string]string {
 		all["connection "+c.GetCustomer()+"/"+c.GetConnection()] = of(int(c.GetTunnelsUp()), int(c.GetTunnelsTotal())) + " tunnels up"
 	}
 	for _, f := range findings(s) {
-		all["problem: "+f.what] = ""
+		all["problem: "+f.GetWhat()] = ""
 	}
 	return all
 }

@@ -2259,8 +2259,11 @@ type NodeReport struct {
 	Wanted *Position `protobuf:"bytes,4,opt,name=wanted,proto3" json:"wanted,omitempty"`
 	// The last status received, if any; its time says when.
 	Status *NodeStatus `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
-	// What is wrong with the node as the controller sees it, a sentence each.
-	Problems      []string `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"`
+	// What is wrong with the node as the controller sees it, a sentence each: its
+	// own problems are in its status.
+	Problems []string `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Everything that is wrong, the node's own problems too, and what to do.
+	Findings      []*Finding `protobuf:"bytes,7,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2337,6 +2340,77 @@ func (x *NodeReport) GetProblems() []string {
 	return nil
 }
 
+func (x *NodeReport) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+// Finding is something that is wrong.
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A sentence.
+	What string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	// What to do next; may be empty.
+	Next string `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`
+	// What shows more; may be empty.
+	See           string `protobuf:"bytes,3,opt,name=see,proto3" json:"see,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Finding) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Finding) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *Finding) GetSee() string {
+	if x != nil {
+		return x.See
+	}
+	return ""
+}
+
 // ConnectionReport joins what both ends of a connection report.
 type ConnectionReport struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -2345,14 +2419,16 @@ type ConnectionReport struct {
 	TunnelsUp    uint32                 `protobuf:"varint,3,opt,name=tunnels_up,json=tunnelsUp,proto3" json:"tunnels_up,omitempty"`
 	TunnelsTotal uint32                 `protobuf:"varint,4,opt,name=tunnels_total,json=tunnelsTotal,proto3" json:"tunnels_total,omitempty"`
 	// What is wrong, a sentence each.
-	Problems      []string `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
+	// The same, and what to do.
+	Findings      []*Finding `protobuf:"bytes,6,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConnectionReport) Reset() {
 	*x = ConnectionReport{}
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[36]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2440,7 @@ func (x *ConnectionReport) String() string {
 func (*ConnectionReport) ProtoMessage() {}
 
 func (x *ConnectionReport) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_operator_proto_msgTypes[36]
+	mi := &file_circuitseal_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2453,7 @@ func (x *ConnectionReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionReport.ProtoReflect.Descriptor instead.
 func (*ConnectionReport) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_circuitseal_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ConnectionReport) GetCustomer() string {
@@ -2411,6 +2487,13 @@ func (x *ConnectionReport) GetTunnelsTotal() uint32 {
 func (x *ConnectionReport) GetProblems() []string {
 	if x != nil {
 		return x.Problems
+	}
+	return nil
+}
+
+func (x *ConnectionReport) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
 	}
 	return nil
 }
@@ -2561,7 +2644,7 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x11GetStatusResponse\x120\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1a.circuitseal.v1.NodeReportR\x05nodes\x12B\n" +
 	"\vconnections\x18\x02 \x03(\v2 .circuitseal.v1.ConnectionReportR\vconnections\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xdc\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\x91\x02\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
@@ -2569,7 +2652,12 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
 	"\x06wanted\x18\x04 \x01(\v2\x18.circuitseal.v1.PositionR\x06wanted\x122\n" +
 	"\x06status\x18\x05 \x01(\v2\x1a.circuitseal.v1.NodeStatusR\x06status\x12\x1a\n" +
-	"\bproblems\x18\x06 \x03(\tR\bproblems\"\xae\x01\n" +
+	"\bproblems\x18\x06 \x03(\tR\bproblems\x123\n" +
+	"\bfindings\x18\a \x03(\v2\x17.circuitseal.v1.FindingR\bfindings\"C\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\x12\x10\n" +
+	"\x03see\x18\x03 \x01(\tR\x03see\"\xe3\x01\n" +
 	"\x10ConnectionReport\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\x1e\n" +
 	"\n" +
@@ -2578,7 +2666,8 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"tunnels_up\x18\x03 \x01(\rR\ttunnelsUp\x12#\n" +
 	"\rtunnels_total\x18\x04 \x01(\rR\ftunnelsTotal\x12\x1a\n" +
-	"\bproblems\x18\x05 \x03(\tR\bproblems*\x83\x01\n" +
+	"\bproblems\x18\x05 \x03(\tR\bproblems\x123\n" +
+	"\bfindings\x18\x06 \x03(\v2\x17.circuitseal.v1.FindingR\bfindings*\x83\x01\n" +
 	"\fChangeAction\x12\x1d\n" +
 	"\x19CHANGE_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CHANGE_ACTION_CREATED\x10\x01\x12\x1c\n" +
@@ -2620,7 +2709,7 @@ func file_circuitseal_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_circuitseal_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_circuitseal_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_circuitseal_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_circuitseal_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: circuitseal.v1.ChangeAction
 	(WatchEvent)(0),               // 1: circuitseal.v1.WatchEvent
@@ -2660,12 +2749,13 @@ var file_circuitseal_v1_operator_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 35: circuitseal.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 36: circuitseal.v1.GetStatusResponse
 	(*NodeReport)(nil),            // 37: circuitseal.v1.NodeReport
-	(*ConnectionReport)(nil),      // 38: circuitseal.v1.ConnectionReport
-	(*structpb.Struct)(nil),       // 39: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
-	(*Position)(nil),              // 42: circuitseal.v1.Position
-	(*NodeStatus)(nil),            // 43: circuitseal.v1.NodeStatus
+	(*Finding)(nil),               // 38: circuitseal.v1.Finding
+	(*ConnectionReport)(nil),      // 39: circuitseal.v1.ConnectionReport
+	(*structpb.Struct)(nil),       // 40: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*Position)(nil),              // 43: circuitseal.v1.Position
+	(*NodeStatus)(nil),            // 44: circuitseal.v1.NodeStatus
 }
 var file_circuitseal_v1_operator_proto_depIdxs = []int32{
 	2,  // 0: circuitseal.v1.ApplyRequest.sources:type_name -> circuitseal.v1.Source
@@ -2673,56 +2763,58 @@ var file_circuitseal_v1_operator_proto_depIdxs = []int32{
 	4,  // 2: circuitseal.v1.ApplyResponse.changes:type_name -> circuitseal.v1.Change
 	7,  // 3: circuitseal.v1.InvalidDocuments.problems:type_name -> circuitseal.v1.Problem
 	10, // 4: circuitseal.v1.GetResponse.documents:type_name -> circuitseal.v1.Document
-	39, // 5: circuitseal.v1.Document.spec:type_name -> google.protobuf.Struct
+	40, // 5: circuitseal.v1.Document.spec:type_name -> google.protobuf.Struct
 	11, // 6: circuitseal.v1.DeleteRequest.keys:type_name -> circuitseal.v1.DocumentKey
 	11, // 7: circuitseal.v1.DeleteResponse.deleted:type_name -> circuitseal.v1.DocumentKey
 	15, // 8: circuitseal.v1.InUse.uses:type_name -> circuitseal.v1.Use
 	1,  // 9: circuitseal.v1.WatchResponse.event:type_name -> circuitseal.v1.WatchEvent
 	10, // 10: circuitseal.v1.WatchResponse.document:type_name -> circuitseal.v1.Document
 	11, // 11: circuitseal.v1.GetChunkRequest.document:type_name -> circuitseal.v1.DocumentKey
-	40, // 12: circuitseal.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	41, // 13: circuitseal.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	41, // 12: circuitseal.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	42, // 13: circuitseal.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
 	28, // 14: circuitseal.v1.ListNodesResponse.nodes:type_name -> circuitseal.v1.NodeIdentity
 	29, // 15: circuitseal.v1.NodeIdentity.certificate:type_name -> circuitseal.v1.NodeCertificate
-	41, // 16: circuitseal.v1.NodeIdentity.last_seen:type_name -> google.protobuf.Timestamp
+	42, // 16: circuitseal.v1.NodeIdentity.last_seen:type_name -> google.protobuf.Timestamp
 	30, // 17: circuitseal.v1.NodeIdentity.revocation:type_name -> circuitseal.v1.NodeRevocation
-	41, // 18: circuitseal.v1.NodeCertificate.issued:type_name -> google.protobuf.Timestamp
-	41, // 19: circuitseal.v1.NodeCertificate.expires:type_name -> google.protobuf.Timestamp
-	41, // 20: circuitseal.v1.NodeRevocation.time:type_name -> google.protobuf.Timestamp
+	42, // 18: circuitseal.v1.NodeCertificate.issued:type_name -> google.protobuf.Timestamp
+	42, // 19: circuitseal.v1.NodeCertificate.expires:type_name -> google.protobuf.Timestamp
+	42, // 20: circuitseal.v1.NodeRevocation.time:type_name -> google.protobuf.Timestamp
 	30, // 21: circuitseal.v1.RevokeResponse.revocation:type_name -> circuitseal.v1.NodeRevocation
 	37, // 22: circuitseal.v1.GetStatusResponse.nodes:type_name -> circuitseal.v1.NodeReport
-	38, // 23: circuitseal.v1.GetStatusResponse.connections:type_name -> circuitseal.v1.ConnectionReport
-	42, // 24: circuitseal.v1.NodeReport.wanted:type_name -> circuitseal.v1.Position
-	43, // 25: circuitseal.v1.NodeReport.status:type_name -> circuitseal.v1.NodeStatus
-	3,  // 26: circuitseal.v1.PolicyService.Apply:input_type -> circuitseal.v1.ApplyRequest
-	8,  // 27: circuitseal.v1.PolicyService.Get:input_type -> circuitseal.v1.GetRequest
-	12, // 28: circuitseal.v1.PolicyService.Delete:input_type -> circuitseal.v1.DeleteRequest
-	16, // 29: circuitseal.v1.PolicyService.Watch:input_type -> circuitseal.v1.WatchRequest
-	18, // 30: circuitseal.v1.PolicyService.MissingChunks:input_type -> circuitseal.v1.MissingChunksRequest
-	20, // 31: circuitseal.v1.PolicyService.PutChunk:input_type -> circuitseal.v1.PutChunkRequest
-	22, // 32: circuitseal.v1.PolicyService.GetChunk:input_type -> circuitseal.v1.GetChunkRequest
-	24, // 33: circuitseal.v1.NodeService.CreateToken:input_type -> circuitseal.v1.CreateTokenRequest
-	26, // 34: circuitseal.v1.NodeService.ListNodes:input_type -> circuitseal.v1.ListNodesRequest
-	31, // 35: circuitseal.v1.NodeService.Revoke:input_type -> circuitseal.v1.RevokeRequest
-	33, // 36: circuitseal.v1.NodeService.Decommission:input_type -> circuitseal.v1.DecommissionRequest
-	35, // 37: circuitseal.v1.StatusService.GetStatus:input_type -> circuitseal.v1.GetStatusRequest
-	5,  // 38: circuitseal.v1.PolicyService.Apply:output_type -> circuitseal.v1.ApplyResponse
-	9,  // 39: circuitseal.v1.PolicyService.Get:output_type -> circuitseal.v1.GetResponse
-	13, // 40: circuitseal.v1.PolicyService.Delete:output_type -> circuitseal.v1.DeleteResponse
-	17, // 41: circuitseal.v1.PolicyService.Watch:output_type -> circuitseal.v1.WatchResponse
-	19, // 42: circuitseal.v1.PolicyService.MissingChunks:output_type -> circuitseal.v1.MissingChunksResponse
-	21, // 43: circuitseal.v1.PolicyService.PutChunk:output_type -> circuitseal.v1.PutChunkResponse
-	23, // 44: circuitseal.v1.PolicyService.GetChunk:output_type -> circuitseal.v1.GetChunkResponse
-	25, // 45: circuitseal.v1.NodeService.CreateToken:output_type -> circuitseal.v1.CreateTokenResponse
-	27, // 46: circuitseal.v1.NodeService.ListNodes:output_type -> circuitseal.v1.ListNodesResponse
-	32, // 47: circuitseal.v1.NodeService.Revoke:output_type -> circuitseal.v1.RevokeResponse
-	34, // 48: circuitseal.v1.NodeService.Decommission:output_type -> circuitseal.v1.DecommissionResponse
-	36, // 49: circuitseal.v1.StatusService.GetStatus:output_type -> circuitseal.v1.GetStatusResponse
-	38, // [38:50] is the sub-list for method output_type
-	26, // [26:38] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	39, // 23: circuitseal.v1.GetStatusResponse.connections:type_name -> circuitseal.v1.ConnectionReport
+	43, // 24: circuitseal.v1.NodeReport.wanted:type_name -> circuitseal.v1.Position
+	44, // 25: circuitseal.v1.NodeReport.status:type_name -> circuitseal.v1.NodeStatus
+	38, // 26: circuitseal.v1.NodeReport.findings:type_name -> circuitseal.v1.Finding
+	38, // 27: circuitseal.v1.ConnectionReport.findings:type_name -> circuitseal.v1.Finding
+	3,  // 28: circuitseal.v1.PolicyService.Apply:input_type -> circuitseal.v1.ApplyRequest
+	8,  // 29: circuitseal.v1.PolicyService.Get:input_type -> circuitseal.v1.GetRequest
+	12, // 30: circuitseal.v1.PolicyService.Delete:input_type -> circuitseal.v1.DeleteRequest
+	16, // 31: circuitseal.v1.PolicyService.Watch:input_type -> circuitseal.v1.WatchRequest
+	18, // 32: circuitseal.v1.PolicyService.MissingChunks:input_type -> circuitseal.v1.MissingChunksRequest
+	20, // 33: circuitseal.v1.PolicyService.PutChunk:input_type -> circuitseal.v1.PutChunkRequest
+	22, // 34: circuitseal.v1.PolicyService.GetChunk:input_type -> circuitseal.v1.GetChunkRequest
+	24, // 35: circuitseal.v1.NodeService.CreateToken:input_type -> circuitseal.v1.CreateTokenRequest
+	26, // 36: circuitseal.v1.NodeService.ListNodes:input_type -> circuitseal.v1.ListNodesRequest
+	31, // 37: circuitseal.v1.NodeService.Revoke:input_type -> circuitseal.v1.RevokeRequest
+	33, // 38: circuitseal.v1.NodeService.Decommission:input_type -> circuitseal.v1.DecommissionRequest
+	35, // 39: circuitseal.v1.StatusService.GetStatus:input_type -> circuitseal.v1.GetStatusRequest
+	5,  // 40: circuitseal.v1.PolicyService.Apply:output_type -> circuitseal.v1.ApplyResponse
+	9,  // 41: circuitseal.v1.PolicyService.Get:output_type -> circuitseal.v1.GetResponse
+	13, // 42: circuitseal.v1.PolicyService.Delete:output_type -> circuitseal.v1.DeleteResponse
+	17, // 43: circuitseal.v1.PolicyService.Watch:output_type -> circuitseal.v1.WatchResponse
+	19, // 44: circuitseal.v1.PolicyService.MissingChunks:output_type -> circuitseal.v1.MissingChunksResponse
+	21, // 45: circuitseal.v1.PolicyService.PutChunk:output_type -> circuitseal.v1.PutChunkResponse
+	23, // 46: circuitseal.v1.PolicyService.GetChunk:output_type -> circuitseal.v1.GetChunkResponse
+	25, // 47: circuitseal.v1.NodeService.CreateToken:output_type -> circuitseal.v1.CreateTokenResponse
+	27, // 48: circuitseal.v1.NodeService.ListNodes:output_type -> circuitseal.v1.ListNodesResponse
+	32, // 49: circuitseal.v1.NodeService.Revoke:output_type -> circuitseal.v1.RevokeResponse
+	34, // 50: circuitseal.v1.NodeService.Decommission:output_type -> circuitseal.v1.DecommissionResponse
+	36, // 51: circuitseal.v1.StatusService.GetStatus:output_type -> circuitseal.v1.GetStatusResponse
+	40, // [40:52] is the sub-list for method output_type
+	28, // [28:40] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_operator_proto_init() }
@@ -2737,7 +2829,7 @@ func file_circuitseal_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_operator_proto_rawDesc), len(file_circuitseal_v1_operator_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
