@@ -39,8 +39,13 @@ type Config struct {
 	Listen string
 	// Names are host names and addresses by which agents and operators reach
 	// the controller, beside the host's own and the loopback ones.
-	Names   []string
-	Version string
+	Names []string
+	// Advertise is the address by which agents reach the controller, such as
+	// https://controller.example:8443, for who makes a token; its host is one more
+	// of Names. Empty for the first of Names with the port that is listened on, or
+	// where there is none for nothing.
+	Advertise string
+	Version   string
 	// SecretKeyFile holds the key that encrypts secrets at rest. It is not made
 	// here and lies outside of DataDir; see proto/sealed.
 	SecretKeyFile string
@@ -77,6 +82,11 @@ func (c Config) Check() error {
 	}
 	if err := pki.CheckNames(c.Names); err != nil {
 		return fmt.Errorf("--name: %w", err)
+	}
+	if c.Advertise != "" {
+		if _, err := advertisedHost(c.Advertise); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -125,7 +135,8 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	config, err := authority.ServerTLS(slices.Concat(pki.DefaultNames(), c.Names))
+	names, advertised := advertise(c, listener.Addr())
+	config, err := authority.ServerTLS(slices.Concat(pki.DefaultNames(), names))
 	if err != nil {
 		return err
 	}
@@ -136,7 +147,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	metrics := newMetrics(c.Version)
 	countWork(metrics, hub.Work)
 	handler := api.New(api.Config{
-		Store: kept, Authority: authority, Sessions: hub,
+		Store: kept, Authority: authority, Sessions: hub, Advertised: advertised,
 		Inventory: authority, Rotation: rotator, Secrets: secrets,
 		Log: c.Log.With("part", "api"), Now: c.Now, Metrics: metrics, Stopping: ctx,
 	})

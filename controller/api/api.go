@@ -64,6 +64,8 @@ type Config struct {
 	Sessions  Sessions
 	Inventory Inventory
 	Rotation  Rotation
+	// Advertised is the address by which agents reach the controller, or "".
+	Advertised string
 	// Secrets are the keys with which the store's secrets are sealed.
 	Secrets *sealed.Ring
 	Log     *slog.Logger
@@ -105,7 +107,7 @@ func New(c Config) http.Handler {
 	}, perProcedure))
 	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, texts, c.Log), perProcedure))
 	mount(circuitsealv1connect.NewPlanServiceHandler(&plans{store: c.Store, uploads: texts, log: c.Log}, perProcedure))
-	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now}, perProcedure))
+	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, sessions: c.Sessions, advertised: c.Advertised, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	mount(circuitsealv1connect.NewKeyServiceHandler(&keys{
 		store: c.Store, inventory: c.Inventory, rotation: c.Rotation, secrets: c.Secrets, log: c.Log, now: c.Now,

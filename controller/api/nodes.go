@@ -26,8 +26,10 @@ type nodes struct {
 	store     Store
 	authority Authority
 	sessions  Sessions
-	log       *slog.Logger
-	now       func() time.Time
+	// advertised is the address by which agents reach the controller, or "".
+	advertised string
+	log        *slog.Logger
+	now        func() time.Time
 }
 
 // CreateToken implements circuitsealv1connect.NodeServiceHandler.
@@ -73,7 +75,7 @@ func (n *nodes) createToken(ctx context.Context, q *v1.CreateTokenRequest) (*v1.
 		return nil, writeError(err)
 	}
 	return &v1.CreateTokenResponse{
-		Node: q.GetNode(), Token: token.Reveal(), Expires: timestamppb.New(expires), RootPin: n.authority.RootPin(),
+		Node: q.GetNode(), Token: token.Reveal(), Expires: timestamppb.New(expires), RootPin: n.authority.RootPin(), Controller: n.advertised,
 	}, nil
 }
 

@@ -29,9 +29,9 @@ func enrollCommand(o *options) *cobra.Command {
 exchanges a one-time token for a certificate. The token is read from a file or
 from standard input (-), never from the command line, where others could see it.
 Repeating the command after a lost answer is safe.`,
-		Example: `  sealctl token create prem-1 --out token
+		Example: `  sealctl token create prem-1 --out prem-1.token     # beside the controller; prints this:
   circuitseal-agent enroll --controller https://controller.example:8443 \
-    --token-file token --root-pin sha256:…`,
+    --root-pin sha256:… --node prem-1 --token-file prem-1.token`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			i, _, err := o.parse()

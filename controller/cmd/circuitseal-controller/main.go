@@ -100,6 +100,7 @@ Exit codes: 0 stopped by a signal, 1 could not start or had to stop, 2 usage.`,
 	f.StringVar(&config.Listen, "listen", ":8443", "`address` to listen on")
 	f.StringVar(&config.MetricsListen, "metrics-listen", "", "`address` at which Prometheus may scrape /metrics, such as 127.0.0.1:9467; anybody who reaches it may read it")
 	f.StringArrayVar(&config.Names, "name", nil, "host `name` or address in the server's certificate, beside this host's own; repeatable")
+	f.StringVar(&config.Advertise, "advertise", "", "`address` by which agents reach this controller, such as https://controller.example:8443, for the commands that sealctl prints; its host is one more --name (else the first --name with the port of --listen)")
 	f.BoolVar(&config.Restored, "restored", false, "the data directory was restored from a backup: raise the epoch, so that nodes accept its states again, and void enrolment tokens")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")

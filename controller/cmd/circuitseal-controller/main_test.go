@@ -36,6 +36,8 @@ func TestCommandLine(t *testing.T) {
 		{"data directory", []string{"--data-dir", file, "--secret-key-file", key, "--listen", "127.0.0.1:0"}, 1, "", file},
 		{"name", []string{"--data-dir", filepath.Join(t.TempDir(), "d"), "--listen", "127.0.0.1:0", "--name", "a_b"}, 2, "", `server name "a_b"`},
 		{"address as a name", []string{"--name", "https://seal.example"}, 2, "", "--name"},
+		{"advertised without a scheme", []string{"--advertise", "seal.example:8443"}, 2, "", `--advertise "seal.example:8443": want the address by which agents reach this controller`},
+		{"advertised wildcard", []string{"--advertise", "https://*.example:8443"}, 2, "", "--advertise"},
 		{"no data directory", []string{"--data-dir", ""}, 2, "", "--data-dir is empty"},
 		{"port without a colon", []string{"--listen", "18443"}, 2, "", `--listen "18443" is no address`},
 		{"port too high", []string{"--listen", ":99999"}, 2, "", "such as :8443"},

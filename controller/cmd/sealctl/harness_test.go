@@ -69,16 +69,18 @@ func secretKey(t *testing.T, dir string) string {
 }
 
 // serve runs a controller until the test ends; address is where.
-func serve(t *testing.T, dir string) (address string) {
+func serve(t *testing.T, dir string, with ...func(*controller.Config)) (address string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan string, 1), make(chan error, 1)
-	go func() {
-		done <- controller.Run(ctx, controller.Config{
-			DataDir: dir, SecretKeyFile: secretKey(t, dir), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
-			Ready: func(a net.Addr, _ string) { ready <- a.String() },
-		})
-	}()
+	config := controller.Config{
+		DataDir: dir, SecretKeyFile: secretKey(t, dir), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
+		Ready: func(a net.Addr, _ string) { ready <- a.String() },
+	}
+	for _, change := range with {
+		change(&config)
+	}
+	go func() { done <- controller.Run(ctx, config) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

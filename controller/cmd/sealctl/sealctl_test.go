@@ -69,7 +69,7 @@ func TestCommands(t *testing.T) {
 		{"describe a node", "", []string{"describe", "node", "prem-1"}, 0, `(?s)endpoint/contoso/hq  spec.node\n.*circ0 +circuit +contoso/er-ams/primary.*lan0 +lan +contoso`, `^$`},
 		{"describe a circuit", "", []string{"describe", "circuit/contoso/er-ams"}, 0, `node/prem-1 +spec.interfaces\[0\].link.circuit`, `^$`},
 		{"get of no customer", "", []string{"get", "sites", "--customer", "contosso"}, 1, `^$`, `^sealctl: there is no Customer/contosso; did you mean "contoso"\?\n$`},
-		{"token to a file", "", []string{"token", "create", "nva-1", "--out", token}, 0, `^$`, `--root-pin sha256:[0-9a-f]{64} --node nva-1 --token-file .*/token\n$`},
+		{"token to a file", "", []string{"token", "create", "nva-1", "--out", token}, 0, `^$`, `Copy /.*/token there .*\n +circuitseal-agent enroll --controller https://CONTROLLER:\d+ --root-pin sha256:[0-9a-f]{64} --node nva-1 --token-file token\nCONTROLLER is the name`},
 		{"token is not overwritten", "", []string{"token", "create", "nva-1", "--out", token}, 1, `^$`, `is not overwritten`},
 		{"token to stdout", "", []string{"token", "create", "nva-1"}, 0, `^cst1\.\S+\n$`, `circuitseal-agent enroll`},
 		{"token for nobody", "", []string{"token", "create", "nva-2", "--out", token + "2"}, 1, `^$`, `there is no node "nva-2"`},

@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,8 +95,10 @@ func createSecret(path string) (*os.File, error) {
 // How to use it goes to stderr, so that stdout can be piped.
 func deliver(cmd *cobra.Command, o *options, answer *v1.CreateTokenResponse, file *os.File, server string) error {
 	stdout, source := cmd.OutOrStdout(), "FILE"
+	how := "Put it into a file there that only root can read, FILE here, and run:"
 	if file != nil {
-		source = file.Name()
+		source = filepath.Base(file.Name())
+		how = fmt.Sprintf("Copy %s there by a way that keeps it secret, such as scp, and run:", line(file.Name()))
 		if _, err := fmt.Fprintln(file, answer.GetToken()); err != nil {
 			return fmt.Errorf("write token: %w", err)
 		}
@@ -108,8 +114,26 @@ func deliver(cmd *cobra.Command, o *options, answer *v1.CreateTokenResponse, fil
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(cmd.ErrOrStderr(), `The token is good once, until %s. On the host that is to be %s:
+	address, note := agentsAddress(answer.GetController(), server)
+	_, err := fmt.Fprintf(cmd.ErrOrStderr(), `The token is good once, until %s, for the host that is to be %s.
+%s
   circuitseal-agent enroll --controller %s --root-pin %s --node %s --token-file %s
-`, answer.GetExpires().AsTime().UTC().Format(time.RFC3339), line(answer.GetNode()), server, line(answer.GetRootPin()), line(answer.GetNode()), source)
+%s`, answer.GetExpires().AsTime().UTC().Format(time.RFC3339), line(answer.GetNode()), how,
+		line(address), line(answer.GetRootPin()), line(answer.GetNode()), line(source), note)
 	return err
+}
+
+// agentsAddress is the address by which agents reach the controller: the one that
+// it says, else the one by which sealctl does, unless that works on one host only.
+func agentsAddress(advertised, server string) (address, note string) {
+	u, err := url.Parse(server)
+	if advertised != "" || err != nil {
+		return advertised, ""
+	}
+	host := u.Hostname()
+	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && ip.Unmap().IsLoopback() {
+		u.Host = net.JoinHostPort("CONTROLLER", u.Port())
+		return u.String(), "CONTROLLER is the name or address by which that host reaches the controller; with --advertise or --name\nthe controller knows it, and this command prints it.\n"
+	}
+	return server, ""
 }

@@ -1557,7 +1557,10 @@ type CreateTokenResponse struct {
 	Token   string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
 	Expires *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
 	// What `circuitseal-agent enroll --root-pin` takes.
-	RootPin       string `protobuf:"bytes,4,opt,name=root_pin,json=rootPin,proto3" json:"root_pin,omitempty"`
+	RootPin string `protobuf:"bytes,4,opt,name=root_pin,json=rootPin,proto3" json:"root_pin,omitempty"`
+	// What `circuitseal-agent enroll --controller` takes: the address by which agents
+	// reach the controller. Empty where the controller was not told.
+	Controller    string `protobuf:"bytes,5,opt,name=controller,proto3" json:"controller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1616,6 +1619,13 @@ func (x *CreateTokenResponse) GetExpires() *timestamppb.Timestamp {
 func (x *CreateTokenResponse) GetRootPin() string {
 	if x != nil {
 		return x.RootPin
+	}
+	return ""
+}
+
+func (x *CreateTokenResponse) GetController() string {
+	if x != nil {
+		return x.Controller
 	}
 	return ""
 }
@@ -2597,12 +2607,15 @@ const file_circuitseal_v1_operator_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"_\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x125\n" +
-	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"\x90\x01\n" +
+	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"\xb0\x01\n" +
 	"\x13CreateTokenResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x19\n" +
-	"\broot_pin\x18\x04 \x01(\tR\arootPin\"\x12\n" +
+	"\broot_pin\x18\x04 \x01(\tR\arootPin\x12\x1e\n" +
+	"\n" +
+	"controller\x18\x05 \x01(\tR\n" +
+	"controller\"\x12\n" +
 	"\x10ListNodesRequest\"G\n" +
 	"\x11ListNodesResponse\x122\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1c.circuitseal.v1.NodeIdentityR\x05nodes\"\xb2\x02\n" +
