@@ -68,7 +68,7 @@ func (s *story) applyTimes(ctx context.Context) error {
 	}
 	var took []float64
 	for range s.config.Repeats {
-		if _, err := s.rig.Sealctl(ctx, "delete", "connection", "hq-weu", "--customer", "contoso"); err != nil {
+		if _, err := s.rig.Sealctl(ctx, "delete", "connection", "contoso/hq-weu", "--yes"); err != nil {
 			return err
 		}
 		if err := s.blocked(ctx); err != nil {

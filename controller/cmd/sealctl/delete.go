@@ -19,14 +19,19 @@ func deleteCommand(o *options) *cobra.Command {
 	var (
 		files    fileFlags
 		customer string
+		yes      bool
 	)
 	cmd := &cobra.Command{
-		Use:   "delete KIND NAME | KIND/CUSTOMER/NAME | -f FILE",
+		Use:   "delete KIND CUSTOMER/NAME | KIND/CUSTOMER/NAME | -f FILE",
 		Short: "Delete a document, or those of files",
 		Long: `Delete a document that no other one names, or all documents of files in one
 transaction: all of them or none. Those of the files may name each other; what is
-gone already is no error with -f.`,
-		Example: `  sealctl delete connection hq-weu --customer contoso
+gone already is no error with -f.
+
+Where that changes something on the wire, it says what and asks; where there is no
+terminal it needs --yes then.`,
+		Example: `  sealctl delete connection contoso/hq-weu
+  sealctl delete connection hq-weu --customer contoso --yes
   sealctl delete -f policies/`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(files.names) > 0 && (len(args) > 0 || customer != "") {
@@ -63,10 +68,19 @@ gone already is no error with -f.`,
 				return err
 			}
 			defer c.close()
+			if !yes {
+				cuts, err := deleteCuts(cmd, o, c, keys)
+				if err == nil && len(cuts) > 0 {
+					err = confirm(cmd, "this changes what is on the wire", cuts)
+				}
+				if err != nil {
+					return err
+				}
+			}
 			answer, err := newPolicyClient(c, o).remove(cmd.Context(), keys, len(files.names) > 0)
 			if rpc := new(connect.Error); errors.As(err, &rpc) && strings.HasPrefix(rpc.Message(), "customer is required") {
 				// The flag has the field's name.
-				return fmt.Errorf("%w: --%s", errUsage, rpc.Message())
+				return fmt.Errorf("%w: --%s; or write %s CUSTOMER/%s", errUsage, rpc.Message(), keys[0].GetKind(), keys[0].GetName())
 			}
 			if uses := usesOf(err); len(uses.GetUses()) > 0 {
 				return printUses(cmd, o, uses)
@@ -78,6 +92,7 @@ gone already is no error with -f.`,
 		},
 	}
 	files.register(cmd)
+	registerYes(cmd, &yes)
 	cmd.Flags().StringVar(&customer, "customer", "", "the document's `customer`, unless its kind has none")
 	return formats(cmd, "json", "yaml", "name")
 }

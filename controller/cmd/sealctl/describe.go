@@ -17,7 +17,7 @@ import (
 func describeCommand(o *options) *cobra.Command {
 	var customer string
 	cmd := &cobra.Command{
-		Use:   "describe KIND NAME | KIND/CUSTOMER/NAME",
+		Use:   "describe KIND [CUSTOMER/]NAME | KIND/CUSTOMER/NAME",
 		Short: "Show a document, what names it, and the status of what it stands for",
 		Long: `Show a document, which other documents name it, and the status of what it stands
 for: a node's interfaces, guards and tunnels; both ends of each tunnel of a
@@ -26,7 +26,7 @@ is wrong, and what to do next.
 
 sealctl get -o json and sealctl status -o json say the same to programs.`,
 		Example: `  sealctl describe node prem-1
-  sealctl describe connection hq-weu --customer contoso
+  sealctl describe connection contoso/hq-weu
   sealctl describe connection/contoso/hq-weu`,
 		Args: func(_ *cobra.Command, args []string) error {
 			q, err := parseReference(args, customer)

@@ -17,7 +17,7 @@ func getCommand(o *options) *cobra.Command {
 		revisions bool
 	)
 	cmd := &cobra.Command{
-		Use:   "get KIND [NAME] | KIND/CUSTOMER/NAME",
+		Use:   "get KIND [[CUSTOMER/]NAME] | KIND/CUSTOMER/NAME",
 		Short: "Show documents of a kind, or of all",
 		Long: `Show documents of a kind (any case, singular or plural), or of all kinds.
 
@@ -28,6 +28,7 @@ answer with revisions, -o wide whole specs, and -o name what sealctl get, descri
 and delete take in place of a kind and a name.`,
 		Example: `  sealctl get all
   sealctl get connections --customer contoso
+  sealctl get site contoso/hq
   sealctl get site/contoso/hq -o json
   sealctl get site/contoso/hq -o yaml --revisions | sed s/10.1./10.9./ | sealctl apply -f -
   sealctl get all -o yaml > backup.yaml`,
@@ -108,34 +109,37 @@ func summary(d *v1.Document, most int) string {
 // reference is what arguments say of documents.
 type reference struct{ kind, customer, name string }
 
-// parseReference reads KIND, KIND NAME or KIND/CUSTOMER/NAME, which -o name
-// prints; customer is the flag. What is a kind is the controller's to say.
+// parseReference reads KIND, KIND NAME, KIND CUSTOMER/NAME, or, with a slash in
+// place of the space, what -o name prints; customer is the flag. What is a kind is
+// the controller's to say.
 func parseReference(args []string, customer string) (reference, error) {
 	q := reference{customer: customer}
-	switch len(args) {
-	case 1:
-	case 2:
-		q.kind, q.name = args[0], args[1]
-		return q, nil
-	default:
+	if len(args) < 1 || len(args) > 2 {
 		return q, fmt.Errorf("%w: got %d arguments, want a kind and maybe a name", errUsage, len(args))
 	}
-	parts := strings.Split(args[0], "/")
+	said := strings.Join(args, " ")
+	parts := strings.Split(strings.Join(args, "/"), "/")
 	q.kind = parts[0]
 	switch len(parts) {
 	case 1:
+		return q, nil
 	case 2:
 		q.name = parts[1]
 	case 3:
 		if customer != "" && customer != parts[1] {
-			return q, fmt.Errorf("%w: %s and --customer %s: want one customer", errUsage, args[0], customer)
+			return q, fmt.Errorf("%w: %s and --customer %s: want one customer", errUsage, said, customer)
 		}
 		q.customer, q.name = parts[1], parts[2]
 	default:
-		return q, fmt.Errorf("%w: %q: want KIND/NAME or KIND/CUSTOMER/NAME", errUsage, args[0])
+		return q, fmt.Errorf("%w: %q: want KIND CUSTOMER/NAME such as site contoso/hq, or KIND NAME such as node nva-1", errUsage, said)
 	}
-	if len(parts) > 1 && q.name == "" {
-		return q, fmt.Errorf("%w: %q: the name is empty", errUsage, args[0])
+	switch {
+	case q.name == "":
+		return q, fmt.Errorf("%w: %q: the name is empty", errUsage, said)
+	case len(parts) == 3 && q.customer == "":
+		return q, fmt.Errorf("%w: %q: the customer is empty", errUsage, said)
+	case strings.Contains(args[0], "/") && len(args) == 2:
+		return q, fmt.Errorf("%w: %q: want KIND CUSTOMER/NAME such as site contoso/hq", errUsage, said)
 	}
 	return q, nil
 }

@@ -92,7 +92,10 @@ func printNodes(w io.Writer, o *options, answer *v1.ListNodesResponse) error {
 }
 
 func nodeRevokeCommand(o *options) *cobra.Command {
-	var reason string
+	var (
+		reason string
+		yes    bool
+	)
 	cmd := &cobra.Command{
 		Use:   "revoke NODE",
 		Short: "End a node's identity at once",
@@ -103,8 +106,11 @@ enrolment token of the node that was not used is void.
 
 The node's documents stay. To have the node back, make a token and enrol a host
 anew, which takes another key; a host whose keys others may have is to be purged
-before, with 'circuitseal-agent remove --purge'.`,
+before, with 'circuitseal-agent remove --purge'.
+
+On a terminal it says what will be cut and asks; elsewhere it needs --yes.`,
 		Example: `  sealctl node revoke prem-1 --reason 'appliance stolen'
+  sealctl node revoke prem-1 --reason 'appliance stolen' --yes
   sealctl token create prem-1 --out prem-1.token`,
 		Args: arguments(1, 1, "the name of a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -113,6 +119,9 @@ before, with 'circuitseal-agent remove --purge'.`,
 				return err
 			}
 			defer c.close()
+			if err := confirmNode(cmd, o, c, args[0], "revoking node "+args[0]+" ends its identity and cuts", yes); err != nil {
+				return err
+			}
 			service := circuitsealv1connect.NewNodeServiceClient(c.client, c.server, limits())
 			answer, err := call(cmd.Context(), o, service.Revoke, &v1.RevokeRequest{Node: args[0], Reason: reason})
 			if err != nil {
@@ -131,13 +140,27 @@ before, with 'circuitseal-agent remove --purge'.`,
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the log and for whoever looks at the node")
+	registerYes(cmd, &yes)
 	return formats(cmd, "json", "yaml")
+}
+
+// confirmNode asks before a node is cut off. Of one that does not exist the
+// controller says so.
+func confirmNode(cmd *cobra.Command, o *options, c connection, node, doing string, yes bool) error {
+	if yes {
+		return nil
+	}
+	cuts, known, err := nodeCuts(cmd, o, c, node)
+	if err != nil || !known {
+		return err
+	}
+	return confirm(cmd, doing, cuts)
 }
 
 func nodeDecommissionCommand(o *options) *cobra.Command {
 	var (
-		reason string
-		with   bool
+		reason    string
+		with, yes bool
 	)
 	cmd := &cobra.Command{
 		Use:   "decommission NODE",
@@ -148,7 +171,9 @@ endpoints are on the node, unless these and their connections go along with
 --with-endpoints.
 
 The agent is told, says so in its status, and keeps the circuit interfaces closed
-until 'circuitseal-agent remove' takes it off the host.`,
+until 'circuitseal-agent remove' takes it off the host.
+
+On a terminal it says what will be cut and asks; elsewhere it needs --yes.`,
 		Example: `  sealctl node decommission prem-1 --reason 'site closed'`,
 		Args:    arguments(1, 1, "the name of a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -157,6 +182,9 @@ until 'circuitseal-agent remove' takes it off the host.`,
 				return err
 			}
 			defer c.close()
+			if err := confirmNode(cmd, o, c, args[0], "decommissioning node "+args[0]+" ends its identity and cuts", yes); err != nil {
+				return err
+			}
 			service := circuitsealv1connect.NewNodeServiceClient(c.client, c.server, limits())
 			answer, err := call(cmd.Context(), o, service.Decommission, &v1.DecommissionRequest{Node: args[0], Reason: reason, WithEndpoints: with})
 			if err != nil {
@@ -175,6 +203,7 @@ until 'circuitseal-agent remove' takes it off the host.`,
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the log and for whoever looks at the node")
+	registerYes(cmd, &yes)
 	cmd.Flags().BoolVar(&with, "with-endpoints", false, "delete the endpoints on the node and the connections that use them, too")
 	return formats(cmd, "json", "yaml")
 }

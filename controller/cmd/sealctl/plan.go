@@ -94,12 +94,9 @@ func planned(p *v1.PlanResponse) bool {
 
 // parseDelete reads kind/customer/name or kind/name.
 func parseDelete(s string) (*v1.PlannedDelete, error) {
-	parts := strings.Split(s, "/")
-	switch len(parts) {
-	case 2:
-		return &v1.PlannedDelete{Kind: parts[0], Name: parts[1]}, nil
-	case 3:
-		return &v1.PlannedDelete{Kind: parts[0], Customer: parts[1], Name: parts[2]}, nil
+	q, err := parseReference(strings.Fields(s), "")
+	if err != nil || q.name == "" {
+		return nil, fmt.Errorf("%w: --delete %q: want kind/customer/name such as site/contoso/hq, or kind/name such as node/nva-1", errUsage, s)
 	}
-	return nil, fmt.Errorf("%w: --delete %q: want kind/customer/name such as site/contoso/hq, or kind/name such as node/nva-1", errUsage, s)
+	return &v1.PlannedDelete{Kind: q.kind, Customer: q.customer, Name: q.name}, nil
 }

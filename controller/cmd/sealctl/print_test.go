@@ -77,7 +77,7 @@ func TestGetRoundTrips(t *testing.T) {
 		t.Errorf("applied again:\n%s", changes)
 	}
 	// And onto nothing.
-	must(t, all, "delete", "-f", "-")
+	must(t, all, "delete", "--yes", "-f", "-")
 	if got := must(t, all, "apply", "-f", "-"); strings.Count(got, " created\n") != 10 {
 		t.Errorf("applied onto nothing:\n%s", got)
 	}
