@@ -128,7 +128,7 @@ func TestContextsAreRefused(t *testing.T) {
 		}
 	}
 	chain, open, safe := write("chain.pem", string(certificates), 0o644), write("open.key", string(key), 0o644), write("safe.key", string(key), 0o600)
-	if got := must(t, "", "get", "all", "--identity", chain, "--key", safe); got == "" {
+	if got := must(t, "", "status", "--identity", chain, "--key", safe); got == "" {
 		t.Error("a key in a file of its own says nothing")
 	}
 	tests := []struct {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,8 +25,9 @@ func getCommand(o *options) *cobra.Command {
 
 sealctl explain lists the kinds, and sealctl explain KIND says what is in one.
 
--o yaml prints documents as sealctl apply takes them, -o json the controller's
-answer with revisions, -o wide whole specs, and -o name what sealctl get, describe
+There is a table for each kind, with columns of its own. -o yaml prints documents as
+sealctl apply takes them, -o json the controller's answer with revisions, -o wide
+one table with whole specs, and -o name what sealctl get, describe
 and delete take in place of a kind and a name.`,
 		Example: `  sealctl get all
   sealctl get connections --customer contoso
@@ -53,7 +56,18 @@ and delete take in place of a kind and a name.`,
 					return err
 				}
 			}
-			return printDocuments(cmd.OutOrStdout(), o, answer, revisions)
+			if o.output != "table" {
+				return printDocuments(cmd.OutOrStdout(), o, answer, revisions)
+			}
+			beside, err := service.beside(cmd.Context(), q, answer.GetDocuments())
+			if err != nil {
+				return err
+			}
+			if len(answer.GetDocuments()) == 0 {
+				_, err := fmt.Fprintln(cmd.ErrOrStderr(), "there are no such documents")
+				return err
+			}
+			return printTables(cmd.OutOrStdout(), o, answer.GetDocuments(), beside)
 		},
 		ValidArgsFunction: completeDocuments(o, &customer),
 	}
@@ -76,22 +90,57 @@ func printDocuments(w io.Writer, o *options, answer *v1.GetResponse, revisions b
 		}
 		return nil
 	}
-	most := maxSummary
-	if o.wide() {
-		most = 0
-	}
 	t := newTable("KIND", "CUSTOMER", "NAME", "REVISION", "SPEC").paint(o.palette(w))
 	for _, d := range answer.GetDocuments() {
-		t.add(d.GetKind(), d.GetCustomer(), d.GetName(), fmt.Sprint(d.GetRevision()), summary(d, most))
+		t.add(d.GetKind(), d.GetCustomer(), d.GetName(), fmt.Sprint(d.GetRevision()), summary(d))
 	}
 	return t.print(w)
 }
 
-// maxSummary is how much of a spec a line shows, in characters.
-const maxSummary = 80
+// printTables prints a table for each kind, with its name where there are several.
+func printTables(w io.Writer, o *options, documents, beside []*v1.Document) error {
+	colours := o.palette(w)
+	several := slices.ContainsFunc(documents, func(d *v1.Document) bool { return d.GetKind() != documents[0].GetKind() })
+	var b strings.Builder
+	for len(documents) > 0 {
+		kind := documents[0].GetKind()
+		n := slices.IndexFunc(documents, func(d *v1.Document) bool { return d.GetKind() != kind })
+		if n < 0 {
+			n = len(documents)
+		}
+		if several {
+			if b.Len() > 0 {
+				b.WriteByte('\n')
+			}
+			b.WriteString(colours.paint(toneHead, line(plural(kind))) + "\n")
+		}
+		if err := documentTable(kind, documents[:n], beside, colours).print(&b); err != nil {
+			return err
+		}
+		documents = documents[n:]
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
 
-// summary is a document's spec, up to so many characters; 0 for all.
-func summary(d *v1.Document, most int) string {
+// beside gets the documents of which a table of others shows something.
+func (p policyClient) beside(ctx context.Context, q reference, documents []*v1.Document) ([]*v1.Document, error) {
+	if !slices.ContainsFunc(documents, func(d *v1.Document) bool { return d.GetKind() == "Connection" }) {
+		return nil, nil
+	}
+	var all []*v1.Document
+	for _, kind := range []string{"Endpoint", "EncryptionPolicy"} {
+		answer, err := p.get(ctx, &v1.GetRequest{Kind: kind, Customer: q.customer})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, answer.GetDocuments()...)
+	}
+	return all, nil
+}
+
+// summary is a document's spec on one line.
+func summary(d *v1.Document) string {
 	if n := len(d.GetSpecChunks()); n > 0 {
 		return fmt.Sprintf("(long: %d parts; -o wide, yaml or json shows all of it)", n)
 	}
@@ -99,11 +148,7 @@ func summary(d *v1.Document, most int) string {
 	if err != nil {
 		return ""
 	}
-	r := []rune(string(b))
-	if most == 0 || len(r) <= most {
-		return string(r)
-	}
-	return string(r[:most-1]) + "…"
+	return string(b)
 }
 
 // reference is what arguments say of documents.
