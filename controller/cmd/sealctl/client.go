@@ -23,6 +23,8 @@ const (
 // options are the global flags, and the environment that completes them.
 type options struct {
 	getenv func(string) string
+	// mixture is target.mixture of what connect used.
+	mixture string
 	// server, root, rootPin, identity and key are flags; connect sets server to
 	// the address that is used.
 	server, root, rootPin, identity, key string
@@ -102,9 +104,9 @@ func (o *options) connect() (connection, error) {
 	}
 	server, err := parseServer(t.Server)
 	if err != nil {
-		return connection{}, fmt.Errorf("%w: --server %w", errUsage, err)
+		return connection{}, fmt.Errorf("%w: %s %w", errUsage, t.from.Server, err)
 	}
-	o.server = server
+	o.server, o.mixture = server, t.mixture()
 	pair, err := readIdentity(t.Identity, t.Key)
 	if err != nil {
 		return connection{}, withCode(exitIdentity, err)
@@ -131,7 +133,7 @@ func call[Q, A any](ctx context.Context, o *options, f func(context.Context, *co
 	defer cancel()
 	answer, err := f(ctx, connect.NewRequest(q))
 	if err != nil {
-		return nil, atServer{o.server, err}
+		return nil, atServer{o.server, o.mixture, err}
 	}
 	return answer.Msg, nil
 }

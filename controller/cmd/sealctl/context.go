@@ -84,6 +84,8 @@ func contextListCommand(o *options) *cobra.Command {
 type shownContext struct {
 	Context string `json:"context"`
 	place
+	// From says where each comes from.
+	From origins `json:"from"`
 	// Subject and Expires are the certificate's.
 	Subject string `json:"subject,omitempty"`
 	Expires string `json:"expires,omitempty"`
@@ -104,7 +106,7 @@ func contextShowCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s := shownContext{Context: t.context, place: t.place}
+			s := shownContext{Context: t.context, place: t.place, From: t.from.of(t.place)}
 			if b, _, err := readPEM(t.Identity); err == nil {
 				s.Subject, s.Expires = certificateFacts(b)
 			}
@@ -112,18 +114,29 @@ func contextShowCommand(o *options) *cobra.Command {
 			if o.structured() {
 				return o.printValue(w, s)
 			}
-			table := newTable("WHAT", "USED").paint(o.palette(w))
-			for _, row := range [][2]string{
-				{"context", s.Context}, {"server", s.Server}, {"root", s.Root}, {"root pin", s.RootPin},
-				{"identity", s.Identity}, {"key", cmp.Or(s.Key, s.Identity)}, {"subject", s.Subject}, {"expires", s.Expires},
+			table := newTable("WHAT", "USED", "FROM").paint(o.palette(w))
+			for _, row := range [][3]string{
+				{"context", s.Context}, {"server", s.Server, s.From.Server}, {"root", s.Root, when(s.Root, s.From.Root)}, {"root pin", s.RootPin, when(s.RootPin, s.From.Root)},
+				{"identity", s.Identity, s.From.Identity}, {"key", cmp.Or(s.Key, s.Identity), cmp.Or(s.From.Key, s.From.Identity)}, {"subject", s.Subject}, {"expires", s.Expires},
 			} {
-				table.add(row[0], row[1])
+				table.add(row[:]...)
 			}
-			return table.print(w)
+			if err := table.print(w); err != nil {
+				return err
+			}
+			if mixed := t.mixture(); mixed != "" && s.Identity != "" {
+				_, err = fmt.Fprintf(cmd.ErrOrStderr(), "%s\n", line(mixed))
+			}
+			return err
 		},
 		ValidArgsFunction: completeContexts(o),
 	}
 	return formats(cmd, "json", "yaml")
+}
+
+// of leaves out where nothing comes from.
+func (f origins) of(p place) origins {
+	return origins{when(p.Server, f.Server), when(p.Root+p.RootPin, f.Root), when(p.Identity, f.Identity), when(p.Key, f.Key)}
 }
 
 // certificateFacts are of the first certificate of PEM, as far as there is one.

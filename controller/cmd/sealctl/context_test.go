@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -85,6 +86,25 @@ func TestContexts(t *testing.T) {
 	code, _, stderr := sealctl(t, "", "get", "all", "--context", "one", "--root-pin", pinOf(t, two))
 	if code != exitIdentity || !strings.Contains(stderr, "does not belong to the root of --root-pin") {
 		t.Errorf("a wrong pin: exit code %d: %s", code, stderr)
+	}
+	// Half of the environment and half of a context are no attack, and the error says
+	// so first.
+	t.Setenv("SEALCTL_ROOT", "")
+	t.Setenv("SEALCTL_IDENTITY", "")
+	code, _, stderr = sealctl(t, "", "get", "all")
+	want := fmt.Sprintf("^sealctl: the settings come from several places: the server from SEALCTL_SERVER, the root from context two \\(%s\\), the identity from context two \\(%s\\); see that they belong", file, file)
+	if code != exitIdentity || !regexp.MustCompile(want).MatchString(stderr) {
+		t.Errorf("a mixture: exit code %d: %s", code, stderr)
+	}
+	code, stdout, stderr := sealctl(t, "", "context", "show")
+	if code != exitOK || !regexp.MustCompile(`(?m)^server +https://\S+ +SEALCTL_SERVER$`).MatchString(stdout) || !strings.Contains(stdout, "context two ("+file+")") || !strings.HasPrefix(stderr, "the settings come from several places") {
+		t.Errorf("a mixture shown: exit code %d: %s\n%s", code, stdout, stderr)
+	}
+	if got := must(t, "", "context", "show", "-o", "json"); !strings.Contains(got, `"server": "SEALCTL_SERVER"`) || !strings.Contains(got, `"root": "context two (`) {
+		t.Errorf("a mixture as JSON:\n%s", got)
+	}
+	if code, _, stderr := sealctl(t, "", "get", "all", "--context", "two"); code != exitOK || strings.Contains(stderr, "several places") {
+		t.Errorf("of one context: exit code %d: %s", code, stderr)
 	}
 	code, _, stderr = sealctl(t, "", "get", "all", "--context", "three")
 	if code != exitFailed || !strings.Contains(stderr, `there is no context "three"; there are one, two`) {

@@ -18,7 +18,9 @@ import (
 // atServer is an error of a call.
 type atServer struct {
 	server string
-	err    error
+	// mixture is target.mixture of what was used.
+	mixture string
+	err     error
 }
 
 func (e atServer) Error() string { return e.server + ": " + e.err.Error() }
@@ -55,6 +57,9 @@ func diagnose(err error) (string, int) {
 		return "interrupted", exitFailed
 	}
 	if text := distrust(err, at); text != "" {
+		if at.mixture != "" {
+			text = at.mixture + ". If they do: " + text
+		}
 		return text, exitIdentity
 	}
 	if text := silence(err, at); text != "" {
@@ -67,9 +72,9 @@ func diagnose(err error) (string, int) {
 	text := rpc.Message()
 	switch rpc.Code() {
 	case connect.CodeUnauthenticated:
-		return text + "; --identity says who you are, and `sealctl context show` what is used", exitIdentity
+		return and(text+"; --identity says who you are, and `sealctl context show` what is used", at.mixture), exitIdentity
 	case connect.CodePermissionDenied:
-		return text + "; `sealctl context show` says which identity is used", exitIdentity
+		return and(text+"; `sealctl context show` says which identity is used", at.mixture), exitIdentity
 	case connect.CodeUnimplemented:
 		text += "; is the controller older than this sealctl?"
 	case connect.CodeUnavailable:
@@ -77,6 +82,14 @@ func diagnose(err error) (string, int) {
 	default:
 	}
 	return text, exitFailed
+}
+
+// and adds a sentence where there is one.
+func and(text, more string) string {
+	if more == "" {
+		return text
+	}
+	return text + "; " + more
 }
 
 // distrust says why one side does not take the other for who it should be.

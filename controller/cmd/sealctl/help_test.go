@@ -120,7 +120,7 @@ func TestExitCodesAreDocumented(t *testing.T) {
 }
 
 func TestExitCode(t *testing.T) {
-	at := func(err error) error { return atServer{"https://x", err} }
+	at := func(err error) error { return atServer{"https://x", "", err} }
 	tests := []struct {
 		err  error
 		want int

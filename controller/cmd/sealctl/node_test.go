@@ -144,7 +144,7 @@ func TestWatchTellsProgramsChanges(t *testing.T) {
 	up := []*v1.ConnectionReport{{Customer: "c", Connection: "x", TunnelsUp: 1, TunnelsTotal: 1}}
 	var out bytes.Buffer
 	v := &viewer{w: &out, stderr: &out, o: &options{output: "json"}}
-	away := atServer{"https://x", context.DeadlineExceeded}
+	away := atServer{"https://x", "", context.DeadlineExceeded}
 	for _, s := range []struct {
 		answer *v1.GetStatusResponse
 		err    error
@@ -211,7 +211,7 @@ func TestWatchWritesChanges(t *testing.T) {
 	var out bytes.Buffer
 	v := &viewer{w: &out, stderr: &out, o: &options{output: "table"}}
 	now := time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
-	away := atServer{"https://x", context.DeadlineExceeded}
+	away := atServer{"https://x", "", context.DeadlineExceeded}
 	for _, s := range []struct {
 		answer *v1.GetStatusResponse
 		err    error

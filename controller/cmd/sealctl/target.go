@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -16,31 +17,90 @@ type target struct {
 	place
 	// context is the name of the one that gave something, or "".
 	context string
+	from    origins
+}
+
+// origins say where settings come from: the name of a flag, of a variable of the
+// environment, or a context and its file.
+type origins struct {
+	Server   string `json:"server,omitempty"`
+	Root     string `json:"root,omitempty"`
+	Identity string `json:"identity,omitempty"`
+	Key      string `json:"key,omitempty"`
 }
 
 // resolve joins what is said. What is nearer to the command wins: flags, then
 // the context of --context, then SEALCTL_SERVER and its like, then the context
 // of CIRCUITSEAL_CONTEXT or the current one.
 func (o *options) resolve() (target, error) {
-	flags := place{Server: o.server, Root: o.root, RootPin: o.rootPin, Identity: o.identity, Key: o.key}
-	env := place{
-		Server: o.getenv("SEALCTL_SERVER"), Root: o.getenv("SEALCTL_ROOT"), RootPin: o.getenv("SEALCTL_ROOT_PIN"),
-		Identity: o.getenv("SEALCTL_IDENTITY"), Key: o.getenv("SEALCTL_KEY"),
-	}
-	said := flags
+	t := target{place{Server: o.server, Root: o.root, RootPin: o.rootPin, Identity: o.identity, Key: o.key}, "",
+		origins{"--server", cmp.Or(when(o.rootPin, "--root-pin"), "--root"), "--identity", "--key"}}
 	if o.context == "" {
-		said = said.or(env)
+		env := place{
+			Server: o.getenv("SEALCTL_SERVER"), Root: o.getenv("SEALCTL_ROOT"), RootPin: o.getenv("SEALCTL_ROOT_PIN"),
+			Identity: o.getenv("SEALCTL_IDENTITY"), Key: o.getenv("SEALCTL_KEY"),
+		}
+		t = t.or(target{env, "", origins{"SEALCTL_SERVER", cmp.Or(when(env.RootPin, "SEALCTL_ROOT_PIN"), "SEALCTL_ROOT"), "SEALCTL_IDENTITY", "SEALCTL_KEY"}})
 	}
-	t := target{place: said}
-	if o.context != "" || said.complete() != nil {
+	if o.context != "" || t.complete() != nil {
 		found, name, err := o.findContext()
 		if err != nil {
 			return target{}, err
 		}
-		t = target{said.or(found), name}
+		if name != "" {
+			file, _, err := o.contextsFile()
+			if err != nil {
+				return target{}, err
+			}
+			origin := fmt.Sprintf("context %s (%s)", name, file)
+			t = t.or(target{found, name, origins{origin, origin, origin, origin}})
+			t.context = name
+		}
 	}
-	t.Server = cmp.Or(t.Server, defaultServer)
-	return t, nil
+	return t.or(target{place: place{Server: defaultServer}, from: origins{Server: "default"}}), nil
+}
+
+// when is a name where its value is set.
+func when(value, name string) string {
+	if value == "" {
+		return ""
+	}
+	return name
+}
+
+// or is place.or, with where everything comes from.
+func (t target) or(q target) target {
+	filled := target{t.place.or(q.place), cmp.Or(t.context, q.context), t.from}
+	if t.Server == "" {
+		filled.from.Server = q.from.Server
+	}
+	if t.Root == "" && t.RootPin == "" {
+		filled.from.Root = q.from.Root
+	}
+	if t.Identity == "" {
+		filled.from.Identity = q.from.Identity
+		if t.Key == "" {
+			filled.from.Key = q.from.Key
+		}
+	}
+	return filled
+}
+
+// mixture says which setting comes from where when they come from several places,
+// which may well not belong together; else it is "".
+func (t target) mixture() string {
+	class := func(origin string) string {
+		word, _, _ := strings.Cut(origin, "_")
+		if strings.HasPrefix(word, "--") {
+			word = "--"
+		}
+		return word
+	}
+	if a := class(t.from.Server); a == class(t.from.Root) && a == class(t.from.Identity) {
+		return ""
+	}
+	return fmt.Sprintf("the settings come from several places: the server from %s, the root from %s, the identity from %s; see that they belong to one controller (`sealctl context show`)",
+		t.from.Server, t.from.Root, t.from.Identity)
 }
 
 // or fills what p leaves open. A root, and an identity with its key, are things
