@@ -3,7 +3,8 @@ package model
 import "slices"
 
 // CryptoProfileSpec is a customer's own list of what IKEv2 and ESP may
-// negotiate, the best first. It is inert until an EncryptionPolicy names it.
+// negotiate, the best first. It is kept and checked, and nothing is negotiated by
+// it as yet: no EncryptionPolicy may name it until agents make IPsec tunnels.
 // Algorithms have the names of strongSwan's proposals.
 type CryptoProfileSpec struct {
 	// IKE are proposals for IKE SAs.

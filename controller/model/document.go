@@ -89,7 +89,8 @@ type CircuitSpec struct {
 	// Links are the two of the circuit; every circuit has both.
 	Links Links `json:"links"`
 	// Enforcement is enforce (the default), or observe: count what would be
-	// dropped and let it pass, before a circuit that is in use is closed.
+	// dropped and let it pass, before a circuit that is in use is closed. Refused
+	// as yet is observe: agents would enforce.
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 }
 
@@ -148,11 +149,12 @@ type SiteSpec struct {
 	Type SiteType `json:"type"`
 	// Prefixes must not overlap with any other site of the customer.
 	Prefixes []netip.Prefix `json:"prefixes"`
-	// SecurityRules puts rule sets of the customer in force for the site.
+	// SecurityRules are the customer's rule sets that hold for the site. Refused as
+	// yet: agents cannot enforce rules.
 	SecurityRules *SiteRules `json:"securityRules,omitempty"`
 }
 
-// SiteRules are the rule sets in force, by direction as seen from the site.
+// SiteRules are rule sets by direction as seen from the site.
 // Rules of several sets are tried in the order of the sets.
 type SiteRules struct {
 	// Inbound are names of rule sets with direction inbound.
@@ -176,7 +178,8 @@ type NodeSpec struct {
 	Owner string `json:"owner"`
 	// Interfaces are those that the agent looks after or has to know.
 	Interfaces []InterfaceSpec `json:"interfaces"`
-	// Exemptions puts exemptions in force on the node's circuit interfaces.
+	// Exemptions are what may cross the node's circuit interfaces in clear. Refused
+	// as yet: agents let nothing of it pass.
 	Exemptions []string `json:"exemptions,omitempty"`
 	// OnDuplicateIdentity is what happens when two hosts show the node's
 	// identity at once; empty is alarm.
@@ -245,7 +248,8 @@ type EndpointSpec struct {
 	Site string `json:"site"`
 	// Node carries the endpoint (a managed endpoint); either this or external.
 	Node string `json:"node,omitempty"`
-	// External is the endpoint's gateway where no agent of ours runs.
+	// External is the endpoint's gateway where no agent of ours runs. It can be
+	// written ahead: connections to it are refused as yet.
 	External *ExternalSpec `json:"external,omitempty"`
 	// Underlay are the outer addresses of the endpoint's tunnels.
 	Underlay []UnderlaySpec `json:"underlay"`
@@ -264,13 +268,13 @@ type UnderlaySpec struct {
 
 // EncryptionPolicySpec says how a connection is encrypted.
 type EncryptionPolicySpec struct {
-	// Protocol is wireguard or ipsec.
+	// Protocol is wireguard or ipsec. Refused as yet is ipsec.
 	Protocol Protocol `json:"protocol"`
 	// PathMTU is the largest outer packet in bytes, 1280 to 9000. The default
 	// of 1400 is what ExpressRoute's gateway passes unfragmented.
 	PathMTU int `json:"pathMTU,omitempty"`
 	// MaxOfflineAge is how long nodes carry the connection without word from the
-	// controller, 1h to 3650d; for ever when left out.
+	// controller, 1h to 3650d. Left out, it is for ever.
 	MaxOfflineAge Duration `json:"maxOfflineAge,omitempty"`
 	// OfflineAction is what they do then; needed with MaxOfflineAge.
 	OfflineAction OfflineAction `json:"offlineAction,omitempty"`
@@ -278,11 +282,14 @@ type EncryptionPolicySpec struct {
 	// 5m to 24h; 1h when left out.
 	PSKRotation Duration `json:"pskRotation,omitempty"`
 	// CryptoProfile is what IKEv2 and ESP may negotiate: a built-in profile
-	// (BuiltInProfiles) or a CryptoProfile of the customer.
+	// (BuiltInProfiles) or a CryptoProfile of the customer. Refused as yet: agents
+	// make no IPsec tunnels, and WireGuard has one suite only.
 	CryptoProfile string `json:"cryptoProfile,omitempty"`
-	// Lifetimes is when the keys of IPsec tunnels are replaced.
+	// Lifetimes is when the keys of IPsec tunnels are replaced. Refused as yet:
+	// agents make none.
 	Lifetimes *LifetimesSpec `json:"lifetimes,omitempty"`
-	// PostQuantum is required or preferred.
+	// PostQuantum is required or preferred. Refused as yet: agents cannot show that
+	// it holds.
 	PostQuantum PostQuantum `json:"postQuantum,omitempty"`
 }
 
@@ -307,8 +314,7 @@ const DefaultPathMTU = 1400
 // Protocol is a tunnel protocol.
 type Protocol string
 
-// The protocols. IPsec is part of the format and is refused until agents can
-// make it.
+// The protocols.
 const (
 	ProtocolWireGuard Protocol = "wireguard"
 	ProtocolIPsec     Protocol = "ipsec"

@@ -8,7 +8,8 @@ import (
 )
 
 // SecurityRuleSetSpec is a list of rules like those of an Azure network security
-// group, for one direction. It is inert until a Site names it in securityRules.
+// group, for one direction. It is kept and checked, and decides nothing as yet: no
+// Site may name it until agents can enforce rules.
 type SecurityRuleSetSpec struct {
 	// Direction is inbound (to the site) or outbound (from it).
 	Direction Direction `json:"direction"`

@@ -4,7 +4,8 @@ import "net/netip"
 
 // ApplianceSpec is a firewall or another appliance that traffic is steered
 // through. It must not translate addresses: both directions of a flow are known
-// by them. It is inert until a service chain in force names it.
+// by them. It is kept and checked, and no traffic is steered through it as yet: no
+// rules can be in force until agents can enforce them.
 type ApplianceSpec struct {
 	// Node is where the appliance is attached.
 	Node string `json:"node"`
@@ -60,7 +61,8 @@ const (
 const DefaultHealthInterval Duration = "1s"
 
 // ServiceChainSpec is the appliances that traffic passes, one hop after the
-// other. It is inert until a rule with action steer that is in force names it.
+// other. It is kept and checked, and no traffic is steered through it as yet: no
+// rules can be in force until agents can enforce them.
 type ServiceChainSpec struct {
 	// Position is before-tunnel (on the side where packets come from the LAN) or
 	// after-tunnel (on the side where they leave the tunnel).
@@ -99,7 +101,8 @@ const (
 
 // ExemptionSpec is traffic of a node's own sockets that may cross a circuit in
 // clear. It belongs to the provider, is counted apart and named in the evidence.
-// A customer's packet is never among it. It is inert until a Node names it.
+// A customer's packet is never among it. It is kept and checked, and lets nothing
+// pass as yet: no Node may name it until agents know exemptions.
 type ExemptionSpec struct {
 	// Type is management, dhcp or azure-168.63.129.16.
 	Type ExemptionType `json:"type"`
@@ -109,7 +112,7 @@ type ExemptionSpec struct {
 	// required, and for dhcp, where it is the server's.
 	Host netip.Addr `json:"host,omitzero"`
 	// Protocol is tcp or udp; for management only.
-	Protocol RuleProtocol `json:"protocol,omitempty"`
+	Protocol ExemptionProtocol `json:"protocol,omitempty"`
 	// HostPort is a port of the host that the node calls; either this or nodePort,
 	// for management only.
 	HostPort int `json:"hostPort,omitempty"`
@@ -126,4 +129,13 @@ const (
 	ExemptManagement ExemptionType = "management"
 	ExemptDHCP       ExemptionType = "dhcp"
 	ExemptAzure      ExemptionType = "azure-168.63.129.16"
+)
+
+// ExemptionProtocol is what a management exemption speaks.
+type ExemptionProtocol string
+
+// The protocols with ports.
+const (
+	ExemptTCP ExemptionProtocol = "tcp"
+	ExemptUDP ExemptionProtocol = "udp"
 )

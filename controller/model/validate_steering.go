@@ -154,7 +154,7 @@ func (c *checker) exemption(k Key, s *ExemptionSpec) {
 		return
 	}
 	c.address(k, "spec.host", s.Host)
-	enum(c, k, "spec.protocol", s.Protocol, RuleTCP, RuleUDP)
+	enum(c, k, "spec.protocol", s.Protocol, ExemptTCP, ExemptUDP)
 	switch {
 	case s.HostPort == 0 && s.NodePort == 0:
 		c.add(k, "spec.hostPort", "", "is required, unless there is a nodePort: an exemption is for one port", "1 to 65535")

@@ -79,10 +79,10 @@ func (c *comments) declaration(g *ast.GenDecl) {
 	}
 }
 
-// constant keeps a constant of a block: these are what a field may say.
+// constant keeps an exported constant of a block: these are what a field may say.
 func (c *comments) constant(g *ast.GenDecl, s *ast.ValueSpec) {
 	typ, ok := s.Type.(*ast.Ident)
-	if !ok || len(s.Values) != 1 {
+	if !ok || len(s.Values) != 1 || !s.Names[0].IsExported() {
 		return
 	}
 	lit, ok := s.Values[0].(*ast.BasicLit)

@@ -272,3 +272,57 @@ func TestExamples(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
+
+// What validation refuses because agents cannot do it yet is said where the field
+// is explained, and nowhere else.
+func TestWhatIsRefusedAsYetIsSaid(t *testing.T) {
+	docs := set(t)
+	for k, d := range docs {
+		switch s := d.Spec.(type) {
+		case *model.SiteSpec:
+			s.SecurityRules = &model.SiteRules{}
+		case *model.NodeSpec:
+			s.Exemptions = []string{"jump-host-ssh"}
+		case *model.CircuitSpec:
+			s.Enforcement = model.EnforcementObserve
+		case *model.EncryptionPolicySpec:
+			s.Protocol, s.CryptoProfile, s.Lifetimes, s.PostQuantum = model.ProtocolIPsec, "strict", &model.LifetimesSpec{}, model.PostQuantumRequired
+		case *model.ConnectionSpec:
+			for _, e := range s.Endpoints {
+				if end, ok := model.Lookup[*model.EndpointSpec](docs, model.Key{Kind: model.KindEndpoint, Customer: k.Customer, Name: e}); ok {
+					end.External = &model.ExternalSpec{}
+				}
+			}
+		}
+	}
+	// A connection is refused for its endpoint's gateway, which is where it is said.
+	refused := map[string]bool{"Endpoint.spec.external": true}
+	endpoints := false
+	for _, p := range model.Validate(docs) {
+		if !strings.Contains(p.Message, "of this version cannot") && !strings.Contains(p.Message, "cannot make IPsec") {
+			continue
+		}
+		kind, _, _ := strings.Cut(p.Document, "/")
+		if kind == string(model.KindConnection) {
+			endpoints = true
+			continue
+		}
+		refused[kind+"."+p.Field] = true
+	}
+	if !endpoints || len(refused) != 8 {
+		t.Errorf("validation refuses %v, and connections to gateways: %t", refused, endpoints)
+	}
+	var walk func(path string, fields []Field)
+	walk = func(path string, fields []Field) {
+		for _, f := range fields {
+			at := path + "." + f.Name
+			if says := strings.Contains(strings.ToLower(f.Doc), "refused as yet"); says != refused[at] {
+				t.Errorf("%s: refused as yet: %t, and it says so: %t", at, refused[at], says)
+			}
+			walk(at, f.Fields)
+		}
+	}
+	for _, k := range build(t).Kinds {
+		walk(k.Kind+".spec", k.Fields)
+	}
+}

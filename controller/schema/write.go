@@ -53,6 +53,14 @@ Every document has these fields around its ` + "`spec`" + `:
 	return b.Bytes()
 }
 
+// article is the one of a word.
+func article(word string) string {
+	if strings.ContainsAny(word[:1], "AEIOUaeiou") {
+		return "an"
+	}
+	return "a"
+}
+
 func rows(b *bytes.Buffer, path string, fields []Field) {
 	for _, f := range fields {
 		at := path + "." + f.Name
@@ -62,7 +70,7 @@ func rows(b *bytes.Buffer, path string, fields []Field) {
 			facts = append(facts, "one of `"+strings.Join(f.Values, "`, `")+"`")
 		}
 		if f.RefersTo != "" {
-			facts = append(facts, fmt.Sprintf("names a [%s](#%s)", f.RefersTo, strings.ToLower(f.RefersTo)))
+			facts = append(facts, fmt.Sprintf("names %s [%s](#%s)", article(f.RefersTo), f.RefersTo, strings.ToLower(f.RefersTo)))
 		}
 		if f.Default != "" {
 			facts = append(facts, "default `"+f.Default+"`")

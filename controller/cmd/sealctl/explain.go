@@ -61,7 +61,11 @@ func explainKinds(w io.Writer, o *options) error {
 	t := newTable("KIND", "BELONGS TO", "MEANING").paint(o.palette(w))
 	for _, k := range documents().Kinds {
 		first, _, _ := strings.Cut(k.Doc, ". ")
-		t.add(k.Kind, belongs(k), strings.TrimSuffix(first, "."))
+		first = strings.TrimSuffix(first, ".")
+		if strings.Contains(k.Doc, " as yet") {
+			first += "; of no effect as yet"
+		}
+		t.add(k.Kind, belongs(k), first)
 	}
 	return t.print(w)
 }
@@ -187,6 +191,14 @@ func (e *explainer) fields(indent string, fields []schemaField) {
 	}
 }
 
+// article is the one of a word.
+func article(word string) string {
+	if strings.ContainsAny(word[:1], "AEIOUaeiou") {
+		return "an"
+	}
+	return "a"
+}
+
 func required(f schemaField) string {
 	if f.Required {
 		return "  required"
@@ -208,7 +220,7 @@ func (e *explainer) about(indent string, f schemaField) {
 		facts = append(facts, "Default: "+f.Default+".")
 	}
 	if f.RefersTo != "" {
-		facts = append(facts, "The name of a "+f.RefersTo+".")
+		facts = append(facts, "The name of "+article(f.RefersTo)+" "+f.RefersTo+".")
 	}
 	if len(facts) > 0 {
 		e.paragraph(indent, strings.Join(facts, " "))
