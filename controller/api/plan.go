@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 
 	"connectrpc.com/connect"
 
@@ -17,7 +18,7 @@ import (
 
 const (
 	// maxPlanFlows and maxPlanList bound a plan's lists: of flows, and of
-	// prefixes and the like in each thing that it tells.
+	// prefixes and the like in each thing that it tells, unless it is to be full.
 	maxPlanFlows = 1000
 	maxPlanList  = 100
 	// maxDeletes is how many documents a plan may delete.
@@ -87,12 +88,16 @@ func (p *plans) plan(ctx context.Context, q *v1.PlanRequest) (*v1.PlanResponse, 
 	if err := judge(s, all, where, malformed, deletes); err != nil {
 		return nil, err
 	}
+	most := maxPlanList
+	if q.GetFull() {
+		most = math.MaxInt
+	}
 	after := *s
 	after.Documents = all
 	if after.Numbers, err = compile.Number(all, s.Numbers); err != nil {
 		return nil, connect.NewError(connect.CodeResourceExhausted, err)
 	}
-	return planToWire(s.Revision, preview.Compare(s, &after).Bounded(maxPlanFlows, maxPlanList)), nil
+	return planToWire(s.Revision, preview.Compare(s, &after).Bounded(maxPlanFlows, maxPlanList, most)), nil
 }
 
 // judge says what is wrong with a planned set of documents. As with a delete,

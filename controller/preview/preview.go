@@ -53,9 +53,9 @@ func Compare(before, after *model.Snapshot) Report {
 // Empty reports whether nothing is different.
 func (r Report) Empty() bool { return len(r.Documents)+len(r.Nodes)+len(r.Flows)+r.FlowsLeftOut == 0 }
 
-// Bounded is the report with lists of at most so many flows and prefixes. The
-// most dangerous flows stay.
-func (r Report) Bounded(flows, list int) Report {
+// Bounded is the report with lists of at most so many flows and prefixes of these,
+// and of so many changes of one field. The most dangerous flows stay.
+func (r Report) Bounded(flows, list, changes int) Report {
 	if n := len(r.Flows) - flows; n > 0 {
 		r.Flows, r.FlowsLeftOut = r.Flows[:flows], r.FlowsLeftOut+n
 	}
@@ -67,7 +67,7 @@ func (r Report) Bounded(flows, list int) Report {
 	r.Flows = short
 	docs := make([]Document, len(r.Documents))
 	for i, d := range r.Documents {
-		d.Fields = boundedFields(d.Fields, list)
+		d.Fields = boundedFields(d.Fields, changes)
 		docs[i] = d
 	}
 	r.Documents = docs
@@ -75,7 +75,7 @@ func (r Report) Bounded(flows, list int) Report {
 	for i, n := range r.Nodes {
 		objects := make([]Object, len(n.Objects))
 		for j, o := range n.Objects {
-			o.Fields = boundedFields(o.Fields, list)
+			o.Fields = boundedFields(o.Fields, changes)
 			objects[j] = o
 		}
 		n.Objects = objects

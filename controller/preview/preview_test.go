@@ -319,13 +319,16 @@ func TestBounded(t *testing.T) {
 		put(s, model.KindSite, "contoso", "hq", spec)
 	})
 	whole := Compare(before, after)
-	r := whole.Bounded(1, 10)
+	r := whole.Bounded(1, 10, 10)
 	if len(r.Flows) != 1 || r.FlowsLeftOut != len(whole.Flows)-1 || r.FlowsLeftOut < 1 {
 		t.Errorf("%d flows and %d left out of %d", len(r.Flows), r.FlowsLeftOut, len(whole.Flows))
 	}
 	f := r.Documents[0].Fields[0]
 	if len(f.Gained) != 10 || f.LeftOut != 90 {
 		t.Errorf("%d gained, %d left out", len(f.Gained), f.LeftOut)
+	}
+	if all := whole.Bounded(1, 10, 1000); len(all.Documents[0].Fields[0].Gained) != 100 || len(all.Flows[0].Source.Prefixes) > 10 {
+		t.Errorf("with all changes: %d gained, a flow with %d prefixes", len(all.Documents[0].Fields[0].Gained), len(all.Flows[0].Source.Prefixes))
 	}
 	if g := whole.Documents[0].Fields[0].Gained; len(g) != 100 {
 		t.Errorf("bounding one report has changed the other: %d gained", len(g))

@@ -17,6 +17,9 @@ import (
 // errNotConfirmed ends a command whose question was answered with no.
 var errNotConfirmed = errors.New("nothing was done")
 
+// maxPlanned is how many deletes a plan may have.
+const maxPlanned = 4096
+
 // maxCuts is how many things that are cut are named.
 const maxCuts = 20
 
@@ -119,6 +122,9 @@ func deleteCuts(cmd *cobra.Command, o *options, c connection, keys []*v1.Documen
 	}
 	if len(q.GetDeletes()) == 0 {
 		return nil, nil
+	}
+	if n := len(q.GetDeletes()); n > maxPlanned {
+		return []string{fmt.Sprintf("%d documents, more than the %d that can be planned at once", n, maxPlanned)}, nil
 	}
 	answer, err := policy.plan(cmd.Context(), q)
 	if problemsOf(err) != nil {

@@ -16,6 +16,7 @@ func planCommand(o *options) *cobra.Command {
 	var (
 		files   fileFlags
 		deletes []string
+		full    bool
 	)
 	cmd := &cobra.Command{
 		Use:   "plan [-f FILE]… [--delete KIND/CUSTOMER/NAME]…",
@@ -35,13 +36,16 @@ Flows are found by comparing what is compiled before and after, over all
 addresses. The most dangerous come first. A key that an enrolled node has yet to
 make for a new tunnel counts as known; a node that is not enrolled carries nothing.
 
+Of long lists the first are printed, and how many more there are; --full prints all
+of them, as -o json does.
+
 The exit code is 0 when nothing would change, and 6 when something would.`,
 		Example: `  sealctl plan -f policies/
   sealctl plan --delete connection/contoso/hq-weu
   sealctl plan -f new.yaml --delete site/contoso/old -o json`,
 		Args: arguments(0, 0, "files with -f, or documents with --delete"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			q := &v1.PlanRequest{}
+			q := &v1.PlanRequest{Full: full || o.structured()}
 			if len(files.names) == 0 && len(deletes) == 0 {
 				return fmt.Errorf("%w: name files with -f, or documents with --delete", errUsage)
 			}
@@ -74,7 +78,7 @@ The exit code is 0 when nothing would change, and 6 when something would.`,
 			if o.structured() {
 				err = o.print(cmd.OutOrStdout(), answer)
 			} else {
-				err = printPlan(cmd.OutOrStdout(), answer)
+				err = printPlan(cmd.OutOrStdout(), answer, full)
 			}
 			if err == nil && planned(answer) {
 				return errChanges
@@ -83,6 +87,7 @@ The exit code is 0 when nothing would change, and 6 when something would.`,
 		},
 	}
 	files.register(cmd)
+	cmd.Flags().BoolVar(&full, "full", false, "print long lists to their end")
 	cmd.Flags().StringArrayVar(&deletes, "delete", nil, "`document` to delete, kind/customer/name, or kind/name where the kind has no customer; repeatable")
 	return formats(cmd, "json", "yaml")
 }

@@ -3,20 +3,26 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 )
 
 const (
-	// maxShownFlows and maxShownList bound what is printed; -o json has more.
-	maxShownFlows = 50
-	maxShownList  = 8
+	// maxShownFlows, maxShownFields and maxShownList bound what is printed of a plan,
+	// of one document or object, and of one list; --full and -o json have all of it.
+	maxShownFlows  = 50
+	maxShownFields = 20
+	maxShownList   = 8
 )
 
 // printPlan prints a plan: + is created, ~ changed, - deleted.
-func printPlan(w io.Writer, p *v1.PlanResponse) error {
-	var b planText
+func printPlan(w io.Writer, p *v1.PlanResponse, full bool) error {
+	b := planText{most: func(n int) int { return n }}
+	if full {
+		b.most = func(int) int { return math.MaxInt }
+	}
 	if len(p.GetDocuments()) > 0 {
 		b.line("Documents")
 	}
@@ -43,7 +49,11 @@ func printPlan(w io.Writer, p *v1.PlanResponse) error {
 	return err
 }
 
-type planText struct{ strings.Builder }
+type planText struct {
+	strings.Builder
+	// most is how many things are printed where n are by default.
+	most func(n int) int
+}
 
 // line appends a line; what it says is foreign text.
 func (b *planText) line(format string, args ...any) {
@@ -51,7 +61,11 @@ func (b *planText) line(format string, args ...any) {
 }
 
 func (b *planText) fields(indent string, action v1.PlanAction, fields []*v1.FieldChange) {
-	for _, f := range fields {
+	for i, f := range fields {
+		if i == b.most(maxShownFields) {
+			b.line("%s… and %d more fields (--full shows them)", indent, len(fields)-i)
+			return
+		}
 		if len(f.GetLost()) == 0 && len(f.GetGained()) == 0 {
 			text := values(f)
 			if action == v1.PlanAction_PLAN_ACTION_DELETED {
@@ -66,13 +80,14 @@ func (b *planText) fields(indent string, action v1.PlanAction, fields []*v1.Fiel
 			sign string
 			list []string
 		}{{"-", f.GetLost()}, {"+", f.GetGained()}} {
-			for _, x := range part.list[:min(len(part.list), maxShownList)] {
+			shown := part.list[:min(len(part.list), b.most(maxShownList))]
+			for _, x := range shown {
 				b.line("%s  %s %s", indent, part.sign, x)
 			}
-			hidden += max(0, len(part.list)-maxShownList)
+			hidden += len(part.list) - len(shown)
 		}
 		if hidden > 0 {
-			b.line("%s  and %d more", indent, hidden)
+			b.line("%s  … and %d more (--full shows them)", indent, hidden)
 		}
 	}
 }
@@ -94,7 +109,7 @@ func values(f *v1.FieldChange) string {
 func (b *planText) flows(p *v1.PlanResponse) {
 	head := ""
 	for i, f := range p.GetFlows() {
-		if i == maxShownFlows {
+		if i == b.most(maxShownFlows) {
 			break
 		}
 		h := "Flows that become " + verdict(f.GetAfter())
@@ -119,8 +134,8 @@ func (b *planText) flows(p *v1.PlanResponse) {
 		b.line("  %s %s (%s): %s -> %s%s, was %s", f.GetNode(), f.GetInterface(), f.GetCustomer(),
 			addresses(f.GetSource()), addresses(f.GetDestination()), by, was)
 	}
-	if more := len(p.GetFlows()) - maxShownFlows; more > 0 || p.GetFlowsLeftOut() > 0 {
-		b.line("  and %d more", max(0, more)+int(p.GetFlowsLeftOut()))
+	if more := max(0, len(p.GetFlows())-b.most(maxShownFlows)) + int(p.GetFlowsLeftOut()); more > 0 {
+		b.line("  … and %d more", more)
 	}
 }
 

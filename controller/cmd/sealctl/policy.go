@@ -59,7 +59,7 @@ func (p policyClient) plan(ctx context.Context, q *v1.PlanRequest) (*v1.PlanResp
 		return nil, err
 	}
 	service := circuitsealv1connect.NewPlanServiceClient(p.c.client, p.c.server, limits())
-	return call(ctx, p.o, service.Plan, &v1.PlanRequest{Sources: sent, Deletes: q.GetDeletes()})
+	return call(ctx, p.o, service.Plan, &v1.PlanRequest{Sources: sent, Deletes: q.GetDeletes(), Full: q.GetFull()})
 }
 
 // send sends texts that are long in parts, of which only those that the

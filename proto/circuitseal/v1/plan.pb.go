@@ -141,7 +141,10 @@ type PlanRequest struct {
 	// Documents to create or to replace.
 	Sources []*Source `protobuf:"bytes,1,rep,name=sources,proto3" json:"sources,omitempty"`
 	// Documents to delete; all of them have to exist.
-	Deletes       []*PlannedDelete `protobuf:"bytes,2,rep,name=deletes,proto3" json:"deletes,omitempty"`
+	Deletes []*PlannedDelete `protobuf:"bytes,2,rep,name=deletes,proto3" json:"deletes,omitempty"`
+	// List everything that the fields of documents and states lose and gain. Else
+	// each lists 100 at most.
+	Full          bool `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,6 +191,13 @@ func (x *PlanRequest) GetDeletes() []*PlannedDelete {
 		return x.Deletes
 	}
 	return nil
+}
+
+func (x *PlanRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
 }
 
 // PlannedDelete names a document to delete.
@@ -934,10 +944,11 @@ var File_circuitseal_v1_plan_proto protoreflect.FileDescriptor
 
 const file_circuitseal_v1_plan_proto_rawDesc = "" +
 	"\n" +
-	"\x19circuitseal/v1/plan.proto\x12\x0ecircuitseal.v1\x1a\x1dcircuitseal/v1/operator.proto\"x\n" +
+	"\x19circuitseal/v1/plan.proto\x12\x0ecircuitseal.v1\x1a\x1dcircuitseal/v1/operator.proto\"\x8c\x01\n" +
 	"\vPlanRequest\x120\n" +
 	"\asources\x18\x01 \x03(\v2\x16.circuitseal.v1.SourceR\asources\x127\n" +
-	"\adeletes\x18\x02 \x03(\v2\x1d.circuitseal.v1.PlannedDeleteR\adeletes\"S\n" +
+	"\adeletes\x18\x02 \x03(\v2\x1d.circuitseal.v1.PlannedDeleteR\adeletes\x12\x12\n" +
+	"\x04full\x18\x03 \x01(\bR\x04full\"S\n" +
 	"\rPlannedDelete\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x12\n" +
