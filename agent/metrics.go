@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -80,6 +81,11 @@ func (s *scrapes) serve(ctx context.Context, status func(context.Context) desire
 	mux.Handle("GET /metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{
 		MaxRequestsInFlight: 2, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		// Who does not wait for the answer does not want it.
+		_, _ = io.WriteString(w, `<!doctype html><title>circuitseal agent</title><p>circuitseal agent: <a href="/metrics">metrics</a></p>`+"\n")
+	})
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),

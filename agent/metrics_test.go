@@ -51,6 +51,16 @@ func TestScrapes(t *testing.T) {
 			t.Errorf("%s is missing in\n%s", want, body)
 		}
 	}
+	// Who opens the port in a browser finds the way.
+	r, err := http.Get("http://" + address + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(r.Body)
+	_ = r.Body.Close()
+	if r.StatusCode != http.StatusOK || !strings.Contains(string(b), `href="/metrics"`) {
+		t.Errorf("at /: %s\n%s", r.Status, b)
+	}
 	if err := s.problem(); err != nil {
 		t.Errorf("problem: %v", err)
 	}

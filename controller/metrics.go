@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -47,6 +48,11 @@ func serveMetrics(ctx context.Context, l net.Listener, from prometheus.Gatherer,
 		MaxRequestsInFlight: 2, ErrorHandling: promhttp.ContinueOnError,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		// Who does not wait for the answer does not want it.
+		_, _ = io.WriteString(w, `<!doctype html><title>circuitseal controller</title><p>circuitseal controller: <a href="/metrics">metrics</a></p>`+"\n")
+	})
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerTimeout, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: maxHeaderBytes, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),

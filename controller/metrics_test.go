@@ -53,6 +53,12 @@ func TestMetrics(t *testing.T) {
 		return strings.Contains(r.scrape(), `circuitseal_controller_node_state_epoch{node="prem-1",stage="wanted"} 1`)
 	})
 	text := r.scrape()
+	root := regexp.MustCompile(`url=(http://\S+)/metrics`).FindStringSubmatch(r.log.String())
+	if a, err := http.Get(root[1] + "/"); err != nil || a.StatusCode != http.StatusOK {
+		t.Errorf("at /: %v, %v", a, err)
+	} else if b, err := io.ReadAll(a.Body); err != nil || !strings.Contains(string(b), `href="/metrics"`) {
+		t.Errorf("at /: %s, %v", b, err)
+	}
 	for _, want := range []string{
 		`circuitseal_controller_info{version="v7"} 1`,
 		`circuitseal_controller_calls_total{code="ok",procedure="/circuitseal.v1.PolicyService/Apply"} 1`,

@@ -3,12 +3,16 @@ package api
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/circuitseal/circuitseal/controller/model"
 )
 
 // maxElements is how many elements the lists of one message may have together:
@@ -61,8 +65,53 @@ func (c codec) Unmarshal(b []byte, message any) error {
 	if countJSONElements(b) > maxElements {
 		return errElements
 	}
-	// Callers may be newer than this controller.
-	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m)
+	// Whoever writes JSON by hand may write a field wrong: a filter or a dryRun that
+	// is silently left out would do something else than was asked for.
+	if err := protojson.Unmarshal(b, m); err != nil {
+		return unreadable(err, m.ProtoReflect().Descriptor())
+	}
+	return nil
+}
+
+var unknownField = regexp.MustCompile(`unknown field "([^"]*)"`)
+
+// unreadable says what is wrong with JSON and which field may have been meant.
+func unreadable(err error, d protoreflect.MessageDescriptor) error {
+	// protojson's white space changes from build to build on purpose.
+	text := strings.TrimSpace(strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\u00a0", " "), "proto:"))
+	found := unknownField.FindStringSubmatch(text)
+	if found == nil {
+		return fmt.Errorf("the body does not fit %s: %s", d.Name(), text)
+	}
+	var top []string
+	for i := range d.Fields().Len() {
+		top = append(top, d.Fields().Get(i).JSONName())
+	}
+	hint := "it has " + strings.Join(top, ", ")
+	if len(top) == 0 {
+		hint = "it has no fields"
+	}
+	if near := model.Nearest(found[1], fieldNames(d, map[protoreflect.FullName]bool{})); near != "" {
+		hint = fmt.Sprintf("did you mean %q?", near)
+	}
+	return fmt.Errorf("the body does not fit %s: %s; %s", d.Name(), text, hint)
+}
+
+// fieldNames are those of a message and of what is in it, as JSON has them.
+func fieldNames(d protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool) []string {
+	if seen[d.FullName()] {
+		return nil
+	}
+	seen[d.FullName()] = true
+	var all []string
+	for i := range d.Fields().Len() {
+		f := d.Fields().Get(i)
+		all = append(all, f.JSONName())
+		if m := f.Message(); m != nil {
+			all = append(all, fieldNames(m, seen)...)
+		}
+	}
+	return all
 }
 
 var errElements = fmt.Errorf("the lists of the message have more than %d elements together; send fewer at a time", maxElements)

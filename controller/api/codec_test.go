@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -97,5 +98,28 @@ func TestSourcesAreBounded(t *testing.T) {
 	_, err := newPolicy(t.Context(), nil, newUploads(time.Now), slog.New(slog.DiscardHandler)).Apply(t.Context(), connect.NewRequest(q))
 	if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "sources") {
 		t.Errorf("%d sources: %v", len(q.GetSources()), err)
+	}
+}
+
+// A field that does not exist is refused: who wrote "dryrun" must not be taken to
+// mean an apply for real.
+func TestUnknownJSONIsRefused(t *testing.T) {
+	for _, tt := range []struct {
+		body    string
+		message proto.Message
+		want    string
+	}{
+		{`{"sources": [], "dry-run": true}`, &v1.ApplyRequest{}, `the body does not fit ApplyRequest: (line 1:17): unknown field "dry-run"; did you mean "dryRun"?`},
+		{`{"kind": "Site", "customr": "contoso"}`, &v1.GetRequest{}, `the body does not fit GetRequest: (line 1:18): unknown field "customr"; did you mean "customer"?`},
+		{`{"sources": [{"txt": ""}]}`, &v1.ApplyRequest{}, `the body does not fit ApplyRequest: (line 1:15): unknown field "txt"; did you mean "text"?`},
+		{`{"moon": 1}`, &v1.GetRequest{}, `the body does not fit GetRequest: (line 1:2): unknown field "moon"; it has kind, customer, name, pageSize, pageToken`},
+		{`{"moon": 1}`, &v1.GetStatusRequest{}, `the body does not fit GetStatusRequest: (line 1:2): unknown field "moon"; it has no fields`},
+		{`{"kind": 3}`, &v1.GetRequest{}, `the body does not fit GetRequest: (line 1:10): invalid value for string field kind: 3`},
+		{`{"kind": "Site", "page_size": 3}`, &v1.GetRequest{}, ""},
+	} {
+		err := codec{"json"}.Unmarshal([]byte(tt.body), tt.message)
+		if got := fmt.Sprint(err); err == nil && tt.want != "" || err != nil && got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.body, got, tt.want)
+		}
 	}
 }

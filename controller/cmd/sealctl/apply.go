@@ -202,7 +202,8 @@ func problem(p *v1.Problem) string {
 		s += fmt.Sprintf(` (got "%s")`, p.GetValue())
 	}
 	// Some messages say already what would be right.
-	if h := p.GetHint(); h != "" && p.GetMessage() != "must be "+h && !strings.HasPrefix(p.GetMessage(), "is not "+h) {
+	said := p.GetMessage()
+	if h := p.GetHint(); h != "" && said != "must be "+h && !strings.HasPrefix(said, "is not "+h) && !strings.HasSuffix(said, ", not "+h) {
 		s += "; " + p.GetHint()
 	}
 	return s

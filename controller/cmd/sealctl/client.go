@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -87,9 +88,14 @@ func (c connection) close() { c.client.CloseIdleConnections() }
 // limits are the client's options of every service.
 func limits() connect.ClientOption { return connect.WithReadMaxBytes(maxAnswer) }
 
-// parseServer is the address of a controller, without what calls add.
+// parseServer is the address of a controller, without what calls add; host:port is
+// short for one.
 func parseServer(s string) (string, error) {
-	u, err := url.Parse(s)
+	address := s
+	if _, _, err := net.SplitHostPort(s); err == nil && !strings.Contains(s, "/") {
+		address = "https://" + s
+	}
+	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || (u.Path != "" && u.Path != "/") || strings.ContainsAny(s, "?#") {
 		return "", fmt.Errorf("%q: want an address such as %s", s, defaultServer)
 	}

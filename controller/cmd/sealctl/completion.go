@@ -74,13 +74,27 @@ func completeFlags(root *cobra.Command, o *options) {
 		}
 	}
 	walk(root)
+	for _, c := range root.Commands() {
+		if c.Name() == "plan" {
+			_ = c.RegisterFlagCompletionFunc("delete", func(c *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+				none := ""
+				words, directive := completeDocuments(o, &none)(c, nil, word)
+				return words, directive | cobra.ShellCompDirectiveNoSpace
+			})
+		}
+	}
 }
 
-// completeDocuments completes a kind and then a name; customer is the flag.
+// completeDocuments completes a kind and then a name, or kind/customer/name;
+// customer is the flag.
 func completeDocuments(o *options, customer *string) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
-		switch len(args) {
-		case 0:
+		const plain = cobra.ShellCompDirectiveNoFileComp
+		kind, _, whole := strings.Cut(word, "/")
+		switch {
+		case len(args) == 0 && whole:
+			return starting(word, o.references(c.Context(), kind, *customer, kind+"/")), plain
+		case len(args) == 0:
 			var kinds []string
 			for _, k := range kindNames() {
 				kinds = append(kinds, strings.ToLower(k))
@@ -88,11 +102,15 @@ func completeDocuments(o *options, customer *string) cobra.CompletionFunc {
 			if c.Name() == "get" {
 				kinds = append(kinds, "all")
 			}
-			return starting(word, kinds), cobra.ShellCompDirectiveNoFileComp
-		case 1:
-			return starting(word, o.names(c.Context(), args[0], *customer)), cobra.ShellCompDirectiveNoFileComp
+			return starting(word, kinds), plain
+		case len(args) > 1:
+			return nil, plain
 		}
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		// A delete wants to know whose it is.
+		if k, ok := findKind(args[0]); whole || ok && k.Customer && c.Name() == "delete" && *customer == "" {
+			return starting(word, o.references(c.Context(), args[0], *customer, "")), plain
+		}
+		return starting(word, o.names(c.Context(), args[0], *customer)), plain
 	}
 }
 
@@ -123,9 +141,33 @@ func (o *options) contextNames() []string {
 	return c.names()
 }
 
-// names are the names of documents of a kind. What goes wrong is not said:
-// nobody has asked for anything yet.
+// names are the names of documents of a kind.
 func (o *options) names(ctx context.Context, kind, customer string) []string {
+	seen := map[string]bool{}
+	var names []string
+	for _, d := range o.documents(ctx, kind, customer) {
+		if n := line(d.GetName()); !seen[n] {
+			seen[n] = true
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+// references are documents of a kind as customer/name, or name where the kind has
+// no customer, after a prefix.
+func (o *options) references(ctx context.Context, kind, customer, prefix string) []string {
+	var all []string
+	for _, d := range o.documents(ctx, kind, customer) {
+		_, rest, _ := strings.Cut(name(d), "/")
+		all = append(all, prefix+line(rest))
+	}
+	return all
+}
+
+// documents are those of a kind. What goes wrong is not said: nobody has asked for
+// anything yet.
+func (o *options) documents(ctx context.Context, kind, customer string) []*v1.Document {
 	short := *o
 	short.timeout = min(completionTimeout, max(o.timeout, time.Millisecond))
 	c, err := short.connect()
@@ -140,13 +182,5 @@ func (o *options) names(ctx context.Context, kind, customer string) []string {
 	if err != nil {
 		return nil
 	}
-	seen := map[string]bool{}
-	var names []string
-	for _, d := range answer.GetDocuments() {
-		if n := line(d.GetName()); !seen[n] {
-			seen[n] = true
-			names = append(names, n)
-		}
-	}
-	return names
+	return answer.GetDocuments()
 }

@@ -222,7 +222,14 @@ a context that cannot work is not kept. The first context becomes the current on
 			if there {
 				action = "changed"
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "context %s %s in %s\n", name, action, path)
+			note := "; it is the current one"
+			switch {
+			case c.current == "":
+				note = "; none is the current one: `sealctl context use " + name + "` makes it so"
+			case c.current != name:
+				note = "; the current one is still " + c.current
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "context %s %s in %s%s\n", name, action, path, note)
 			return err
 		},
 		ValidArgsFunction: completeContexts(o),

@@ -29,11 +29,15 @@ func pinOf(t *testing.T, dir string) string {
 func TestContexts(t *testing.T) {
 	one, two := start(t), filepath.Join(t.TempDir(), "two")
 	first, second := os.Getenv("SEALCTL_SERVER"), "https://"+serve(t, two)
-	must(t, "", "context", "set", "one")
+	if got := must(t, "", "context", "set", "one"); !strings.HasSuffix(got, "; it is the current one\n") {
+		t.Errorf("the first: %q", got)
+	}
 	for _, name := range []string{"SEALCTL_SERVER", "SEALCTL_ROOT", "SEALCTL_IDENTITY"} {
 		t.Setenv(name, "")
 	}
-	must(t, "", "context", "set", "two", "--server", second, "--root-pin", pinOf(t, two), "--identity", two+"/admin/identity.pem")
+	if got := must(t, "", "context", "set", "two", "--server", second, "--root-pin", pinOf(t, two), "--identity", two+"/admin/identity.pem"); !strings.HasSuffix(got, "; the current one is still one\n") {
+		t.Errorf("the second: %q", got)
+	}
 	file := os.Getenv("XDG_CONFIG_HOME") + "/circuitseal/contexts.yaml"
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file of contexts: %v, %v", info, err)

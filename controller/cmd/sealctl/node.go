@@ -112,7 +112,8 @@ On a terminal it says what will be cut and asks; elsewhere it needs --yes.`,
 		Example: `  sealctl node revoke prem-1 --reason 'appliance stolen'
   sealctl node revoke prem-1 --reason 'appliance stolen' --yes
   sealctl token create prem-1 --out prem-1.token`,
-		Args: arguments(1, 1, "the name of a node"),
+		Args:              arguments(1, 1, "the name of a node"),
+		ValidArgsFunction: completeNodes(o),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := o.connect()
 			if err != nil {
@@ -174,8 +175,9 @@ The agent is told, says so in its status, and keeps the circuit interfaces close
 until 'circuitseal-agent remove' takes it off the host.
 
 On a terminal it says what will be cut and asks; elsewhere it needs --yes.`,
-		Example: `  sealctl node decommission prem-1 --reason 'site closed'`,
-		Args:    arguments(1, 1, "the name of a node"),
+		Example:           `  sealctl node decommission prem-1 --reason 'site closed'`,
+		Args:              arguments(1, 1, "the name of a node"),
+		ValidArgsFunction: completeNodes(o),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := o.connect()
 			if err != nil {

@@ -23,8 +23,13 @@ func tokenCommand(o *options) *cobra.Command {
 		Use:     "token",
 		Short:   "Make one-time tokens with which nodes enrol",
 		Example: `  sealctl token create nva-1 --out nva-1.token`,
-		Args:    noSubcommand,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && args[0] == "list" {
+				return fmt.Errorf("%w: there is no command %q: tokens are secrets and are not listed; `sealctl token create NODE` makes one, which voids an older one, and `sealctl node list` says which nodes are enrolled", errUsage, args[0])
+			}
+			return noSubcommand(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(tokenCreateCommand(o))
 	return cmd
