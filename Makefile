@@ -27,6 +27,10 @@ help: ## List the targets
 deps: ## Install the Debian packages that building, testing and the demo need
 	@deploy/install-deps
 
+.PHONY: test-deps
+test-deps:
+	@deploy/install-deps test
+
 .PHONY: generate-deps
 generate-deps:
 	@deploy/install-deps generate
@@ -41,7 +45,7 @@ demo: deps build ## Run the product for real: two nodes, tunnels, faults, an ind
 	$(BIN)/demo
 
 .PHONY: test
-test: deps build ## Run all tests; as root, what needs root runs too
+test: deps test-deps build ## Run all tests; as root, what needs root runs too
 	CIRCUITSEAL_BIN=$(abspath $(BIN)) go test -count=1 -vet=off ./...
 
 .PHONY: test-slow

@@ -19,7 +19,8 @@ func completionCommand() *cobra.Command {
 		Use:   "completion bash|zsh|fish",
 		Short: "Print what makes a shell complete sealctl's words",
 		Long: `Print what makes a shell complete commands, flags, kinds, fields, contexts, and,
-where a controller answers within two seconds, customers, nodes and names.`,
+where a controller answers within two seconds, customers, nodes and names. Bash needs
+the package bash-completion for it, zsh 'autoload -U compinit; compinit' before.`,
 		Example: `  source <(sealctl completion bash)
   sealctl completion zsh > "${fpath[1]}/_sealctl"
   sealctl completion fish > ~/.config/fish/completions/sealctl.fish`,
