@@ -136,7 +136,7 @@ func (w *walker) problem(n *yaml.Node, field, value, message, hint string) {
 		Value: model.Shorten(value), Message: message, Hint: hint,
 	}
 	// What of a long list is only counted is not validated either.
-	if field != "" && !(w.brief && len(w.problems) >= MaxProblems) {
+	if field != "" && (!w.brief || len(w.problems) < MaxProblems) {
 		w.at.malformed[field] = true
 	}
 	if !w.named {

@@ -34,11 +34,13 @@ func confirm(cmd *cobra.Command, doing string, cuts []string) error {
 	if !isFile || !isTerminal(in) || !isTerminal(cmd.ErrOrStderr()) {
 		return fmt.Errorf("%w: %s: %s; nobody can be asked here: --yes goes on all the same", errUsage, doing, strings.Join(shown, "; "))
 	}
-	text := doing + ":\n"
+	var text strings.Builder
+	text.WriteString(line(doing) + ":\n")
 	for _, c := range shown {
-		text += "  " + line(c) + "\n"
+		text.WriteString("  " + line(c) + "\n")
 	}
-	if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%sGo on? Type yes: ", text); err != nil {
+	text.WriteString("Go on? Type yes: ")
+	if _, err := io.WriteString(cmd.ErrOrStderr(), text.String()); err != nil {
 		return err
 	}
 	answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n')
@@ -133,17 +135,27 @@ func deleteCuts(cmd *cobra.Command, o *options, c connection, keys []*v1.Documen
 	if err != nil {
 		return nil, err
 	}
-	var cuts []string
+	var cuts, objects, tunnels []string
 	for _, n := range answer.GetNodes() {
 		if n.GetAction() == v1.PlanAction_PLAN_ACTION_DELETED {
 			cuts = append(cuts, "node "+n.GetNode()+" loses its state: it closes its circuits")
 		}
 		for _, object := range n.GetObjects() {
-			if object.GetAction() == v1.PlanAction_PLAN_ACTION_DELETED {
-				cuts = append(cuts, fmt.Sprintf("node %s loses %s: %s", n.GetNode(), strings.TrimSuffix(object.GetKind()+" "+object.GetName(), " "), object.GetWhat()))
+			if object.GetAction() != v1.PlanAction_PLAN_ACTION_DELETED {
+				continue
 			}
+			text := fmt.Sprintf("node %s loses %s: %s", n.GetNode(), strings.TrimSuffix(object.GetKind()+" "+object.GetName(), " "), object.GetWhat())
+			if object.GetKind() == "tunnel" {
+				tunnels = append(tunnels, text)
+			}
+			objects = append(objects, text)
 		}
 	}
+	// What goes with tunnels is no news beside them.
+	if tunnels != nil {
+		objects = tunnels
+	}
+	cuts = append(cuts, objects...)
 	for _, f := range answer.GetFlowCounts() {
 		cuts = append(cuts, count(int(f.GetFlows()), "flow becomes ", "flows become ")+verdictWord(f.GetVerdict()))
 	}

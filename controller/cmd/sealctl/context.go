@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -179,7 +180,7 @@ func contextUseCommand(o *options) *cobra.Command {
 			if err := writeContexts(path, c); err != nil {
 				return fmt.Errorf("write contexts: %w", err)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "context %s is the current one\n", args[0])
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "context %s is the current one%s\n", args[0], o.before())
 			return err
 		},
 		ValidArgsFunction: completeContexts(o),
@@ -229,13 +230,28 @@ a context that cannot work is not kept. The first context becomes the current on
 			case c.current != name:
 				note = "; the current one is still " + c.current
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "context %s %s in %s%s\n", name, action, path, note)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "context %s %s in %s%s%s\n", name, action, path, note, o.before())
 			return err
 		},
 		ValidArgsFunction: completeContexts(o),
 	}
 	cmd.Flags().BoolVar(&use, "use", false, "make it the current one")
 	return formats(cmd)
+}
+
+// before says which of the environment goes before the current context, for
+// whoever has just chosen one.
+func (o *options) before() string {
+	var set []string
+	for _, name := range []string{"SEALCTL_SERVER", "SEALCTL_IDENTITY", "SEALCTL_KEY", "SEALCTL_ROOT", "SEALCTL_ROOT_PIN", "CIRCUITSEAL_CONTEXT"} {
+		if o.getenv(name) != "" {
+			set = append(set, name)
+		}
+	}
+	if set == nil {
+		return ""
+	}
+	return "; as long as it is set, the environment goes before it: " + strings.Join(set, ", ")
 }
 
 // newPlace is what flags make of a context, checked.

@@ -29,7 +29,7 @@ func pinOf(t *testing.T, dir string) string {
 func TestContexts(t *testing.T) {
 	one, two := start(t), filepath.Join(t.TempDir(), "two")
 	first, second := os.Getenv("SEALCTL_SERVER"), "https://"+serve(t, two)
-	if got := must(t, "", "context", "set", "one"); !strings.HasSuffix(got, "; it is the current one\n") {
+	if got := must(t, "", "context", "set", "one"); !strings.HasSuffix(got, "; it is the current one; as long as it is set, the environment goes before it: SEALCTL_SERVER, SEALCTL_IDENTITY, SEALCTL_ROOT\n") {
 		t.Errorf("the first: %q", got)
 	}
 	for _, name := range []string{"SEALCTL_SERVER", "SEALCTL_ROOT", "SEALCTL_IDENTITY"} {
