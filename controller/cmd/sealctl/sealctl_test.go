@@ -139,6 +139,10 @@ func TestCommands(t *testing.T) {
 	}
 	for _, s := range steps {
 		t.Run(s.name, func(t *testing.T) {
+			if s.name == "keys" {
+				// Pre-shared keys are made behind an apply, not in it.
+				eventually(t, "preshared", "keys")
+			}
 			code, stdout, stderr := sealctl(t, s.stdin, s.args...)
 			if code != s.code || !regexp.MustCompile(s.out).MatchString(stdout) || !regexp.MustCompile(s.err).MatchString(stderr) {
 				t.Errorf("exit code %d, want %d\nstdout: %s\nwant:   %s\nstderr: %s\nwant:   %s", code, s.code, stdout, s.out, stderr, s.err)
