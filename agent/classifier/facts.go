@@ -6,6 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
@@ -15,8 +16,8 @@ import (
 // it. An error means that the facts are not known. It lists everything once,
 // since asking for each interface, and for its addresses, costs as much again
 // for each.
-func (c *Classifier) readFacts(want plan.Classifier) (facts, error) {
-	devices, err := c.readDevices()
+func (c *Classifier) readFacts(want plan.Classifier, view netdev.View) (facts, error) {
+	devices, err := c.readDevices(view)
 	if err != nil {
 		return nil, err
 	}
@@ -44,11 +45,7 @@ func (c *Classifier) readFacts(want plan.Classifier) (facts, error) {
 
 // readDevices are all interfaces by name, not by alternative names, which nothing
 // keeps from being on a foreign interface.
-func (c *Classifier) readDevices() (map[string]device, error) {
-	links, err := netns.Dump(c.netlink.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
+func (c *Classifier) readDevices(view netdev.View) (map[string]device, error) {
 	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return c.netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
@@ -59,16 +56,14 @@ func (c *Classifier) readDevices() (map[string]device, error) {
 			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], ip.Unmap())
 		}
 	}
-	devices := make(map[string]device, len(links))
-	for _, l := range links {
-		a := l.Attrs()
-		ethernet := a.EncapType == "ether"
-		devices[a.Name] = device{
-			index: uint32(a.Index), ethernet: ethernet, veth: l.Type() == "veth",
+	devices := make(map[string]device, view.Len())
+	for i := range view.All() {
+		devices[i.Name] = device{
+			index: uint32(i.Index), ethernet: i.Ethernet, veth: i.Kind == "veth",
 			// An XFRM interface claims to have no link layer, but shows the outer
 			// packet's at ingress.
-			header:    ethernet || l.Type() == "xfrm",
-			addresses: byIndex[a.Index],
+			header:    i.Ethernet || i.Kind == "xfrm",
+			addresses: byIndex[i.Index],
 		}
 	}
 	return devices, nil
@@ -76,13 +71,17 @@ func (c *Classifier) readDevices() (map[string]device, error) {
 
 // interfaceNames are the names of all interfaces by index.
 func (c *Classifier) interfaceNames() (map[uint32]string, error) {
-	links, err := netns.Dump(c.netlink.LinkList)
+	var view netdev.View
+	err := c.home.Do(func() (err error) {
+		view, err = netdev.Read()
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+		return nil, err
 	}
-	names := map[uint32]string{}
-	for _, l := range links {
-		names[uint32(l.Attrs().Index)] = l.Attrs().Name
+	names := make(map[uint32]string, view.Len())
+	for i := range view.All() {
+		names[uint32(i.Index)] = i.Name
 	}
 	return names, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/bpfmap"
 	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 )
@@ -23,7 +24,11 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 	if err := c.repin(); err != nil {
 		return nil, err
 	}
-	f, err := c.readFacts(p)
+	view, err := netdev.Read()
+	if err != nil {
+		return nil, err
+	}
+	f, err := c.readFacts(p, view)
 	if err != nil {
 		// Whatever works must not be taken down for want of an answer.
 		return nil, err
@@ -58,7 +63,7 @@ func (c *Classifier) sync(ctx context.Context, p plan.Classifier) (checked []str
 
 	done := c.hooks.Many(len(hooksTodo.attach) + len(hooksTodo.detach) + len(found.dead))
 	defer func() { err = errors.Join(err, done()) }()
-	note(c.quietAll(p, want, f))
+	note(c.quietAll(p, want, f, view))
 	// A slow path is used only when what comes back from it is judged.
 	unjudged, err := c.attachAll(ctx, found, hooksTodo, want, bpfPortKindPORT_SLOW)
 	note(err)

@@ -26,6 +26,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/bpffs"
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/tchook"
@@ -263,13 +264,9 @@ func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces 
 	// gets another.
 	own, err := tc.Own()
 	errs := []error{err}
-	links, err := netns.Dump(handle.LinkList)
+	there, err := g.list()
 	if err != nil {
-		return nil, errors.Join(append(errs, fmt.Errorf("list interfaces of the circuit namespace: %w", err))...)
-	}
-	there := make(map[string]*netlink.LinkAttrs, len(links))
-	for _, l := range links {
-		there[l.Attrs().Name] = l.Attrs()
+		return nil, errors.Join(append(errs, err)...)
 	}
 	mine := attachments(own).byIndex()
 	done := tc.Many(len(hooks)*len(interfaces) - len(own))
@@ -294,16 +291,17 @@ func (g *Guard) armEach(ctx context.Context, handle *netlink.Handle, interfaces 
 // ethernetIndex finds an interface by its name, not by an alternative one,
 // which nftables would not know. there are all interfaces by their own names;
 // only who is not among them is asked for alone.
-func ethernetIndex(handle *netlink.Handle, there map[string]*netlink.LinkAttrs, name string) (int, error) {
-	a := there[name]
-	if a == nil {
-		l, err := handle.LinkByName(name)
-		if err != nil {
-			return 0, fmt.Errorf("find it in the circuit namespace: %w", err)
-		}
-		if a = l.Attrs(); a.Name != name {
-			return 0, fmt.Errorf("it is another name of %s, want the interface's own", a.Name)
-		}
+func ethernetIndex(handle *netlink.Handle, there netdev.View, name string) (int, error) {
+	if i, ok := there.Named(name); ok && i.Ethernet {
+		return i.Index, nil
+	}
+	l, err := handle.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("find it in the circuit namespace: %w", err)
+	}
+	a := l.Attrs()
+	if a.Name != name {
+		return 0, fmt.Errorf("it is another name of %s, want the interface's own", a.Name)
 	}
 	if a.EncapType != "ether" {
 		return 0, fmt.Errorf("it is of type %s, want Ethernet", a.EncapType)
@@ -313,29 +311,23 @@ func ethernetIndex(handle *netlink.Handle, there map[string]*netlink.LinkAttrs, 
 
 // cleanUp takes away what guards nothing any more.
 func (g *Guard) cleanUp() error {
-	indexes, err := g.indexes()
+	there, err := g.list()
 	if err != nil {
 		return err
 	}
-	return errors.Join(g.sweep(), g.dropCounters(indexes))
+	return errors.Join(g.sweep(), g.dropCounters(there))
 }
 
-// indexes are those of every interface in the namespace.
-func (g *Guard) indexes() ([]int, error) {
-	handle, err := g.namespace.Netlink()
+// list has all interfaces of the circuit namespace.
+func (g *Guard) list() (v netdev.View, err error) {
+	err = g.namespace.Do(func() error {
+		v, err = netdev.Read()
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
+		return v, fmt.Errorf("look into the circuit namespace: %w", err)
 	}
-	defer handle.Close()
-	links, err := netns.Dump(handle.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
-	}
-	var out []int
-	for _, l := range links {
-		out = append(out, l.Attrs().Index)
-	}
-	return out, nil
+	return v, nil
 }
 
 // Remove takes both layers away, of every layout, and with them the protection

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,11 +11,9 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
-	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/tchook"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -54,7 +51,7 @@ func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Co
 		errs = append(errs, err)
 		return err == nil
 	}
-	links, err := g.links()
+	there, err := g.list()
 	if !note(err) {
 		return nil, nil, err
 	}
@@ -68,18 +65,18 @@ func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Co
 
 	names := slices.Clone(g.interfaces)
 	standing := make(map[string]bool)
-	for name, a := range links {
-		ok, some := g.programsStand(a, own[a.Index])
-		standing[name] = ok
+	for i := range there.All() {
+		ok, some := g.programsStand(i, own[i.Index])
+		standing[i.Name] = ok
 		if g.interfaces == nil && some {
-			names = append(names, name)
+			names = append(names, i.Name)
 		}
 	}
 	slices.Sort(names)
 
 	var enclosed bool
 	note(g.namespace.Do(func() (err error) {
-		enclosed, err = namespaceStands(links, names)
+		enclosed, err = namespaceStands(there, names)
 		return err
 	}))
 	intact, counters, err := g.nftStatus()
@@ -87,34 +84,15 @@ func (g *Guard) Status(ctx context.Context) ([]desired.GuardStatus, []desired.Co
 
 	var out []desired.GuardStatus
 	for _, name := range names {
-		_, there := links[name]
 		out = append(out,
-			desired.GuardStatus{Interface: name, Layer: LayerNamespace, Alive: there && enclosed},
+			desired.GuardStatus{Interface: name, Layer: LayerNamespace, Alive: there.Has(name) && enclosed},
 			desired.GuardStatus{Interface: name, Layer: LayerEBPF, Alive: standing[name]},
 			desired.GuardStatus{Interface: name, Layer: LayerNFTables, Alive: intact},
 		)
 	}
-	counts, err := g.counters(names, links)
+	counts, err := g.counters(names, there)
 	note(err)
 	return out, append(counts, counters...), errors.Join(errs...)
-}
-
-// links are the interfaces of the namespace by name.
-func (g *Guard) links() (map[string]*netlink.LinkAttrs, error) {
-	handle, err := g.namespace.Netlink()
-	if err != nil {
-		return nil, fmt.Errorf("look into the circuit namespace: %w", err)
-	}
-	defer handle.Close()
-	list, err := netns.Dump(handle.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces of the circuit namespace: %w", err)
-	}
-	out := make(map[string]*netlink.LinkAttrs, len(list))
-	for _, l := range list {
-		out[l.Attrs().Name] = l.Attrs()
-	}
-	return out, nil
 }
 
 func (g *Guard) own() (attachments, error) {
@@ -128,10 +106,10 @@ func (g *Guard) own() (attachments, error) {
 
 // programsStand reports whether the eBPF layer is alive on an interface of the
 // namespace, and whether any of our programs is on it.
-func (g *Guard) programsStand(a *netlink.LinkAttrs, own attachments) (alive, some bool) {
-	alive = a.Xdp == nil || !a.Xdp.Attached
+func (g *Guard) programsStand(i netdev.Interface, own attachments) (alive, some bool) {
+	alive = !i.XDP
 	for _, h := range hooks {
-		mine := own.on(h, a.Index)
+		mine := own.on(h, i.Index)
 		some = some || len(mine) > 0
 		first := slices.IndexFunc(mine, func(a tchook.Attachment) bool { return a.First })
 		if first < 0 {
@@ -147,35 +125,31 @@ func (g *Guard) programsStand(a *netlink.LinkAttrs, own attachments) (alive, som
 }
 
 // forwarding is off in a circuit namespace; the first two also for "all".
-var forwarding = []devconf.Setting{
-	{Family: devconf.IPv4, Name: "forwarding"},
-	{Family: devconf.IPv6, Name: "forwarding"},
-	{Family: devconf.IPv6, Name: "force_forwarding"},
+var forwarding = []netdev.Setting{
+	{Family: netdev.IPv4, Name: "forwarding"},
+	{Family: netdev.IPv6, Name: "forwarding"},
+	{Family: netdev.IPv6, Name: "force_forwarding"},
 }
 
-// namespaceStands reports whether the calling thread's namespace encloses the
+// namespaceStands reports whether the circuit namespace, in which the caller is, encloses the
 // circuit interfaces, whose names are sorted. Tunnel devices that some kernels make in every namespace
 // (sit0, tunl0) are down and reach nothing.
-func namespaceStands(links map[string]*netlink.LinkAttrs, circuit []string) (bool, error) {
-	for name, a := range links {
-		if _, found := slices.BinarySearch(circuit, name); !found && name != "lo" && a.RawFlags&unix.IFF_UP != 0 {
+func namespaceStands(there netdev.View, circuit []string) (bool, error) {
+	for i := range there.All() {
+		if _, found := slices.BinarySearch(circuit, i.Name); !found && i.Name != "lo" && i.Flags&unix.IFF_UP != 0 {
 			return false, nil
 		}
-	}
-	settings, err := devconf.Read()
-	if err != nil {
-		return false, err
 	}
 	for _, name := range circuit {
 		for _, s := range forwarding {
 			// A kernel that does not tell has not that setting.
-			if v, ok := settings.Get(name, s.Family, s.Name); ok && v != s.Value {
+			if v, ok := there.Get(name, s.Family, s.Name); ok && v != s.Value {
 				return false, nil
 			}
 		}
 	}
 	for _, s := range forwarding[:2] {
-		if v, ok, err := devconf.Of("all", s); err != nil || ok && v != s.Value {
+		if v, ok, err := netdev.Of("all", s); err != nil || ok && v != s.Value {
 			return false, err
 		}
 	}
@@ -215,7 +189,7 @@ func (g *Guard) nftStatus() (bool, []desired.Counter, error) {
 
 // counters reads the eBPF layer's counts from the pinned map, so that they are
 // there for a process that has loaded nothing.
-func (g *Guard) counters(names []string, links map[string]*netlink.LinkAttrs) ([]desired.Counter, error) {
+func (g *Guard) counters(names []string, there netdev.View) ([]desired.Counter, error) {
 	path := filepath.Join(g.pins, programMapCounters)
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -229,10 +203,11 @@ func (g *Guard) counters(names []string, links map[string]*netlink.LinkAttrs) ([
 	for _, name := range append([]string{""}, names...) {
 		var ifindex uint32
 		if name != "" {
-			if links[name] == nil {
+			i, ok := there.Named(name)
+			if !ok {
 				continue
 			}
-			ifindex = uint32(links[name].Index)
+			ifindex = uint32(i.Index)
 		}
 		var values []programCounts
 		if err := m.Lookup(ifindex, &values); errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -264,13 +239,17 @@ func sum(name string, values []programCounts, zeros bool) []desired.Counter {
 }
 
 // dropCounters forgets the counts of interfaces that are gone.
-func (g *Guard) dropCounters(indexes []int) error {
+func (g *Guard) dropCounters(there netdev.View) error {
+	indexes := make(map[uint32]bool, there.Len())
+	for i := range there.All() {
+		indexes[uint32(i.Index)] = true
+	}
 	var gone []uint32
 	var ifindex uint32
 	var values []programCounts
 	it := g.objects.Counters.Iterate()
 	for it.Next(&ifindex, &values) {
-		if ifindex != 0 && (ifindex > math.MaxInt32 || !slices.Contains(indexes, int(ifindex))) {
+		if ifindex != 0 && !indexes[ifindex] {
 			gone = append(gone, ifindex)
 		}
 	}

@@ -17,9 +17,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
@@ -220,7 +220,7 @@ func (d *Driver) silence(names []string) (silent []string, err error) {
 	silent = []string{}
 	var errs []error
 	err = d.config.Circuit.Do(func() error {
-		view, err := devconf.Read()
+		view, err := netdev.Read()
 		if err != nil {
 			return err
 		}

@@ -4,50 +4,50 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 )
 
 // Of "all" and an interface's own value the kernel takes the larger one for
 // rp_filter, arp_ignore and arp_announce (include/linux/inetdevice.h), so both
 // are set. "default" is what an interface gets at the moment it arrives.
 var (
-	quiet = []devconf.Setting{
-		{Family: devconf.IPv4, Name: "forwarding", Value: 0},
+	quiet = []netdev.Setting{
+		{Family: netdev.IPv4, Name: "forwarding", Value: 0},
 		// Marked packets leave by one table and come back by another.
-		{Family: devconf.IPv4, Name: "rp_filter", Value: 0},
+		{Family: netdev.IPv4, Name: "rp_filter", Value: 0},
 		// Answer for an address of this interface to its own subnet only.
-		{Family: devconf.IPv4, Name: "arp_ignore", Value: 2},
-		{Family: devconf.IPv4, Name: "arp_announce", Value: 2},
-		{Family: devconf.IPv4, Name: "accept_redirects", Value: 0},
-		{Family: devconf.IPv4, Name: "send_redirects", Value: 0},
-		{Family: devconf.IPv4, Name: "accept_source_route", Value: 0},
+		{Family: netdev.IPv4, Name: "arp_ignore", Value: 2},
+		{Family: netdev.IPv4, Name: "arp_announce", Value: 2},
+		{Family: netdev.IPv4, Name: "accept_redirects", Value: 0},
+		{Family: netdev.IPv4, Name: "send_redirects", Value: 0},
+		{Family: netdev.IPv4, Name: "accept_source_route", Value: 0},
 		// Removing an address must not take others of its subnet along.
-		{Family: devconf.IPv4, Name: "promote_secondaries", Value: 1},
+		{Family: netdev.IPv4, Name: "promote_secondaries", Value: 1},
 
-		{Family: devconf.IPv6, Name: "disable_ipv6", Value: 1},
-		{Family: devconf.IPv6, Name: "forwarding", Value: 0},
-		{Family: devconf.IPv6, Name: "accept_ra", Value: 0},
-		{Family: devconf.IPv6, Name: "accept_redirects", Value: 0},
+		{Family: netdev.IPv6, Name: "disable_ipv6", Value: 1},
+		{Family: netdev.IPv6, Name: "forwarding", Value: 0},
+		{Family: netdev.IPv6, Name: "accept_ra", Value: 0},
+		{Family: netdev.IPv6, Name: "accept_redirects", Value: 0},
 	}
 	// "all" cannot be set before anything exists and is not needed.
-	noLinkLocal = devconf.Setting{Family: devconf.IPv6, Name: devconf.AddrGenMode, Value: devconf.NoAddress}
+	noLinkLocal = netdev.Setting{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.NoAddress}
 	// The address mode first, so that enabling IPv6 by hand later makes no address.
-	quietInterface = slices.Concat([]devconf.Setting{noLinkLocal}, quiet)
+	quietInterface = slices.Concat([]netdev.Setting{noLinkLocal}, quiet)
 )
 
 // silenceNamespace works on the calling thread's namespace.
 func (d *Driver) silenceNamespace() error {
-	errs := []error{devconf.Ensure("default", noLinkLocal, d.noted("default"))}
+	errs := []error{netdev.Ensure("default", noLinkLocal, d.noted("default"))}
 	for _, scope := range []string{"default", "all"} {
 		for _, s := range quiet {
-			errs = append(errs, devconf.Ensure(scope, s, d.noted(scope)))
+			errs = append(errs, netdev.Ensure(scope, s, d.noted(scope)))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // noted takes note of what is set on an interface, "all" or "default".
-func (d *Driver) noted(scope string) func(devconf.Setting) {
-	return func(s devconf.Setting) { d.config.Drift.Note(drift.Sysctl, drift.Text(s.On(scope))) }
+func (d *Driver) noted(scope string) func(netdev.Setting) {
+	return func(s netdev.Setting) { d.config.Drift.Note(drift.Sysctl, drift.Text(s.On(scope))) }
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -24,6 +25,8 @@ type state struct {
 	routes map[route]bool
 	// ipv6 is false on a kernel without.
 	ipv6 bool
+	// The views are all interfaces of the two namespaces.
+	mainView, slowView netdev.View
 }
 
 type lan struct {

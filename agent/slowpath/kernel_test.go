@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 )
 
 const netOrder = uint16(unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8)
@@ -40,7 +40,7 @@ func TestKernelAnswers(t *testing.T) {
 		must(t, err)
 		// It is to send nothing of its own accord.
 		must(t, b.main.Do(func() error {
-			return devconf.Ensure(host.Attrs().Name, devconf.Setting{Family: devconf.IPv6, Name: "disable_ipv6", Value: 1}, func(devconf.Setting) {})
+			return netdev.Ensure(host.Attrs().Name, netdev.Setting{Family: netdev.IPv6, Name: "disable_ipv6", Value: 1}, func(netdev.Setting) {})
 		}))
 		must(t, h.LinkSetUp(host))
 		name := b.device(have, l.Interface)

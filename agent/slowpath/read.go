@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
@@ -20,13 +19,13 @@ import (
 var families = map[int]int{4: netlink.FAMILY_V4, 6: netlink.FAMILY_V6}
 
 // own is true of an end of a slow path, by its name and kind.
-func own(i instance.Instance, l netlink.Link) bool {
-	return l.Type() == "veth" && strings.HasPrefix(l.Attrs().Name, i.SlowDevicePrefix())
+func own(i instance.Instance, kind, name string) bool {
+	return kind == "veth" && strings.HasPrefix(name, i.SlowDevicePrefix())
 }
 
 func (d *Driver) read(h handles, lans []plan.LAN) (have state, err error) {
 	have = state{lans: map[string]lan{}, rules: map[rule]bool{}, routes: map[route]bool{}}
-	have.ipv6 = devconf.Known(devconf.IPv6)
+	have.ipv6 = netdev.Known(netdev.IPv6)
 	if err := d.readMain(h, lans, &have); err != nil {
 		return have, fmt.Errorf("main namespace: %w", err)
 	}
@@ -38,12 +37,12 @@ func (d *Driver) read(h handles, lans []plan.LAN) (have state, err error) {
 
 func (d *Driver) readMain(h handles, lans []plan.LAN, have *state) (err error) {
 	var names map[int]string
-	if have.main, names, err = d.readEnds(h.main, h.away); err != nil {
+	if have.mainView, have.main, names, err = d.readEnds(h.mainNS, h.main, h.away); err != nil {
 		return err
 	}
-	for index, name := range names {
-		if slices.ContainsFunc(lans, func(l plan.LAN) bool { return l.Interface == name }) {
-			have.lans[name] = lan{index: uint32(index)}
+	for _, l := range lans {
+		if i, ok := have.mainView.Named(l.Interface); ok {
+			have.lans[i.Name] = lan{index: uint32(i.Index)}
 		}
 	}
 	return readAddresses(h.main, func(index int, p netip.Prefix) {
@@ -56,7 +55,7 @@ func (d *Driver) readMain(h handles, lans []plan.LAN, have *state) (err error) {
 
 func (d *Driver) readSlow(h handles, have *state) (err error) {
 	var names map[int]string
-	if have.slow, names, err = d.readEnds(h.slow, h.mainNS); err != nil {
+	if have.slowView, have.slow, names, err = d.readEnds(h.away, h.slow, h.mainNS); err != nil {
 		return err
 	}
 	errs := []error{readAddresses(h.slow, func(index int, p netip.Prefix) {
@@ -75,31 +74,33 @@ func (d *Driver) readSlow(h handles, have *state) (err error) {
 
 // readEnds finds what is ours in a namespace, and the names of all interfaces.
 // The other ends are to be in other.
-func (d *Driver) readEnds(h *netlink.Handle, other netns.Namespace) (found map[string]end, names map[int]string, err error) {
-	links, err := netns.Dump(h.LinkList)
+func (d *Driver) readEnds(n netns.Namespace, h *netlink.Handle, other netns.Namespace) (view netdev.View, found map[string]end, names map[int]string, err error) {
+	err = n.Do(func() (err error) {
+		view, err = netdev.Read()
+		return err
+	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("list interfaces: %w", err)
+		return view, nil, nil, err
 	}
 	// Asked for after the list: it is given when an end of a pair is listed first.
 	id, err := h.GetNetNsIdByFd(other.FD())
 	if err != nil {
-		return nil, nil, fmt.Errorf("ask for the number of the other namespace: %w", err)
+		return view, nil, nil, fmt.Errorf("ask for the number of the other namespace: %w", err)
 	}
-	found, names = map[string]end{}, map[int]string{}
-	for _, l := range links {
-		a := l.Attrs()
-		names[a.Index] = a.Name
-		if !own(d.config.Instance, l) {
+	found, names = map[string]end{}, make(map[int]string, view.Len())
+	for i := range view.All() {
+		names[i.Index] = i.Name
+		if !own(d.config.Instance, i.Kind, i.Name) {
 			continue
 		}
-		found[a.Name] = end{
-			index: a.Index, peer: a.ParentIndex, mtu: a.MTU,
-			away:   a.NetNsID >= 0 && a.NetNsID == id,
-			up:     a.RawFlags&unix.IFF_UP != 0,
-			silent: a.RawFlags&(unix.IFF_NOARP|unix.IFF_MULTICAST) == unix.IFF_NOARP,
+		found[i.Name] = end{
+			index: i.Index, peer: i.Parent, mtu: i.MTU,
+			away:   i.Away >= 0 && i.Away == id,
+			up:     i.Flags&unix.IFF_UP != 0,
+			silent: i.Flags&(unix.IFF_NOARP|unix.IFF_MULTICAST) == unix.IFF_NOARP,
 		}
 	}
-	return found, names, nil
+	return view, found, names, nil
 }
 
 func readAddresses(h *netlink.Handle, see func(index int, p netip.Prefix)) error {

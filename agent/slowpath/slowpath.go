@@ -80,7 +80,7 @@ func (d *Driver) Sync(ctx context.Context, lans []plan.LAN) error {
 			return err
 		}
 		c := diff(d.config.Instance, lans, have)
-		if err := errors.Join(d.prepareEnds(h, c.ready), d.apply(ctx, h, c, have)); err != nil || len(c.made) == 0 {
+		if err := errors.Join(d.prepareEnds(h, have, c.ready), d.apply(ctx, h, c, have)); err != nil || len(c.made) == 0 {
 			return err
 		}
 		pairs = c.made
@@ -113,7 +113,7 @@ func (d *Driver) Remove(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		if !own(d.config.Instance, l) {
+		if !own(d.config.Instance, l.Type(), l.Attrs().Name) {
 			continue
 		}
 		if err := gone(main.LinkDel(l)); err != nil {

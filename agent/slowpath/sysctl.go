@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 )
 
 var (
@@ -17,55 +17,51 @@ var (
 	// These are the namespace's own.
 	reflects = []string{"ipv4/fwmark_reflect", "ipv6/fwmark_reflect"}
 	// Whatever else the kernel does by itself is off.
-	routing = []devconf.Setting{
-		{Family: devconf.IPv4, Name: "forwarding", Value: 1},
-		{Family: devconf.IPv4, Name: "rp_filter", Value: 0},
-		{Family: devconf.IPv4, Name: "send_redirects", Value: 0},
-		{Family: devconf.IPv4, Name: "accept_redirects", Value: 0},
-		{Family: devconf.IPv4, Name: "accept_source_route", Value: 0},
+	routing = []netdev.Setting{
+		{Family: netdev.IPv4, Name: "forwarding", Value: 1},
+		{Family: netdev.IPv4, Name: "rp_filter", Value: 0},
+		{Family: netdev.IPv4, Name: "send_redirects", Value: 0},
+		{Family: netdev.IPv4, Name: "accept_redirects", Value: 0},
+		{Family: netdev.IPv4, Name: "accept_source_route", Value: 0},
 		// No LAN's address serves for another LAN.
-		{Family: devconf.IPv6, Name: "use_oif_addrs_only", Value: 1},
-		{Family: devconf.IPv6, Name: "disable_ipv6", Value: 0},
-		{Family: devconf.IPv6, Name: "accept_ra", Value: 0},
-		{Family: devconf.IPv6, Name: "accept_redirects", Value: 0},
+		{Family: netdev.IPv6, Name: "use_oif_addrs_only", Value: 1},
+		{Family: netdev.IPv6, Name: "disable_ipv6", Value: 0},
+		{Family: netdev.IPv6, Name: "accept_ra", Value: 0},
+		{Family: netdev.IPv6, Name: "accept_redirects", Value: 0},
 	}
-	forwarding6 = devconf.Setting{Family: devconf.IPv6, Name: "forwarding", Value: 1}
-	silent6     = devconf.Setting{Family: devconf.IPv6, Name: "forwarding", Value: 0}
-	noAddress   = devconf.Setting{Family: devconf.IPv6, Name: devconf.AddrGenMode, Value: devconf.NoAddress}
+	forwarding6 = netdev.Setting{Family: netdev.IPv6, Name: "forwarding", Value: 1}
+	silent6     = netdev.Setting{Family: netdev.IPv6, Name: "forwarding", Value: 0}
+	noAddress   = netdev.Setting{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.NoAddress}
 	// routingEnd is an end in the slow path's namespace.
-	routingEnd = slices.Concat([]devconf.Setting{noAddress, forwarding6}, routing)
+	routingEnd = slices.Concat([]netdev.Setting{noAddress, forwarding6}, routing)
 	// apart is an end in the main namespace, which takes part in nothing there.
-	apart = []devconf.Setting{
-		{Family: devconf.IPv4, Name: "forwarding", Value: 0},
-		{Family: devconf.IPv6, Name: "disable_ipv6", Value: 1},
+	apart = []netdev.Setting{
+		{Family: netdev.IPv4, Name: "forwarding", Value: 0},
+		{Family: netdev.IPv6, Name: "disable_ipv6", Value: 1},
 	}
 )
 
 // prepareNamespace works on the calling thread's namespace.
 func (d *Driver) prepareNamespace() error {
-	errs := []error{devconf.Ensure("default", noAddress, d.noted("default"))}
+	errs := []error{netdev.Ensure("default", noAddress, d.noted("default"))}
 	for _, name := range reflects {
 		errs = append(errs, d.reflect(name))
 	}
 	for _, scope := range []string{"default", "all"} {
 		for _, s := range routing {
-			errs = append(errs, devconf.Ensure(scope, s, d.noted(scope)))
+			errs = append(errs, netdev.Ensure(scope, s, d.noted(scope)))
 		}
 	}
 	// The first sets the second too. A new interface is silent before it
 	// forwards.
 	return errors.Join(append(errs,
-		devconf.Ensure("all", forwarding6, d.noted("all")), devconf.Ensure("default", silent6, d.noted("default")))...)
+		netdev.Ensure("all", forwarding6, d.noted("all")), netdev.Ensure("default", silent6, d.noted("default")))...)
 }
 
 // prepareEnds is for pairs that are there, before they are up.
-func (d *Driver) prepareEnds(h handles, names []string) error {
-	each := func(want []devconf.Setting) func() error {
+func (d *Driver) prepareEnds(h handles, have state, names []string) error {
+	each := func(view netdev.View, want []netdev.Setting) func() error {
 		return func() error {
-			view, err := devconf.Read()
-			if err != nil {
-				return err
-			}
 			var errs []error
 			for _, name := range names {
 				errs = append(errs, view.Ensure(name, want, d.noted(name)))
@@ -73,12 +69,12 @@ func (d *Driver) prepareEnds(h handles, names []string) error {
 			return errors.Join(errs...)
 		}
 	}
-	return errors.Join(h.mainNS.Do(each(apart)), h.away.Do(each(routingEnd)))
+	return errors.Join(h.mainNS.Do(each(have.mainView, apart)), h.away.Do(each(have.slowView, routingEnd)))
 }
 
 // noted takes note of what is set on an interface, "all" or "default".
-func (d *Driver) noted(scope string) func(devconf.Setting) {
-	return func(s devconf.Setting) { d.config.Drift.Note(drift.SlowSysctl, drift.Text(s.On(scope))) }
+func (d *Driver) noted(scope string) func(netdev.Setting) {
+	return func(s netdev.Setting) { d.config.Drift.Note(drift.SlowSysctl, drift.Text(s.On(scope))) }
 }
 
 // reflect writes only what differs. A kernel without the family has nothing to

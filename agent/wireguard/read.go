@@ -13,8 +13,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/circuitseal/circuitseal/agent/devconf"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 )
 
@@ -111,29 +111,13 @@ func (d *Driver) read(s *session) (inventory, error) {
 	for name, h := range told {
 		have.devices[name] = device{backend: UserSpace, hosted: true, innerMTU: h.MTU}
 	}
-	if err := d.readLinks(s.circuit, inCircuit, have.devices); err != nil {
+	if err := d.readLinks(d.config.Circuit, inCircuit, have.devices); err != nil {
 		return inventory{}, err
 	}
-	if err := d.readLinks(s.main, inMain, have.devices); err != nil {
+	if err := d.readLinks(d.config.Main, inMain, have.devices); err != nil {
 		return inventory{}, err
 	}
 	if err := readNetwork(s.main, have.devices); err != nil {
-		return inventory{}, err
-	}
-	err = d.config.Main.Do(func() error {
-		view, err := devconf.Read()
-		if err != nil {
-			return err
-		}
-		for name, x := range have.devices {
-			if x.place == inMain {
-				x.quiet = isQuiet(view, name)
-				have.devices[name] = x
-			}
-		}
-		return nil
-	})
-	if err != nil {
 		return inventory{}, err
 	}
 	for name := range have.devices {
@@ -142,25 +126,27 @@ func (d *Driver) read(s *session) (inventory, error) {
 	return have, nil
 }
 
-func (d *Driver) readLinks(h *netlink.Handle, where place, devices map[string]device) error {
-	links, err := netns.Dump(h.LinkList)
-	if err != nil {
-		return fmt.Errorf("list network interfaces: %w", err)
-	}
-	for _, l := range links {
-		a := l.Attrs()
-		if !deviceOf(d.config.Instance, a.Name) {
-			continue
+func (d *Driver) readLinks(n netns.Namespace, where place, devices map[string]device) error {
+	return n.Do(func() error {
+		view, err := netdev.Read()
+		if err != nil {
+			return err
 		}
-		x := devices[a.Name]
-		x.place, x.index, x.mtu, x.up = where, a.Index, a.MTU, a.RawFlags&unix.IFF_UP != 0
-		x.backend = UserSpace
-		if l.Type() == "wireguard" {
-			x.backend = Kernel
+		for i := range view.All() {
+			if !deviceOf(d.config.Instance, i.Name) {
+				continue
+			}
+			x := devices[i.Name]
+			x.place, x.index, x.mtu, x.up = where, i.Index, i.MTU, i.Flags&unix.IFF_UP != 0
+			x.quiet = where == inMain && isQuiet(view, i.Name)
+			x.backend = UserSpace
+			if i.Kind == "wireguard" {
+				x.backend = Kernel
+			}
+			devices[i.Name] = x
 		}
-		devices[a.Name] = x
-	}
-	return nil
+		return nil
+	})
 }
 
 // readNetwork reads the addresses of our devices, and the routes that carry our
@@ -274,13 +260,13 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 // quiet are the settings of a device in the main namespace: its one address is
 // the probe's, so it needs IPv6 (which a host may have off by default), and no
 // link-local address. The address mode comes first: enabling IPv6 would make one.
-var quiet = []devconf.Setting{
-	{Family: devconf.IPv6, Name: devconf.AddrGenMode, Value: devconf.NoAddress},
-	{Family: devconf.IPv6, Name: "accept_ra", Value: 0},
-	{Family: devconf.IPv6, Name: "disable_ipv6", Value: 0},
+var quiet = []netdev.Setting{
+	{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.NoAddress},
+	{Family: netdev.IPv6, Name: "accept_ra", Value: 0},
+	{Family: netdev.IPv6, Name: "disable_ipv6", Value: 0},
 }
 
-func isQuiet(v devconf.View, name string) bool {
+func isQuiet(v netdev.View, name string) bool {
 	for _, s := range quiet {
 		if have, ok := v.Get(name, s.Family, s.Name); !ok || have != s.Value {
 			return false
@@ -295,13 +281,13 @@ func isQuiet(v devconf.View, name string) bool {
 // namespace.
 func makeQuiet(h *netlink.Handle, l netlink.Link) error {
 	// What netlink refuses, an older kernel takes by its sysctl.
-	_ = h.LinkSetIP6AddrGenMode(l, devconf.NoAddress)
-	if !devconf.Known(devconf.IPv6) {
+	_ = h.LinkSetIP6AddrGenMode(l, netdev.NoAddress)
+	if !netdev.Known(netdev.IPv6) {
 		return errors.New("the kernel has no IPv6, which the tunnels' probes need: boot without ipv6.disable=1")
 	}
 	var errs []error
 	for _, s := range quiet {
-		errs = append(errs, devconf.Ensure(l.Attrs().Name, s, func(devconf.Setting) {}))
+		errs = append(errs, netdev.Ensure(l.Attrs().Name, s, func(netdev.Setting) {}))
 	}
 	return errors.Join(errs...)
 }

@@ -53,7 +53,7 @@ var rules = []rule{
 		why: "a plan is pure: it is printed and tested without privilege"},
 	{from: "agent/instance", never: []string{module, kernel}, why: "names derive from the instance alone"},
 	{from: "agent/durable", never: []string{module}, why: "files know nothing of what they hold"},
-	{from: "agent/devconf", never: []string{module, ebpf}, why: "settings of interfaces are read and set, not wanted"},
+	{from: "agent/netdev", never: []string{module, ebpf}, why: "interfaces are looked at, and their settings set, whoever wants what"},
 	{from: "agent/rcu", never: []string{module, ebpf, kernel}, why: "grace periods are hurried, whatever waits for them"},
 	{from: "agent/bpfmap", never: []string{module}, why: "maps are read, whatever is in them"},
 	{from: "agent/reconcile", never: []string{kernel, ebpf, nft, wgctrl, wire, connect},

@@ -1,21 +1,12 @@
-// Package devconf reads and sets what the kernel does of its own accord on
-// network interfaces: net.ipv4.conf and net.ipv6.conf. One netlink dump tells
-// the settings of all interfaces of a namespace, where the sysctl tree takes
-// three system calls for each setting of each. It knows names and numbers of
-// settings and refuses to know which are wanted.
-package devconf
+package netdev
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
 )
 
 // Family is "ipv4" or "ipv6", as the sysctl tree spells it.
@@ -46,6 +37,11 @@ func (s Setting) On(scope string) string {
 // Where a setting stands in what netlink tells: IPV4_DEVCONF_* less one
 // (include/uapi/linux/ip.h) in IFLA_INET_CONF, DEVCONF_* (include/uapi/linux/
 // ipv6.h) in IFLA_INET6_CONF.
+const (
+	last4 = 19
+	last6 = 59
+)
+
 var (
 	places4 = map[string]int{
 		"forwarding": 0, "accept_redirects": 3, "send_redirects": 5, "rp_filter": 7, "accept_source_route": 8,
@@ -65,138 +61,26 @@ const (
 	NoAddress   = 1
 )
 
-// The attributes of IFLA_AF_SPEC (include/uapi/linux/if_link.h).
-const (
-	inetConf         = 1
-	inet6Conf        = 2
-	inet6AddrGenMode = 8
-)
-
-// View is the settings of all interfaces of a namespace at one moment.
-type View struct {
-	interfaces map[string]values
-}
-
-type values struct {
-	// v4 and v6 are empty where the interface has not that family.
-	v4, v6  []int32
-	genMode int32
-}
-
-// Read reads the calling thread's namespace. A dump that the kernel says was
-// interrupted is repeated.
-func Read() (View, error) {
-	for range 8 {
-		v, err := read()
-		if !errors.Is(err, nl.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
-			return v, err
-		}
-	}
-	return View{}, errors.New("read the settings of interfaces: the kernel interrupts every dump")
-}
-
-func read() (View, error) {
-	request := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	messages, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	if err != nil {
-		return View{}, fmt.Errorf("read the settings of interfaces: %w", err)
-	}
-	v := View{interfaces: make(map[string]values, len(messages))}
-	for _, m := range messages {
-		name, x, err := parse(m)
-		if err != nil {
-			return View{}, fmt.Errorf("read the settings of interfaces: %w", err)
-		}
-		v.interfaces[name] = x
-	}
-	return v, nil
-}
-
-func parse(m []byte) (name string, x values, err error) {
-	if len(m) < unix.SizeofIfInfomsg {
-		return "", x, errors.New("a message without a header")
-	}
-	attributes, err := nl.ParseRouteAttr(m[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return "", x, err
-	}
-	for _, a := range attributes {
-		switch a.Attr.Type &^ unix.NLA_F_NESTED {
-		case unix.IFLA_IFNAME:
-			name = unix.ByteSliceToString(a.Value)
-		case unix.IFLA_AF_SPEC:
-			families, err := nl.ParseRouteAttr(a.Value)
-			if err != nil {
-				return "", x, err
-			}
-			for _, f := range families {
-				if err := x.take(f.Attr.Type&^unix.NLA_F_NESTED, f.Value); err != nil {
-					return "", x, err
-				}
-			}
-		}
-	}
-	if name == "" {
-		return "", x, errors.New("an interface without a name")
-	}
-	return name, x, nil
-}
-
-func (x *values) take(family uint16, raw []byte) error {
-	if family != unix.AF_INET && family != unix.AF_INET6 {
-		return nil
-	}
-	attributes, err := nl.ParseRouteAttr(raw)
-	if err != nil {
-		return err
-	}
-	for _, a := range attributes {
-		switch {
-		case family == unix.AF_INET && a.Attr.Type == inetConf:
-			x.v4 = array(a.Value)
-		case family == unix.AF_INET6 && a.Attr.Type == inet6Conf:
-			x.v6 = array(a.Value)
-		case family == unix.AF_INET6 && a.Attr.Type == inet6AddrGenMode && len(a.Value) > 0:
-			x.genMode = int32(a.Value[0])
-		}
-	}
-	return nil
-}
-
-func array(raw []byte) []int32 {
-	all := make([]int32, 0, len(raw)/4)
-	for ; len(raw) >= 4; raw = raw[4:] {
-		all = append(all, int32(binary.NativeEndian.Uint32(raw)))
-	}
-	return all
-}
-
-// Has reports whether there was an interface of that name.
-func (v View) Has(name string) bool {
-	_, ok := v.interfaces[name]
-	return ok
-}
-
 // Get is the value of a setting of an interface; false where the view does not
 // tell, such as of an interface that came later.
 func (v View) Get(name string, family Family, setting string) (int32, bool) {
-	x, ok := v.interfaces[name]
+	i, ok := v.byName[name]
 	if !ok {
 		return 0, false
 	}
-	all, places := x.v4, places4
-	if family == IPv6 {
-		all, places = x.v6, places6
-		if setting == AddrGenMode && len(x.v6) > 0 {
-			return x.genMode, true
-		}
+	x := v.all[i].settings
+	if setting == AddrGenMode {
+		return x.genMode, family == IPv6 && x.hasGenMode
 	}
-	i, known := places[setting]
-	if !known || i >= len(all) {
+	values, places := x.v4[:], places4
+	if family == IPv6 {
+		values, places = x.v6[:], places6
+	}
+	p, known := places[setting]
+	if !known || p >= len(values) || values[p] == absent {
 		return 0, false
 	}
-	return all[i], true
+	return values[p], true
 }
 
 // Ensure sets what differs from want on an interface, in the order of want, and

@@ -1,4 +1,4 @@
-package devconf
+package netdev
 
 import (
 	"errors"
@@ -96,5 +96,5 @@ func TestViewIsTheSysctlTree(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte{})
-	f.Fuzz(func(_ *testing.T, raw []byte) { _, _, _ = parse(raw) })
+	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = parse(raw) })
 }
