@@ -42,13 +42,14 @@ func readChunks[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
 			continue
 		}
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		last := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !last {
 			return err
 		}
 		for i := range n {
 			into[keys[i]] = values[i]
 		}
-		if err != nil {
+		if last {
 			return nil
 		}
 	}
