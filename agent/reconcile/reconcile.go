@@ -71,6 +71,9 @@ const (
 	// throttle is the least time between the ends of one pass and the start of
 	// the next.
 	throttle = 20 * time.Millisecond
+	// breath follows what was brought about ahead of a pass, which finds little left
+	// to do: others on this host's processors may be about the same change.
+	breath = 50 * time.Millisecond
 	// calm is throttle while somebody else undoes what passes do.
 	calm       = 100 * time.Millisecond
 	firstRetry = 100 * time.Millisecond
@@ -184,8 +187,11 @@ func (r *Reconciler) Run(ctx context.Context, passed func(changed bool)) error {
 			pause = calm
 		} else {
 			r.drift.Begin(repairs)
-			if carried != nil && carried != want {
-				r.hurry(ctx, *carried, *want)
+			if carried != nil && carried != want && r.hurry(ctx, *carried, *want) {
+				select {
+				case <-ctx.Done():
+				case <-time.After(breath):
+				}
 			}
 			err := r.pass(passing, *want)
 			news = r.drift.End() || news
@@ -264,11 +270,12 @@ func (r *Reconciler) over(interrupt context.CancelFunc) {
 // goes by the plan of the pass before, and only where that differs in nothing
 // but prefixes: what it does is part of what the pass would do, in the pass's order, and
 // what it leaves out or cannot do the pass makes up for. Nothing is opened here
-// that depends on more than the drivers read at that moment.
-func (r *Reconciler) hurry(ctx context.Context, last, want plan.Plan) {
+// that depends on more than the drivers read at that moment. done tells that all
+// of the difference was brought about.
+func (r *Reconciler) hurry(ctx context.Context, last, want plan.Plan) (done bool) {
 	d, ok := want.PrefixesFrom(last)
 	if !ok {
-		return
+		return false
 	}
 	start := time.Now()
 	err := errors.Join(
@@ -276,6 +283,7 @@ func (r *Reconciler) hurry(ctx context.Context, last, want plan.Plan) {
 		r.tunnels.Adjust(ctx, d.Tunnels),
 		r.classifier.Adjust(ctx, d.Coming, true))
 	r.log.Debug("prefixes before the pass", "took", time.Since(start), "error", err)
+	return err == nil
 }
 
 // pass is the order. Circuit interfaces are taken and guarded, and what is open

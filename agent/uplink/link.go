@@ -119,13 +119,18 @@ func (u *Uplink) send(ctx context.Context, l *link) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(statusPause):
+		case <-tick.C:
+			continue
+		case <-u.changed:
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
+		case <-time.After(statusPause):
+		}
+		select {
 		case <-u.changed:
+		default:
 		}
 	}
 }

@@ -34,7 +34,8 @@ const (
 
 	// statusEvery is how often status goes out when nothing happens.
 	statusEvery = 5 * time.Second
-	// statusPause bounds how often it goes out when much happens.
+	// statusPause is how long after a change it goes out, and bounds how often: the
+	// change itself must not wait for a look at hundreds of tunnels.
 	statusPause = 50 * time.Millisecond
 )
 
