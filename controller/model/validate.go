@@ -120,7 +120,7 @@ type checker struct {
 	carried map[string]int
 	// underlays are those of nodes that were asked for.
 	underlays map[*NodeSpec]*underlay
-	problems []Problem
+	problems  []Problem
 }
 
 // add reports a problem. Value, message and hint may hold foreign text only
