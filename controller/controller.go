@@ -128,7 +128,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
 
-	authority, err := openAuthority(ctx, c, kept)
+	authority, err := openAuthority(ctx, c, kept, secrets)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -208,7 +208,7 @@ func outlive(ctx context.Context, c Config, died error) error {
 // openAuthority opens the authority that belongs to a store, and raises the
 // store's epoch where it was restored from a backup. It returns when the store
 // dies meanwhile, too.
-func openAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Authority, error) {
+func openAuthority(ctx context.Context, c Config, kept *store.Store, secrets *sealed.Ring) (*pki.Authority, error) {
 	waiting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	opened := make(chan struct{})
@@ -217,7 +217,7 @@ func openAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Autho
 		failed error
 	)
 	go func() {
-		made, failed = fitAuthority(ctx, c, kept)
+		made, failed = fitAuthority(ctx, c, kept, secrets)
 		close(opened)
 	}()
 	died := make(chan error, 1)
@@ -230,12 +230,12 @@ func openAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Autho
 	}
 }
 
-func fitAuthority(ctx context.Context, c Config, kept *store.Store) (*pki.Authority, error) {
+func fitAuthority(ctx context.Context, c Config, kept *store.Store, secrets *sealed.Ring) (*pki.Authority, error) {
 	s, err := kept.Snapshot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki"), Needed: len(s.Documents) > 0, Now: c.Now})
+	authority, err := pki.Open(pki.Config{Dir: c.DataDir, Log: c.Log.With("part", "pki"), Secrets: secrets, Needed: len(s.Documents) > 0, Now: c.Now})
 	if errors.Is(err, pki.ErrLost) {
 		return nil, fmt.Errorf("%w; %s", err, afterBackup)
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 const (
@@ -24,21 +26,27 @@ const (
 
 // directory holds keys and certificates, for this user only. Every file in it
 // appears whole or not at all, and is on disk when the write returns.
-type directory string
+type directory struct {
+	name string
+	// secrets encrypt the keys.
+	secrets *sealed.Ring
+}
 
-func (d directory) path(name string) string { return filepath.Join(string(d), name) }
+func (d directory) path(name string) string { return filepath.Join(d.name, name) }
+
+func (d directory) String() string { return d.name }
 
 // make makes the directory, or checks it and removes what a write that was cut
 // short has left.
 func (d directory) make() error {
-	err := os.Mkdir(string(d), 0o700)
+	err := os.Mkdir(d.name, 0o700)
 	if err == nil {
-		return syncDir(filepath.Dir(string(d)))
+		return syncDir(filepath.Dir(d.name))
 	}
 	if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	fi, err := os.Lstat(string(d))
+	fi, err := os.Lstat(d.name)
 	if err != nil {
 		return fmt.Errorf("open directory: %w", err)
 	}
@@ -48,7 +56,7 @@ func (d directory) make() error {
 	if mode := fi.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("directory %s has mode %#o: others can reach its keys; run `chmod 700 %s`, if nobody else can have read them", d, mode, d)
 	}
-	entries, err := os.ReadDir(string(d))
+	entries, err := os.ReadDir(d.name)
 	if err != nil {
 		return fmt.Errorf("list directory: %w", err)
 	}
@@ -87,17 +95,35 @@ func (d directory) read(name string, secret bool) (_ []byte, err error) {
 	return b, nil
 }
 
+// key reads a key. One that is not encrypted, as of before keys were or brought
+// back by hand, or by an older secret key, is encrypted by the newest.
 func (d directory) key(name string) (privateKey, error) {
 	b, err := d.read(name, true)
 	if err != nil {
 		return privateKey{}, err
 	}
-	k, err := parseKey(b)
+	plain, stale, err := d.secrets.Open(place(name), b)
+	if errors.Is(err, sealed.ErrNotSealed) {
+		plain, stale, err = b, true, nil
+	}
+	if errors.Is(err, sealed.ErrOtherKey) {
+		return privateKey{}, fmt.Errorf("read key %s: %w; add that one to the secret key file", d.path(name), err)
+	}
+	if err != nil {
+		return privateKey{}, fmt.Errorf("read key %s: %w", d.path(name), err)
+	}
+	k, err := parseKey(plain)
 	if err != nil {
 		return privateKey{}, fmt.Errorf("parse key %s: %w", d.path(name), err)
 	}
-	return k, nil
+	if stale {
+		err = d.writeKey(name, k)
+	}
+	return k, err
 }
+
+// place is where an encrypted key may be opened.
+func place(name string) string { return "key of the authority\x00" + name }
 
 // keyOrNew reads a key, or makes one that is on disk before it is used.
 func (d directory) keyOrNew(name string) (privateKey, error) {
@@ -116,7 +142,7 @@ func (d directory) writeKey(name string, k privateKey) error {
 	if err != nil {
 		return err
 	}
-	return d.write(name, b, 0o600)
+	return d.write(name, d.secrets.Seal(place(name), b), 0o600)
 }
 
 func (d directory) certificate(name string) (*x509.Certificate, error) {
@@ -150,7 +176,7 @@ func (d directory) writeCertificates(name string, certs ...*x509.Certificate) er
 // write replaces a file atomically.
 func (d directory) write(name string, b []byte, mode os.FileMode) (err error) {
 	// CreateTemp makes it 0600.
-	f, err := os.CreateTemp(string(d), tempPrefix+name+"-*")
+	f, err := os.CreateTemp(d.name, tempPrefix+name+"-*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", d.path(name), err)
 	}
@@ -166,7 +192,7 @@ func (d directory) write(name string, b []byte, mode os.FileMode) (err error) {
 	if err := os.Rename(f.Name(), d.path(name)); err != nil {
 		return err
 	}
-	return syncDir(string(d))
+	return syncDir(d.name)
 }
 
 func ignore(err, expected error) error {

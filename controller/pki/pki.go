@@ -21,6 +21,7 @@ import (
 
 	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // Config says where an authority is.
@@ -29,6 +30,9 @@ type Config struct {
 	// caller has locked: the authority is in its subdirectories pki and admin.
 	Dir string
 	Log *slog.Logger
+	// Secrets encrypt the authority's own keys. The administrator's, which is for
+	// sealctl, they do not.
+	Secrets *sealed.Ring
 	// Needed says that there is policy already, so that there was an authority:
 	// a new one would disown every node and operator, and is not made.
 	Needed bool
@@ -59,7 +63,7 @@ type pair struct {
 // pki/root.key may be kept elsewhere. The administrator's identity is written
 // to admin/identity.pem, beside the root, when it is missing or near its end.
 func Open(c Config) (*Authority, error) {
-	a := &Authority{dir: directory(filepath.Join(c.Dir, "pki")), log: c.Log, now: c.Now}
+	a := &Authority{dir: directory{filepath.Join(c.Dir, "pki"), c.Secrets}, log: c.Log, now: c.Now}
 	if a.now == nil {
 		a.now = time.Now
 	}
@@ -82,7 +86,7 @@ func Open(c Config) (*Authority, error) {
 	if a.state, err = a.openSigner("state-signing", stateTemplate); err != nil {
 		return nil, fmt.Errorf("open authority: %w", err)
 	}
-	if err := a.writeAdmin(directory(filepath.Join(c.Dir, "admin"))); err != nil {
+	if err := a.writeAdmin(directory{filepath.Join(c.Dir, "admin"), c.Secrets}); err != nil {
 		return nil, fmt.Errorf("write the administrator's identity: %w", err)
 	}
 	return a, nil

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // clock is a clock that tests move.
@@ -28,6 +30,21 @@ type clock struct{ offset atomic.Int64 }
 
 func (c *clock) now() time.Time          { return time.Now().Add(time.Duration(c.offset.Load())) }
 func (c *clock) forward(d time.Duration) { c.offset.Add(int64(d)) }
+
+// Lines of secret key files.
+var lineA, lineB = line(1), line(2)
+
+func line(b byte) string {
+	return "cskey1.1700000000." + base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) + "\n"
+}
+
+func ring(lines string) *sealed.Ring {
+	r, err := sealed.Parse([]byte(lines))
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
 
 func open(t testing.TB, dir string, c *clock) *Authority {
 	t.Helper()
@@ -39,7 +56,7 @@ func open(t testing.TB, dir string, c *clock) *Authority {
 }
 
 func tryOpen(dir string, c *clock) (*Authority, error) {
-	return Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Now: c.now})
+	return Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring(lineA), Now: c.now})
 }
 
 func readAll(t *testing.T, dir string) map[string]string {
@@ -140,6 +157,72 @@ func TestFirstStartCutShort(t *testing.T) {
 	}
 }
 
+// Keys of the authority are on disk as blobs of the newest secret key, those of
+// before and those that were brought back by hand too.
+func TestKeysAreEncrypted(t *testing.T) {
+	dir := t.TempDir()
+	at := func(lines string) (*Authority, error) {
+		a, err := Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring(lines)})
+		if err == nil {
+			_, err = a.ServerTLS([]string{"controller.example"})
+		}
+		return a, err
+	}
+	first, err := at(lineA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := []string{"root.key", "issuing.key", "state-signing.key", "server.key"}
+	sealedBy := func(what, lines string) {
+		t.Helper()
+		for _, k := range keys {
+			b, err := os.ReadFile(filepath.Join(dir, "pki", k))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, stale, err := ring(lines).Open(place(k), b); err != nil || stale || bytes.Contains(b, []byte("PRIVATE")) {
+				t.Errorf("%s: %s: stale %t, %v", what, k, stale, err)
+			}
+		}
+	}
+	sealedBy("made", lineA)
+	if _, err := at(lineB); !errors.Is(err, sealed.ErrOtherKey) || !strings.Contains(err.Error(), "add that one to the secret key file") {
+		t.Errorf("with another secret key: %v", err)
+	}
+	sealedBy("after another secret key", lineA)
+	if _, err := at(lineB + lineA); err != nil {
+		t.Fatal(err)
+	}
+	sealedBy("with a newer secret key", lineB)
+
+	plain, err := first.issuing.key.pem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pki", "issuing.key"), plain, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again, err := at(lineB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealedBy("of before", lineB)
+	if again.RootPin() != first.RootPin() || !again.issuing.key.ecdsa.Equal(first.issuing.key.ecdsa) {
+		t.Error("keys changed")
+	}
+	// One key cannot stand in for another.
+	b, err := os.ReadFile(filepath.Join(dir, "pki", "state-signing.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pki", "issuing.key"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := at(lineB); !errors.Is(err, sealed.ErrDamaged) {
+		t.Errorf("a key in another's place: %v", err)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	remove := func(names ...string) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
@@ -224,7 +307,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestNoNewAuthorityForOldPolicy(t *testing.T) {
 	dir := t.TempDir()
 	needed := func() error {
-		_, err := Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Needed: true})
+		_, err := Open(Config{Dir: dir, Log: slog.New(slog.DiscardHandler), Secrets: ring(lineA), Needed: true})
 		return err
 	}
 	refused := func(what string) {

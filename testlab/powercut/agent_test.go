@@ -47,7 +47,7 @@ func seal(t *testing.T, by *pki.Authority, revision int) *v1.Envelope {
 // A node that has acknowledged a state starts from it, or from a newer one that
 // was under way, wherever the power was cut.
 func TestLastGoodState(t *testing.T) {
-	by, err := pki.Open(pki.Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	by, err := pki.Open(pki.Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Secrets: ring})
 	if err != nil {
 		t.Fatal(err)
 	}

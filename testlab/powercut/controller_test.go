@@ -192,7 +192,7 @@ func startAgain(t *testing.T, data string, kept, begun int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := pki.Open(pki.Config{Dir: data, Log: log, Needed: len(snapshot.Documents) > 0}); err != nil {
+	if _, err := pki.Open(pki.Config{Dir: data, Log: log, Secrets: ring, Needed: len(snapshot.Documents) > 0}); err != nil {
 		return fmt.Errorf("open authority: %w", err)
 	}
 	have := 0
