@@ -119,7 +119,7 @@ func TestIdleHandshakes(t *testing.T) {
 		t.Skip("opens many connections")
 	}
 	r := start(t, t.TempDir()+"/data")
-	const idle = 1500
+	const idle = 10_000
 	grown := peakDuring(func() {
 		for range idle {
 			c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.url, "https://"))
