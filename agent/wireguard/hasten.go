@@ -67,19 +67,23 @@ func (y *youth) again(now time.Time, others int) bool {
 	return now.Sub(y.born) < childhood
 }
 
-// Run hastens first handshakes until ctx ends, and returns its error. silent
+// Run hastens first handshakes, and revives tunnels that have no session, until
+// ctx ends, and returns its error. silent
 // reports whether nothing has come back through a tunnel of what was sent since
 // then; nil where nobody asks, so that a handshake is enough. It must not call
 // the driver.
 func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.Time) bool) error {
-	timer := time.NewTimer(0)
+	timer, turns := time.NewTimer(0), time.NewTicker(reviveTick)
 	defer timer.Stop()
+	defer turns.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-d.born:
 			timer.Reset(hasteTick)
+		case now := <-turns.C:
+			d.revive(ctx, now)
 		case now := <-timer.C:
 			if young := d.hasten(ctx, now, silent); young > 0 {
 				timer.Reset(hasteTick + time.Duration(young)*eachHaste/10)

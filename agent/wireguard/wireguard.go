@@ -65,6 +65,8 @@ type Driver struct {
 	backend Backend
 	// shared is what was seen of pre-shared keys, by device.
 	shared map[string]*sharing
+	// revived is when a device's peer may be made anew next; see sessionless.
+	revived map[string]time.Time
 	// stuck are devices with a call that has not come back.
 	stuck map[string]<-chan struct{}
 }
@@ -78,6 +80,7 @@ func New(config Config) *Driver {
 		young:   map[string]*youth{},
 		born:    make(chan struct{}, 1),
 		shared:  map[string]*sharing{},
+		revived: map[string]time.Time{},
 		stuck:   map[string]<-chan struct{}{},
 	}
 }
