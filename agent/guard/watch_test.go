@@ -55,9 +55,9 @@ func TestWatchNamesWhoFlushes(t *testing.T) {
 }
 
 func attribute(kind uint16, value string) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(attributeBegin+len(value)))
+	b := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofRtAttr+len(value)))
 	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
-	return append(b, make([]byte, roundUp(len(b))-len(b))...)
+	return append(b, make([]byte, -len(b)&(unix.NLMSG_ALIGNTO-1))...)
 }
 
 func TestAuthor(t *testing.T) {

@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
-	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/nlmsg"
 )
 
 // watched are the rtnetlink groups (include/uapi/linux/rtnetlink.h) of what
@@ -29,11 +28,11 @@ var watched = []int{
 // coalesce: one value stands for any number of changes since the last was
 // taken. The channel closes after ctx is done.
 func (d *Driver) Watch(ctx context.Context) (<-chan struct{}, error) {
-	circuit, err := subscribe(d.config.Circuit)
+	circuit, err := nlmsg.Subscribe(d.config.Circuit, unix.NETLINK_ROUTE, watched...)
 	if err != nil {
 		return nil, fmt.Errorf("watch circuit namespace: %w", err)
 	}
-	main, err := subscribe(d.config.Main)
+	main, err := nlmsg.Subscribe(d.config.Main, unix.NETLINK_ROUTE, watched...)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("watch main namespace: %w", err), circuit.Close())
 	}
@@ -54,38 +53,26 @@ func (d *Driver) Watch(ctx context.Context) (<-chan struct{}, error) {
 }
 
 func (d *Driver) watch(ctx context.Context, socket *os.File, routes func(byte) bool, witness func([]byte), changed chan<- struct{}) {
-	buffer := make([]byte, 1<<16)
-	for {
-		n, err := socket.Read(buffer)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case errors.Is(err, unix.ENOBUFS):
-			// The kernel dropped messages: anything may have changed.
-		case err != nil:
-			d.config.Log.Error("read netlink events", "error", err)
-			return
-		case !relevant(buffer[:n], routes):
-			continue
-		default:
-			witness(buffer[:n])
+	err := nlmsg.Follow(ctx, socket, func(b []byte) bool {
+		if !relevant(b, routes) {
+			return false
 		}
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
+		witness(b)
+		return true
+	}, changed)
+	if err != nil {
+		d.config.Log.Error("changes of links are not noticed any more, but at the next pass", "error", err)
 	}
 }
 
 func anyRoute(byte) bool          { return true }
 func ownRoute(protocol byte) bool { return protocol == instance.RouteProtocol }
-func align(n int) int             { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
 // relevant reads the messages in b (for routes struct rtmsg with the protocol at
 // offset 5) and reports whether one matters. Classes and actions of traffic
 // control, which come with its group, do not; messages that it cannot read do.
 func relevant(b []byte, routes func(protocol byte) bool) (matters bool) {
-	whole := each(b, func(kind uint16, _ uint32, payload []byte) {
+	whole := nlmsg.Messages(b, func(kind uint16, _ uint32, payload []byte) {
 		switch kind {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			matters = matters || len(payload) < unix.SizeofRtMsg || routes(payload[5])
@@ -95,40 +82,4 @@ func relevant(b []byte, routes func(protocol byte) bool) (matters bool) {
 		}
 	})
 	return matters || !whole
-}
-
-// each calls f for each message in b: its type, the port of who asked for the
-// change, and what follows struct nlmsghdr. It reports whether all could be read.
-func each(b []byte, f func(kind uint16, port uint32, payload []byte)) (whole bool) {
-	for len(b) >= unix.NLMSG_HDRLEN {
-		length := int(binary.NativeEndian.Uint32(b))
-		if length < unix.NLMSG_HDRLEN || length > len(b) {
-			return false
-		}
-		f(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[12:]), b[unix.NLMSG_HDRLEN:length])
-		b = b[min(align(length), len(b)):]
-	}
-	return len(b) == 0
-}
-
-func subscribe(n netns.Namespace) (*os.File, error) {
-	var socket *os.File
-	err := n.Do(func() error {
-		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-		if err != nil {
-			return fmt.Errorf("open netlink socket: %w", err)
-		}
-		f := os.NewFile(uintptr(fd), "netlink")
-		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return errors.Join(fmt.Errorf("bind netlink socket: %w", err), f.Close())
-		}
-		for _, group := range watched {
-			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
-				return errors.Join(fmt.Errorf("subscribe to rtnetlink group %d: %w", group, err), f.Close())
-			}
-		}
-		socket = f
-		return nil
-	})
-	return socket, err
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/nlmsg"
 )
 
 // witness notes who else changes the circuit namespace: its messages say by which
@@ -32,7 +33,7 @@ func (d *Driver) witnessMain(b []byte) {
 
 func (d *Driver) witnessOf(b []byte, subject func(kind uint16, payload []byte) (k drift.Kind, protocol string)) {
 	own := uint32(os.Getpid())
-	each(b, func(kind uint16, port uint32, payload []byte) {
+	nlmsg.Messages(b, func(kind uint16, port uint32, payload []byte) {
 		if port == 0 || port == own || port > math.MaxInt32 {
 			return
 		}

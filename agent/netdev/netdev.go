@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/nlmsg"
 )
 
 // Interface is one network interface, as rtnetlink(7) tells it.
@@ -110,22 +112,6 @@ func read() (View, error) {
 	return v, nil
 }
 
-// attributes walks a list of rtattr (rtnetlink(7)). Types come without
-// NLA_F_NESTED. What is left of a list that is cut off is an error.
-func attributes(b []byte, see func(kind uint16, value []byte) error) error {
-	for len(b) >= unix.SizeofRtAttr {
-		n := int(binary.NativeEndian.Uint16(b))
-		if n < unix.SizeofRtAttr || n > len(b) {
-			return fmt.Errorf("an attribute of %d bytes in %d", n, len(b))
-		}
-		if err := see(binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED, b[unix.SizeofRtAttr:n]); err != nil {
-			return err
-		}
-		b = b[min(len(b), (n+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1)):]
-	}
-	return nil
-}
-
 func parse(m []byte) (i Interface, err error) {
 	if len(m) < unix.SizeofIfInfomsg {
 		return i, errors.New("a message without a header")
@@ -135,7 +121,7 @@ func parse(m []byte) (i Interface, err error) {
 	i.Ethernet = binary.NativeEndian.Uint16(m[2:]) == unix.ARPHRD_ETHER
 	i.Index = int(int32(binary.NativeEndian.Uint32(m[4:])))
 	i.Flags = binary.NativeEndian.Uint32(m[8:])
-	err = attributes(m[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) error {
+	err = nlmsg.Attributes(m[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) error {
 		switch kind {
 		case unix.IFLA_IFNAME:
 			i.Name = unix.ByteSliceToString(value)
@@ -146,21 +132,21 @@ func parse(m []byte) (i Interface, err error) {
 		case unix.IFLA_LINK_NETNSID:
 			i.Away = int(number(value))
 		case unix.IFLA_LINKINFO:
-			return attributes(value, func(kind uint16, value []byte) error {
+			return nlmsg.Attributes(value, func(kind uint16, value []byte) error {
 				if kind == unix.IFLA_INFO_KIND {
 					i.Kind = unix.ByteSliceToString(value)
 				}
 				return nil
 			})
 		case unix.IFLA_XDP:
-			return attributes(value, func(kind uint16, value []byte) error {
+			return nlmsg.Attributes(value, func(kind uint16, value []byte) error {
 				if kind == unix.IFLA_XDP_ATTACHED {
 					i.XDP = len(value) > 0 && value[0] != 0
 				}
 				return nil
 			})
 		case unix.IFLA_AF_SPEC:
-			return attributes(value, i.settings.take)
+			return nlmsg.Attributes(value, i.settings.take)
 		}
 		return nil
 	})
@@ -210,7 +196,7 @@ func (s *settings) take(family uint16, raw []byte) error {
 	if family != unix.AF_INET && family != unix.AF_INET6 {
 		return nil
 	}
-	return attributes(raw, func(kind uint16, value []byte) error {
+	return nlmsg.Attributes(raw, func(kind uint16, value []byte) error {
 		switch {
 		case family == unix.AF_INET && kind == inetConf:
 			fill(s.v4[:], value)

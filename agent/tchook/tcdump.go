@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/nlmsg"
 )
 
 // tcDump lists qdiscs and filters. The netlink library reads the options of all
@@ -146,17 +147,15 @@ func parseFilter(m []byte) (f filterInfo, ok bool, err error) {
 	return f, true, nil
 }
 
-// parseAttributes reads struct rtattr after struct rtattr; the library's reader
-// panics at one that ends within its padding.
+// parseAttributes reads a list of attributes; of one type the last counts.
 func parseAttributes(b []byte) (map[uint16][]byte, error) {
 	all := map[uint16][]byte{}
-	for len(b) >= unix.SizeofRtAttr {
-		length := int(binary.NativeEndian.Uint16(b))
-		if length < unix.SizeofRtAttr || length > len(b) {
-			return nil, fmt.Errorf("an attribute of %d bytes in %d: %w", length, len(b), unix.EINVAL)
-		}
-		all[binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED] = b[unix.SizeofRtAttr:length]
-		b = b[min((length+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1), len(b)):]
+	err := nlmsg.Attributes(b, func(kind uint16, value []byte) error {
+		all[kind] = value
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return all, nil
 }
