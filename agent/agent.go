@@ -49,7 +49,10 @@ type Config struct {
 }
 
 // IdentityDir is where enrolment puts the node's identity.
-func IdentityDir(i instance.Instance) string { return filepath.Join(i.StateDir(), "identity") }
+func IdentityDir(i instance.Instance) string { return filepath.Join(i.StateDir(), identityDir) }
+
+// identityDir is the directory of the identity in a state directory.
+const identityDir = "identity"
 
 // wireguardKeys is the directory of tunnels' private keys in a state directory.
 const wireguardKeys = "wireguard"
@@ -70,7 +73,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err := RequireRoot(); err != nil {
 		return err
 	}
-	id, err := identity.Load(IdentityDir(c.Instance))
+	id, err := identity.Describe(IdentityDir(c.Instance))
 	if err != nil {
 		return err
 	}
@@ -82,6 +85,13 @@ func Run(ctx context.Context, c Config) (err error) {
 	defer func() { err = errors.Join(err, unlock()) }()
 
 	secrets, err := openSecrets(c, log)
+	if err != nil {
+		return err
+	}
+	id, err = loadIdentity(c.Instance, secrets, log)
+	if errors.Is(err, sealed.ErrOtherKey) {
+		return fmt.Errorf("%w; put the key that it was encrypted with into %s, or name its file with --secret-key-file; nothing was changed", err, c.secretKeyFile())
+	}
 	if err != nil {
 		return err
 	}
@@ -130,9 +140,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
 	n.uplink = uplink.New(uplink.Config{
 		Identity: id, Node: n, Log: log,
-		Load: func() (*identity.Identity, error) { return identity.Load(IdentityDir(c.Instance)) },
+		Load: func() (*identity.Identity, error) { return loadIdentity(c.Instance, secrets, log) },
 		Renew: func(id *identity.Identity, certificates [][]byte) (*identity.Identity, error) {
-			return identity.Renew(IdentityDir(c.Instance), id, certificates, time.Now())
+			return identity.Renew(IdentityDir(c.Instance), secrets, id, certificates, time.Now())
 		},
 	})
 	socket, err := n.listen()

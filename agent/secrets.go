@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/circuitseal/circuitseal/agent/identity"
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/proto/sealed"
 )
@@ -36,8 +38,8 @@ func openSecrets(c Config, log *slog.Logger) (*sealed.Ring, error) {
 		return nil, err
 	}
 	if before {
-		return nil, fmt.Errorf("there is no secret key file %s, and what is in %s is encrypted with it: put it back, or name it with --secret-key-file; if it is lost, remove %s and %s, which the controller and this agent make anew",
-			path, c.Instance.StateDir(), filepath.Join(c.Instance.StateDir(), "last-good-state"), keyDir(c.Instance))
+		return nil, fmt.Errorf("there is no secret key file %s, and what is in %s is encrypted with it: put it back, or name it with --secret-key-file; if it is lost, `circuitseal-agent remove --purge` and enrol this host anew, with a new token",
+			path, c.Instance.StateDir())
 	}
 	if err := sealed.Generate(path, time.Now()); err != nil {
 		return nil, err
@@ -46,9 +48,27 @@ func openSecrets(c Config, log *slog.Logger) (*sealed.Ring, error) {
 	return sealed.Load(path, c.Instance.StateDir())
 }
 
+// loadIdentity reads the node's identity, and encrypts its key where it is not: it
+// is new then, or the secret key is.
+func loadIdentity(i instance.Instance, secrets *sealed.Ring, log *slog.Logger) (*identity.Identity, error) {
+	id, err := identity.Load(IdentityDir(i), secrets)
+	if err != nil {
+		return nil, err
+	}
+	if done, err := identity.Reseal(IdentityDir(i), secrets); err != nil {
+		log.Warn("the session key is not encrypted with the newest secret key", "error", err)
+	} else if done {
+		log.Info("the session key is encrypted now", "secret_key", secrets.First())
+	}
+	return id, nil
+}
+
 // hasSealed reports whether anything in a state directory is sealed.
 func hasSealed(dir string) (bool, error) {
 	if found, err := lastgood.Sealed(dir); found || err != nil {
+		return found, err
+	}
+	if found, err := identity.Sealed(filepath.Join(dir, identityDir)); found || err != nil {
 		return found, err
 	}
 	keys, err := filepath.Glob(filepath.Join(dir, wireguardKeys, "*.key"))

@@ -96,11 +96,14 @@ func Plan(c Config) (desired.Header, plan.Plan, error) {
 		return desired.Header{}, plan.Plan{}, err
 	}
 	i := c.Instance
-	id, err := identity.Load(IdentityDir(i))
-	if err != nil {
+	if _, err := identity.Describe(IdentityDir(i)); err != nil {
 		return desired.Header{}, plan.Plan{}, err
 	}
 	secrets, err := sealed.Load(c.secretKeyFile(), i.StateDir())
+	if err != nil {
+		return desired.Header{}, plan.Plan{}, err
+	}
+	id, err := identity.Load(IdentityDir(i), secrets)
 	if err != nil {
 		return desired.Header{}, plan.Plan{}, err
 	}

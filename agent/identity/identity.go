@@ -29,6 +29,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/durable"
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // ErrNotEnrolled says that a directory holds no identity.
@@ -124,7 +125,7 @@ func Clear(dir, next string) error {
 		return fmt.Errorf("clear %s: %w", next, err)
 	}
 	whole, err := exists(filepath.Join(next, metaFile))
-	if err == nil && (whole || sameKey(dir, next)) {
+	if err == nil && (whole || oldKey(dir, next)) {
 		err = discard(next)
 	}
 	if err != nil {
@@ -141,10 +142,22 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
-func sameKey(a, b string) bool {
-	x, errX := loadKey(a)
-	y, errY := loadKey(b)
-	return errX == nil && errY == nil && x.signer.Equal(y.signer)
+// oldKey reports whether next holds the key of the identity in dir. One that is
+// encrypted no enrolment made.
+func oldKey(dir, next string) bool {
+	if encrypted, err := Sealed(next); encrypted || err != nil {
+		return encrypted
+	}
+	k, _, err := loadKey(next, nil)
+	if err != nil {
+		return false
+	}
+	i, err := Describe(dir)
+	if err != nil {
+		return false
+	}
+	leaf, err := i.Leaf()
+	return err == nil && k.signer.PublicKey.Equal(leaf.PublicKey)
 }
 
 // goneSuffix marks a directory that is being removed.
@@ -184,8 +197,10 @@ type meta struct {
 // NewKey returns the key in dir, and makes one where there is none: it is on
 // disk before it is used, so that an enrolment whose answer was lost can be
 // repeated with the same key.
+// It is not encrypted until an agent runs: who enrols may not have the secret key,
+// which a service manager can pass to the agent alone.
 func NewKey(dir string) (Key, error) {
-	k, err := loadKey(dir)
+	k, _, err := loadKey(dir, nil)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return k, err
 	}
@@ -196,43 +211,92 @@ func NewKey(dir string) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(signer)
+	k = Key{signer}
+	block, err := k.pem()
 	if err != nil {
 		return Key{}, err
 	}
-	block := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := durable.WriteFile(filepath.Join(dir, keyFile), block, 0o600); err != nil {
-		return Key{}, err
-	}
-	return Key{signer}, nil
+	return k, durable.WriteFile(filepath.Join(dir, keyFile), block, 0o600)
 }
 
-func loadKey(dir string) (Key, error) {
+// keyPlace is where an encrypted key may be opened.
+const keyPlace = "session key of a node"
+
+func (k Key) pem() ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k.signer)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+// loadKey takes a key that is not encrypted, too; stale says that it is not, or not
+// with the newest secret key. Without secrets, nil, it takes no other.
+func loadKey(dir string, secrets *sealed.Ring) (k Key, stale bool, err error) {
 	path := filepath.Join(dir, keyFile)
 	text, err := durable.ReadFile(path, maxFile, true)
 	if err != nil {
-		return Key{}, err
+		return Key{}, false, err
 	}
-	block, _ := pem.Decode(text)
+	plain, stale := text, true
+	switch {
+	case !sealed.Is(text):
+	case secrets == nil:
+		return Key{}, false, fmt.Errorf("read %s: it is encrypted with the node's secret key", path)
+	default:
+		if plain, stale, err = secrets.Open(keyPlace, text); err != nil {
+			return Key{}, false, fmt.Errorf("read %s: %w", path, err)
+		}
+	}
+	block, _ := pem.Decode(plain)
 	if block == nil {
-		return Key{}, fmt.Errorf("read %s: it holds no PEM block", path)
+		return Key{}, false, fmt.Errorf("read %s: it holds no PEM block", path)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return Key{}, fmt.Errorf("read %s: %w", path, err)
+		// The parser's error could quote from the key.
+		return Key{}, false, fmt.Errorf("read %s: its PKCS #8 structure is malformed", path)
 	}
 	signer, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok {
-		return Key{}, fmt.Errorf("read %s: it holds a %T, want an ECDSA key", path, parsed)
+		return Key{}, false, fmt.Errorf("read %s: it holds a %T, want an ECDSA key", path, parsed)
 	}
-	return Key{signer}, nil
+	return Key{signer}, stale, nil
+}
+
+// Sealed reports whether the key in dir is encrypted; false without a key.
+func Sealed(dir string) (bool, error) {
+	text, err := durable.ReadFile(filepath.Join(dir, keyFile), maxFile, true)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return sealed.Is(text), err
+}
+
+// Reseal encrypts the key of an identity with the newest secret key, where it is
+// not. It is for who runs the node; others only read.
+func Reseal(dir string, secrets *sealed.Ring) (done bool, err error) {
+	unlock, err := lock(dir)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	k, stale, err := loadKey(dir, secrets)
+	if err != nil || !stale {
+		return false, err
+	}
+	block, err := k.pem()
+	if err != nil {
+		return false, err
+	}
+	return true, durable.WriteFile(filepath.Join(dir, keyFile), secrets.Seal(keyPlace, block), 0o600)
 }
 
 // Store writes an identity into dir, which holds its key already, and returns
 // it. The certificates (DER, leaf first) must be for that key and lead to root.
 func Store(dir string, controller *url.URL, root []byte, certificates [][]byte) (*Identity, error) {
 	m := meta{Controller: controller.String(), Root: root, Certificates: certificates}
-	i, err := assemble(dir, m)
+	i, err := assemble(dir, nil, m)
 	if err != nil {
 		return nil, err
 	}
@@ -251,13 +315,13 @@ func write(dir string, m meta) error {
 // those of an identity in dir, on disk when it returns. It refuses what is not
 // good at now or ends no later than what is there, unless that has not begun,
 // and when the host was enrolled anew meanwhile.
-func Renew(dir string, id *Identity, certificates [][]byte, now time.Time) (*Identity, error) {
+func Renew(dir string, secrets *sealed.Ring, id *Identity, certificates [][]byte, now time.Time) (*Identity, error) {
 	unlock, err := lock(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	have, err := Load(dir)
+	have, err := Load(dir, secrets)
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +329,7 @@ func Renew(dir string, id *Identity, certificates [][]byte, now time.Time) (*Ide
 		return nil, fmt.Errorf("renew identity in %s: this host was enrolled anew meanwhile", dir)
 	}
 	m := meta{Controller: have.Controller.String(), Root: have.Root.Raw, Certificates: certificates}
-	next, err := assemble(dir, m)
+	next, err := assemble(dir, secrets, m)
 	if err != nil {
 		return nil, err
 	}
@@ -304,28 +368,62 @@ func lock(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// Load reads the identity in dir; ErrNotEnrolled when there is none.
-func Load(dir string) (*Identity, error) {
+// Load reads the identity in dir; ErrNotEnrolled when there is none. Without
+// secrets, nil, its key must not be encrypted yet.
+func Load(dir string, secrets *sealed.Ring) (*Identity, error) {
+	m, err := read(dir)
+	if err != nil {
+		return nil, err
+	}
+	return assemble(dir, secrets, m)
+}
+
+// Describe is Load without the key, for who has no need of it.
+func Describe(dir string) (*Identity, error) {
+	m, err := read(dir)
+	if err != nil {
+		return nil, err
+	}
+	return check(dir, m)
+}
+
+func read(dir string) (m meta, err error) {
 	path := filepath.Join(dir, metaFile)
 	text, err := durable.ReadFile(path, maxFile, true)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: there is no %s; run `circuitseal-agent enroll` first", ErrNotEnrolled, path)
+		return m, fmt.Errorf("%w: there is no %s; run `circuitseal-agent enroll` first", ErrNotEnrolled, path)
 	}
 	if err != nil {
-		return nil, err
+		return m, err
 	}
-	var m meta
 	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return m, fmt.Errorf("read %s: %w", path, err)
 	}
-	return assemble(dir, m)
+	return m, nil
 }
 
-func assemble(dir string, m meta) (*Identity, error) {
-	key, err := loadKey(dir)
+func assemble(dir string, secrets *sealed.Ring, m meta) (*Identity, error) {
+	key, _, err := loadKey(dir, secrets)
 	if err != nil {
 		return nil, err
 	}
+	i, err := check(dir, m)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := i.Leaf()
+	if err != nil {
+		return nil, err
+	}
+	if public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.signer.Public()) {
+		return nil, fmt.Errorf("identity in %s: the certificate is for another key than %s", dir, keyFile)
+	}
+	i.key = key
+	return i, nil
+}
+
+// check reads all of an identity but its key.
+func check(dir string, m meta) (*Identity, error) {
 	controller, err := url.Parse(m.Controller)
 	if err != nil {
 		return nil, fmt.Errorf("identity in %s: controller: %w", dir, err)
@@ -359,14 +457,11 @@ func assemble(dir string, m meta) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identity in %s: certificate: %w", dir, err)
 	}
-	if public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.signer.Public()) {
-		return nil, fmt.Errorf("identity in %s: the certificate is for another key than %s", dir, keyFile)
-	}
 	if len(leaf.URIs) != 1 || !strings.HasPrefix(leaf.URIs[0].String(), desired.NodeURI) {
 		return nil, fmt.Errorf("identity in %s: the certificate names no node", dir)
 	}
 	return &Identity{
 		Node:       strings.TrimPrefix(leaf.URIs[0].String(), desired.NodeURI),
-		Controller: controller, Root: root, key: key, chain: m.Certificates,
+		Controller: controller, Root: root, chain: m.Certificates,
 	}, nil
 }

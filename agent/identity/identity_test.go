@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/proto/desired"
+	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
 // issued is a certificate by root for the public half of k.
@@ -74,7 +76,7 @@ func TestStoreAndLoad(t *testing.T) {
 	}
 	controller := &url.URL{Scheme: "https", Host: "controller:8443"}
 
-	if _, err := Load(dir); !errors.Is(err, ErrNotEnrolled) {
+	if _, err := Load(dir, nil); !errors.Is(err, ErrNotEnrolled) {
 		t.Errorf("before enrolment: %v", err)
 	}
 	for name, cert := range map[string][]byte{
@@ -85,7 +87,7 @@ func TestStoreAndLoad(t *testing.T) {
 		if _, err := Store(dir, controller, root.Raw, [][]byte{cert}); err == nil {
 			t.Errorf("a certificate %s was stored", name)
 		}
-		if _, err := Load(dir); !errors.Is(err, ErrNotEnrolled) {
+		if _, err := Load(dir, nil); !errors.Is(err, ErrNotEnrolled) {
 			t.Errorf("after a certificate %s: %v", name, err)
 		}
 	}
@@ -93,7 +95,7 @@ func TestStoreAndLoad(t *testing.T) {
 	if _, err := Store(dir, controller, root.Raw, [][]byte{issued(t, root, ca, key, desired.NodeURI+"prem-1")}); err != nil {
 		t.Fatal(err)
 	}
-	id, err := Load(dir)
+	id, err := Load(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +105,7 @@ func TestStoreAndLoad(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, keyFile), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "0644") {
+	if _, err := Load(dir, nil); err == nil || !strings.Contains(err.Error(), "0644") {
 		t.Errorf("world-readable key: %v", err)
 	}
 }
@@ -153,13 +155,17 @@ func TestReplacementsThatDied(t *testing.T) {
 			}
 		}, true},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
+	for n := range 2 * len(tests) {
+		tt, encrypted := tests[n/2], n%2 == 1
+		t.Run(fmt.Sprintf("%s, encrypted %t", tt.name, encrypted), func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "identity")
 			next := dir + ".next"
 			old := enrolled(t, dir)
+			if encrypted {
+				reseal(t, dir, ringA, true)
+			}
 			tt.leave(t, dir, next)
-			left, _ := loadKey(next)
+			left, _, _ := loadKey(next, nil)
 			if err := Clear(dir, next); err != nil {
 				t.Fatal(err)
 			}
@@ -177,13 +183,62 @@ func TestReplacementsThatDied(t *testing.T) {
 			if err := Replace(dir, next); err != nil {
 				t.Fatal(err)
 			}
-			if now, err := loadKey(dir); err != nil || !now.signer.Equal(fresh.signer) {
+			if now, _, err := loadKey(dir, nil); err != nil || !now.signer.Equal(fresh.signer) {
 				t.Errorf("after the replacement the key is another: %v", err)
 			}
 			if entries, err := os.ReadDir(filepath.Dir(dir)); err != nil || len(entries) != 1 {
 				t.Errorf("leftovers: %v, %v", entries, err)
 			}
 		})
+	}
+}
+
+var ringA, ringB, ringBA = ring(2, 1), ring(1, 1), ring(1, 2)
+
+// ring has a key of bytes of the value first, and more of lower ones.
+func ring(first, n int) *sealed.Ring {
+	var text string
+	for i := range n {
+		text += "cskey1.1700000000." + base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{byte(first + i)}, 32)) + "\n"
+	}
+	r, err := sealed.Parse([]byte(text))
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func reseal(t *testing.T, dir string, secrets *sealed.Ring, want bool) {
+	t.Helper()
+	if done, err := Reseal(dir, secrets); err != nil || done != want {
+		t.Fatalf("Reseal: %t, %v, want %t", done, err, want)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, keyFile))
+	if err != nil || !sealed.Is(b) || bytes.Contains(b, []byte("PRIVATE")) {
+		t.Fatalf("the key is not encrypted: %v", err)
+	}
+}
+
+// The key of an identity is encrypted once an agent runs, by the newest secret key
+// that it has; whoever lacks it reads all but the key.
+func TestKeyIsEncrypted(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "identity")
+	key := enrolled(t, dir)
+	reseal(t, dir, ringA, true)
+	reseal(t, dir, ringA, false)
+	if _, err := Load(dir, ringB); !errors.Is(err, sealed.ErrOtherKey) {
+		t.Errorf("with another secret key: %v", err)
+	}
+	if _, err := Load(dir, nil); err == nil || !strings.Contains(err.Error(), "it is encrypted") {
+		t.Errorf("without a secret key: %v", err)
+	}
+	reseal(t, dir, ringBA, true)
+	id, err := Load(dir, ringB)
+	if err != nil || !id.key.signer.Equal(key.signer) {
+		t.Errorf("after the secret key's rotation: %v", err)
+	}
+	if d, err := Describe(dir); err != nil || d.Node != "prem-1" {
+		t.Errorf("described as %+v, %v", d, err)
 	}
 }
 

@@ -58,10 +58,10 @@ func TestRenew(t *testing.T) {
 		"that is none":      {[]byte("x"), "certificate"},
 	}
 	for name, tt := range refused {
-		if _, err := Renew(dir, id, [][]byte{tt.der}, now); err == nil || !strings.Contains(err.Error(), tt.says) {
+		if _, err := Renew(dir, nil, id, [][]byte{tt.der}, now); err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("a certificate %s: %v, want %q", name, err, tt.says)
 		}
-		have, err := Load(dir)
+		have, err := Load(dir, nil)
 		if err != nil || string(have.chain[0]) != string(first) {
 			t.Errorf("after a certificate %s the identity is another: %v", name, err)
 		}
@@ -69,20 +69,20 @@ func TestRenew(t *testing.T) {
 	second := leaf(key, "prem-1", -time.Minute, 50*time.Minute)
 	for range 2 {
 		// Twice, as when the answer to the first was lost.
-		if id, err = Renew(dir, id, [][]byte{second}, now); err != nil {
+		if id, err = Renew(dir, nil, id, [][]byte{second}, now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if have, err := Load(dir); err != nil || string(have.chain[0]) != string(second) || have.Controller.String() != controller.String() {
+	if have, err := Load(dir, nil); err != nil || string(have.chain[0]) != string(second) || have.Controller.String() != controller.String() {
 		t.Errorf("loaded %v, %v", have, err)
 	}
 
 	// One that a clock that was ahead has made gives way to one that ends earlier.
 	late := leaf(key, "prem-1", 20*time.Minute, 55*time.Minute)
-	if id, err = Renew(dir, id, [][]byte{late}, now.Add(30*time.Minute)); err != nil {
+	if id, err = Renew(dir, nil, id, [][]byte{late}, now.Add(30*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	if id, err = Renew(dir, id, [][]byte{second}, now); err != nil {
+	if id, err = Renew(dir, nil, id, [][]byte{second}, now); err != nil {
 		t.Errorf("in place of one that has not begun: %v", err)
 	}
 
@@ -91,10 +91,10 @@ func TestRenew(t *testing.T) {
 	if err := Replace(dir, dir+".next"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Renew(dir, id, [][]byte{leaf(key, "prem-1", -time.Minute, 58*time.Minute)}, now); err == nil || !strings.Contains(err.Error(), "enrolled anew meanwhile") {
+	if _, err := Renew(dir, nil, id, [][]byte{leaf(key, "prem-1", -time.Minute, 58*time.Minute)}, now); err == nil || !strings.Contains(err.Error(), "enrolled anew meanwhile") {
 		t.Errorf("after another enrolment: %v", err)
 	}
-	if _, err := Load(dir); err != nil {
+	if _, err := Load(dir, nil); err != nil {
 		t.Errorf("the new enrolment is broken: %v", err)
 	}
 }

@@ -36,15 +36,15 @@ func (c *controller) lasts(begins, ends time.Duration) {
 // up starts an uplink over an identity on disk; stop ends it.
 func up(t *testing.T, dir string, now func() time.Time) (u *Uplink, stop func()) {
 	t.Helper()
-	id, err := identity.Load(dir)
+	id, err := identity.Load(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	u = New(Config{
 		Identity: id, Node: &node{version: "x"}, Log: slog.New(slog.DiscardHandler), Now: now,
-		Load: func() (*identity.Identity, error) { return identity.Load(dir) },
+		Load: func() (*identity.Identity, error) { return identity.Load(dir, nil) },
 		Renew: func(id *identity.Identity, certificates [][]byte) (*identity.Identity, error) {
-			return identity.Renew(dir, id, certificates, time.Now())
+			return identity.Renew(dir, nil, id, certificates, time.Now())
 		},
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -174,7 +174,7 @@ func TestRenewalMovesTheSession(t *testing.T) {
 	if refused != 0 {
 		t.Errorf("%d sessions were refused as another host's", refused)
 	}
-	id, err := identity.Load(dir)
+	id, err := identity.Load(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

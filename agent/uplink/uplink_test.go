@@ -215,7 +215,7 @@ func TestEnrol(t *testing.T) {
 	c := serve(t)
 	dir := t.TempDir()
 	id := enrol(t, c, dir)
-	loaded, err := identity.Load(dir)
+	loaded, err := identity.Load(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestEnrolRefusals(t *testing.T) {
 	if _, err := Enrol(t.Context(), dir, c.url, c.pin(), "old", ""); err == nil || err.Error() != "enrol at "+c.url.String()+": the token has expired" {
 		t.Errorf("expired token: %v", err)
 	}
-	if _, err := identity.Load(dir); !errors.Is(err, identity.ErrNotEnrolled) {
+	if _, err := identity.Load(dir, nil); !errors.Is(err, identity.ErrNotEnrolled) {
 		t.Errorf("after refusals: %v", err)
 	}
 	classic := serve(t, tls.X25519)

@@ -66,14 +66,14 @@ func (r *Rig) Secrets() (map[string][]byte, error) {
 		return nil
 	}
 	errs := []error{
-		r.pemSecrets(r.DataDir(), add), r.keyLines(r.SecretKeyFile(), add),
+		pemSecrets(r.DataDir(), r.SecretKeyFile(), add), r.keyLines(r.SecretKeyFile(), add),
 	}
 	for h, n := range r.nodes {
 		if n.agent == nil {
 			continue
 		}
 		state := netns.StateDir(r.Lab.Instance(h))
-		errs = append(errs, r.pemSecrets(state, add), r.keyLines(r.agentKeyFile(h), add), r.nodeSecrets(h, n.name, state, add))
+		errs = append(errs, pemSecrets(state, r.agentKeyFile(h), add), r.keyLines(r.agentKeyFile(h), add), r.nodeSecrets(h, n.name, state, add))
 	}
 	tokens, err := filepath.Glob(filepath.Join(r.private, "token-*"))
 	errs = append(errs, err)
@@ -86,16 +86,27 @@ func (r *Rig) Secrets() (map[string][]byte, error) {
 
 type adder func(what string, secret []byte) error
 
-// pemSecrets are the private keys in a directory: the last 48 bytes of each,
-// which are the key itself and its public half, and the line of its text.
-func (r *Rig) pemSecrets(dir string, add adder) error {
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+// pemSecrets are the private keys in a directory, encrypted or not: the private
+// scalar of each. It wants some of them.
+func pemSecrets(dir, secretKeyFile string, add adder) error {
+	ring, err := sealed.Load(secretKeyFile, dir)
+	if err != nil {
+		return err
+	}
+	n := 0
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		b, err := os.ReadFile(path)
 		if err != nil {
 			return err
+		}
+		for _, place := range []string{"key of the authority\x00" + d.Name(), "session key of a node"} {
+			if plain, _, err := ring.Open(place, b); err == nil {
+				b = plain
+				n++
+			}
 		}
 		for rest := b; ; {
 			var block *pem.Block
@@ -114,6 +125,10 @@ func (r *Rig) pemSecrets(dir string, add adder) error {
 			}
 		}
 	})
+	if err == nil && n == 0 {
+		err = fmt.Errorf("none of the keys in %s is encrypted", dir)
+	}
+	return err
 }
 
 // keyLines are the keys of a secret key file, as text and as bytes.

@@ -93,7 +93,7 @@ Repeating the command after a lost answer is safe.`,
 // identity until it has another, with another key; one whose identity cannot be
 // read may be enrolled none the less.
 func place(dir string, force bool) (string, error) {
-	old, err := identity.Load(dir)
+	old, err := identity.Describe(dir)
 	switch {
 	case errors.Is(err, identity.ErrNotEnrolled):
 		return dir, nil

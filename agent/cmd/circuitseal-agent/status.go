@@ -49,7 +49,7 @@ func statusCommand(o *options) *cobra.Command {
 			if err != nil {
 				return nil, nil, err
 			}
-			id, err := identity.Load(agent.IdentityDir(i))
+			id, err := identity.Describe(agent.IdentityDir(i))
 			if err != nil {
 				return nil, nil, err
 			}
