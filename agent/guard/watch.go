@@ -60,7 +60,7 @@ func (g *Guard) watch(ctx context.Context, socket *os.File, changed chan<- struc
 		}
 		return true
 	}, changed)
-	if err != nil {
+	if ctx.Err() == nil {
 		g.log.Error("changes of nftables are not noticed any more, but at the next pass", "error", err)
 	}
 }

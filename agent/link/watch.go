@@ -60,7 +60,7 @@ func (d *Driver) watch(ctx context.Context, socket *os.File, routes func(byte) b
 		witness(b)
 		return true
 	}, changed)
-	if err != nil {
+	if ctx.Err() == nil {
 		d.config.Log.Error("changes of links are not noticed any more, but at the next pass", "error", err)
 	}
 }

@@ -74,8 +74,8 @@ func Subscribe(n netns.Namespace, protocol int, groups ...int) (socket *os.File,
 	return socket, err
 }
 
-// Follow reads the socket until ctx is done, which is no error; the caller closes
-// it then. Where matters says so of what came, or the kernel had to drop
+// Follow reads the socket until ctx is done, and returns its error then, or until
+// it cannot be read. The caller closes it when ctx is done. Where matters says so of what came, or the kernel had to drop
 // messages, changed gets a value, unless it has one.
 func Follow(ctx context.Context, socket *os.File, matters func([]byte) bool, changed chan<- struct{}) error {
 	buffer := make([]byte, 1<<16)
@@ -83,7 +83,7 @@ func Follow(ctx context.Context, socket *os.File, matters func([]byte) bool, cha
 		n, err := socket.Read(buffer)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return ctx.Err()
 		case errors.Is(err, unix.ENOBUFS):
 			// Anything may have changed.
 		case err != nil:

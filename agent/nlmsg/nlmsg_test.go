@@ -89,8 +89,11 @@ func TestFollow(t *testing.T) {
 		t.Fatal("a change is not told")
 	}
 	stop()
-	if err := errors.Join(socket.Close(), <-ended); err != nil {
+	if err := socket.Close(); err != nil {
 		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
 	}
 }
 
