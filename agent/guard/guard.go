@@ -64,9 +64,6 @@ type Guard struct {
 	objects *programObjects
 	// ids are those of its programs, which the kernel tells slowly.
 	ids map[tchook.Direction]ebpf.ProgramID
-	// armed is what the last Arm found, with the indexes of interfaces, until a
-	// Sync relies on it.
-	armed map[string]int
 	// interfaces are those of the last Arm or Sync.
 	interfaces []string
 	// vlans are the VLAN devices among them.
@@ -131,9 +128,7 @@ func (g *Guard) unload() error {
 func (g *Guard) Arm(ctx context.Context, want plan.Guard) (armed []string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.armed = nil
 	index, closed, err := g.bring(ctx, want, false)
-	g.armed = index
 	if !closed {
 		return nil, err
 	}
@@ -143,9 +138,7 @@ func (g *Guard) Arm(ctx context.Context, want plan.Guard) (armed []string, err e
 }
 
 // Sync brings both layers to want, whole: it does what Arm does and then opens
-// what want has. What is opened after an Arm is of the interfaces that this has just
-// looked at, and no second look is taken at their programs: without these nothing
-// else lets a packet pass. A repeat changes nothing. Additions come
+// what want has. A repeat changes nothing. Additions come
 // before removals, so that a tunnel that stays is never blocked, and no moment
 // is open wider than what was there and want together. A frame passes only
 // when both layers let it, so what is refused by one, or belongs to an
@@ -155,7 +148,6 @@ func (g *Guard) Sync(ctx context.Context, want plan.Guard) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	index, closed, err := g.bring(ctx, want, true)
-	g.armed = nil
 	if !closed || len(index) != len(g.interfaces) {
 		return err
 	}
@@ -169,9 +161,7 @@ func (g *Guard) bring(ctx context.Context, want plan.Guard, open bool) (index ma
 	p, err := compile(want)
 	errs := []error{err}
 	g.interfaces, g.vlans = p.interfaces, p.vlans
-	if index, err = g.armedAll(p.interfaces), nil; index == nil {
-		index, err = g.arm(ctx, p.interfaces)
-	}
+	index, err = g.arm(ctx, p.interfaces)
 	errs = append(errs, err)
 	if err := ctx.Err(); err != nil {
 		return nil, false, errors.Join(append(errs, err)...)
@@ -188,20 +178,6 @@ func (g *Guard) bring(ctx context.Context, want plan.Guard, open bool) (index ma
 	errNFT := g.syncNFT(p, open)
 	errMaps := g.syncMaps(renderMaps(p, index), open && errNFT == nil)
 	return index, errNFT == nil && errMaps == nil, errors.Join(append(errs, errNFT, errMaps)...)
-}
-
-// armedAll is what the last Arm found; nil when there was none, or it had not just
-// these interfaces.
-func (g *Guard) armedAll(interfaces []string) map[string]int {
-	if len(g.armed) != len(interfaces) || len(interfaces) == 0 {
-		return nil
-	}
-	for _, name := range interfaces {
-		if _, ok := g.armed[name]; !ok {
-			return nil
-		}
-	}
-	return g.armed
 }
 
 // syncMaps only closes unless open is set.

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 )
@@ -96,5 +98,14 @@ func TestViewIsTheSysctlTree(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte{})
+	// An interface by name with one setting of each family.
+	m := make([]byte, unix.SizeofIfInfomsg)
+	attribute := func(kind uint16, value []byte) []byte {
+		b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
+		b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
+		return append(b, make([]byte, -len(b)&3)...)
+	}
+	families := append(attribute(unix.AF_INET, attribute(inetConf, []byte{1, 0, 0, 0})), attribute(unix.AF_INET6, attribute(inet6Conf, []byte{1, 0, 0, 0}))...)
+	f.Add(append(append(m, attribute(unix.IFLA_IFNAME, []byte("a\x00"))...), attribute(unix.IFLA_AF_SPEC, families)...))
 	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = parse(raw) })
 }

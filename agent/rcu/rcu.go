@@ -47,7 +47,11 @@ func (h *Hurry) Again() {
 	if os.WriteFile(h.marker, nil, 0o600) != nil {
 		return
 	}
-	h.mine = os.WriteFile(knob, []byte("1"), 0) == nil || h.mine
+	if os.WriteFile(knob, []byte("1"), 0) == nil {
+		h.mine = true
+	} else if !h.mine {
+		_ = os.Remove(h.marker)
+	}
 }
 
 // End puts the setting back, if it was not as wanted already.
@@ -59,7 +63,8 @@ func (h *Hurry) End() error {
 	return Recover(h.marker)
 }
 
-// Recover puts the setting back where an owner of that marker ended without.
+// Recover puts the setting back where an owner of that marker ended without. What
+// an administrator has set since is lost with it.
 func Recover(marker string) error {
 	if _, err := os.Stat(marker); errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -8,8 +8,8 @@ import (
 )
 
 // fileReader reads a unix socket, and keeps the newest file that came along
-// (unix(7), SCM_RIGHTS). Of several in one message the kernel closes all but the
-// first, for which alone there is room.
+// (unix(7), SCM_RIGHTS); others before it are closed, and by the kernel those for
+// which there is no room.
 type fileReader struct {
 	conn *net.UnixConn
 	file *os.File

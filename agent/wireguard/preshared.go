@@ -66,6 +66,9 @@ type sharing struct {
 	begun time.Time
 	// used is the key of the last handshake, zero while that is not known.
 	used desired.Secret
+	// seen is when this agent first saw the peer: how long ago a handshake was that
+	// it did not see only the clock on the wall could say.
+	seen time.Time
 }
 
 // String keeps secrets out of what prints a Driver.
@@ -78,7 +81,7 @@ func (d *Driver) observe(name string, p wgtypes.Peer, now time.Time) {
 	if s == nil {
 		// This agent has just begun. How old the session is only the clock on the
 		// wall can say, within what a session can be.
-		s = &sharing{configured: key, since: now, handshake: p.LastHandshakeTime, begun: now.Add(-unshaken)}
+		s = &sharing{configured: key, since: now, handshake: p.LastHandshakeTime, begun: now.Add(-unshaken), seen: now}
 		if !p.LastHandshakeTime.IsZero() {
 			s.begun = now.Add(-min(max(0, now.Round(0).Sub(p.LastHandshakeTime)), rejectAfter))
 		}
@@ -92,7 +95,7 @@ func (d *Driver) observe(name string, p wgtypes.Peer, now time.Time) {
 	case p.LastHandshakeTime.Equal(s.handshake):
 	case p.LastHandshakeTime.IsZero():
 		// Somebody has made the peer anew.
-		*s = sharing{configured: key, since: now, begun: now.Add(-unshaken)}
+		*s = sharing{configured: key, since: now, begun: now.Add(-unshaken), seen: s.seen}
 	default:
 		s.handshake, s.begun, s.used = p.LastHandshakeTime, now, desired.Secret{}
 		if now.Sub(s.since) >= settled {
@@ -107,7 +110,7 @@ func (d *Driver) bornWith(name string, key desired.Secret, now time.Time) {
 	s := d.shared[name]
 	if s == nil || !s.handshake.IsZero() {
 		// One that has failed so far goes on trying where it was.
-		s = &sharing{begun: now.Add(-unshaken)}
+		s = &sharing{begun: now.Add(-unshaken), seen: now}
 		d.shared[name] = s
 	}
 	s.configured, s.since = key, now.Add(-settled)

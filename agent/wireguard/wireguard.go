@@ -1,6 +1,6 @@
-// Package wireguard keeps the WireGuard devices of an instance: made in the
-// circuit namespace, where their UDP sockets stay, and moved to the main one,
-// where inner packets are. It configures the kernel's devices and those of a
+// Package wireguard keeps the WireGuard devices of an instance: in the main
+// namespace, where inner packets are, with their UDP sockets in the circuit
+// namespace. It configures the kernel's devices and those of a
 // process of its own, which outlives the agent, by the same code, keeps this
 // node's private keys, and says what the devices negotiated and counted. It
 // does not know which packets enter a tunnel, nor whether it is of use: that
@@ -191,9 +191,9 @@ func (d *Driver) adopt(tunnels map[string]plan.Tunnel, have inventory) {
 type TunnelState struct {
 	ID, Device string
 	Backend    Backend
-	// LastHandshake is zero when there was none since the device was made.
+	// LastHandshake is zero when there was none since the peer was made.
 	LastHandshake time.Time
-	// ReceivedBytes and SentBytes are outer bytes since the device was made.
+	// ReceivedBytes and SentBytes are outer bytes since the peer was made.
 	ReceivedBytes, SentBytes uint64
 	// Endpoint is where the peer is, as the device sees it; Roamed tells that
 	// this is not where the plan has it.
