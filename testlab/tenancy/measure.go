@@ -44,20 +44,23 @@ type Report struct {
 
 // Durations are those of changes, in the order in which they were made.
 type Durations struct {
-	Applied []float64 `json:"appliedMs"`
-	Written []float64 `json:"writtenMs"`
-	Carried []float64 `json:"carriedMs"`
+	Applied   []float64 `json:"appliedMs"`
+	Written   []float64 `json:"writtenMs"`
+	Carried   []float64 `json:"carriedMs"`
+	Processor []float64 `json:"processorMs"`
 }
 
 func (d *Durations) add(c Change) {
 	d.Applied = append(d.Applied, milliseconds(c.Applied))
 	d.Written = append(d.Written, milliseconds(c.Written))
 	d.Carried = append(d.Carried, milliseconds(c.Carried))
+	d.Processor = append(d.Processor, milliseconds(c.Processor))
 }
 
 // String has the medians.
 func (d Durations) String() string {
-	return fmt.Sprintf("applied %.0f, written %.0f, carries %.0f ms", median(d.Applied), median(d.Written), median(d.Carried))
+	return fmt.Sprintf("applied %.0f, written %.0f, carries %.0f ms, in which daemons had %.0f ms of processors",
+		median(d.Applied), median(d.Written), median(d.Carried), mean(d.Processor))
 }
 
 // Measure stands many customers beside one and compares.

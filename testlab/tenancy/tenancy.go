@@ -166,11 +166,28 @@ func (t *Tenants) Connect(ctx context.Context, limit time.Duration) (time.Durati
 	return time.Since(start), nil
 }
 
+// processors is the processor time that all daemons have had.
+func (t *Tenants) processors() (sum time.Duration, err error) {
+	pids := []int{t.Rig.ControllerPID()}
+	for _, h := range []netns.Host{Premises, Azure} {
+		pids = append(append(pids, t.Rig.Agent(h).PID()), t.Rig.WireGuardPIDs(h)...)
+	}
+	for _, pid := range pids {
+		p, err := processor(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += p
+	}
+	return sum, nil
+}
+
 // Change is how long a change took, from the start of `sealctl apply`: until that
 // returned, until both nodes had written it, as their logs tell, and until a host
-// on premises was answered by one that the change is about.
+// on premises was answered by one that the change is about. Processor is what
+// controller, agents and WireGuard processes took of all processors meanwhile.
 type Change struct {
-	Applied, Written, Carried time.Duration
+	Applied, Written, Carried, Processor time.Duration
 }
 
 // AddPrefix adds one more prefix to a customer's site in Azure, in the place of
@@ -179,14 +196,21 @@ func (t *Tenants) AddPrefix(ctx context.Context, c Customer) (Change, error) {
 	i := t.added % extras
 	t.added++
 	asked := make(chan error, 1)
+	before, err := t.processors()
+	if err != nil {
+		return Change{}, err
+	}
 	start := time.Now()
 	go func() {
 		asked <- t.Rig.ReachAddress(ctx, c.HQ(), extraHost(i), 60*time.Second, 60*time.Millisecond)
 	}()
-	err := t.apply(ctx, "change.yaml", azureSite(c, extraPrefix(i).String()))
+	err = t.apply(ctx, "change.yaml", azureSite(c, extraPrefix(i).String()))
 	x := Change{Applied: time.Since(start)}
 	err = errors.Join(err, <-asked)
 	x.Carried = time.Since(start)
+	after, e := t.processors()
+	err = errors.Join(err, e)
+	x.Processor = after - before
 	for _, h := range []netns.Host{Premises, Azure} {
 		log, e := t.log(h, start)
 		err = errors.Join(err, e)
