@@ -97,6 +97,8 @@ type liar struct {
 	// root has issued leaf, the controller's own, and by, which signs states.
 	root, by, leaf *signer
 	instance       instance.Instance
+	// url is where it serves.
+	url string
 	// config is of an agent that is enrolled as prem-1.
 	config Config
 }
@@ -130,7 +132,8 @@ func newLiar(t *testing.T) *liar {
 			t.Error(err)
 		}
 	})
-	enrol(t, IdentityDir(i), server.URL, root)
+	l.url = server.URL
+	l.enrol(t, IdentityDir(i))
 	return l
 }
 
@@ -317,7 +320,8 @@ func start(t *testing.T, c Config) (stop func()) {
 	return stop
 }
 
-func enrol(t *testing.T, dir, controller string, root *signer) {
+// enrol makes an identity in dir.
+func (l *liar) enrol(t *testing.T, dir string) {
 	t.Helper()
 	key, err := identity.NewKey(dir)
 	if err != nil {
@@ -331,12 +335,12 @@ func enrol(t *testing.T, dir, controller string, root *signer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert := issue(t, root, csr.PublicKey, named(desired.NodeURI+"prem-1"))
-	at, err := url.Parse(controller)
+	cert := issue(t, l.root, csr.PublicKey, named(desired.NodeURI+"prem-1"))
+	at, err := url.Parse(l.url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := identity.Store(dir, at, root.cert.Raw, [][]byte{cert.cert.Raw}); err != nil {
+	if _, err := identity.Store(dir, at, l.root.cert.Raw, [][]byte{cert.cert.Raw}); err != nil {
 		t.Fatal(err)
 	}
 }

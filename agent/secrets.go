@@ -38,8 +38,8 @@ func openSecrets(c Config, log *slog.Logger) (*sealed.Ring, error) {
 		return nil, err
 	}
 	if before {
-		return nil, fmt.Errorf("there is no secret key file %s, and what is in %s is encrypted with it: put it back, or name it with --secret-key-file; if it is lost, `circuitseal-agent remove --purge` and enrol this host anew, with a new token",
-			path, c.Instance.StateDir())
+		return nil, fmt.Errorf("there is no secret key file %s, and what is in %s is encrypted with it: put it back, or name it with --secret-key-file; if it is lost, remove %s and %s, which the controller and this agent make anew, and enrol this host anew, with a new token and `circuitseal-agent enroll --force`; `circuitseal-agent remove --purge` would do, too, and takes the guard off",
+			path, c.Instance.StateDir(), filepath.Join(c.Instance.StateDir(), "last-good-state"), keyDir(c.Instance))
 	}
 	if err := sealed.Generate(path, time.Now()); err != nil {
 		return nil, err

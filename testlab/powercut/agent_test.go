@@ -1,13 +1,18 @@
 package powercut_test
 
 import (
+	"crypto/ecdsa"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/circuitseal/circuitseal/agent/identity"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
 	"github.com/circuitseal/circuitseal/controller/pki"
@@ -142,6 +147,108 @@ func TestTunnelKeys(t *testing.T) {
 		d.Fail(fault)
 		if _, err := keys.Ensure(append(ids, "contoso/hq/er1/more")); err == nil {
 			t.Errorf("%s: a key was made", name)
+		}
+	}
+}
+
+// A session key for which a certificate may have been asked is there after a
+// cut, so is the certificate, and sealing the key, or sealing it anew, loses neither.
+func TestSessionKey(t *testing.T) {
+	by, err := pki.Open(pki.Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Secrets: ring})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := func(lines ...string) *sealed.Ring {
+		r, err := sealed.Parse([]byte(strings.Join(lines, "\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	second, third := secretKey[:len(secretKey)-1]+"I", secretKey[:len(secretKey)-1]+"M"
+	newer := keys(second, secretKey)
+	d := mount(t)
+	dir := func(disk string) string { return filepath.Join(disk, "main", "identity") }
+	var kept []promise
+	promised := func(value int) { kept = append(kept, promise{d.Mark(), value}) }
+	key, err := identity.NewKey(dir(d.Path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	promised(1)
+	request, err := key.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, err := pki.ParseRequest(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := by.IssueNode(asked, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := identity.Store(dir(d.Path), &url.URL{Scheme: "https", Host: "controller:8443"}, by.Root(), issued.Chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	promised(2)
+	for n, r := range []*sealed.Ring{ring, newer} {
+		if done, err := identity.Reseal(dir(d.Path), r); !done || err != nil {
+			t.Fatalf("sealed: %t, %v", done, err)
+		}
+		promised(3 + n)
+	}
+	leaf, err := id.Leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bad := atEveryCut(t, d, nil, kept, 1, func(disk string, kept, _ int) error {
+		if kept == 0 {
+			// Nobody was told of anything; it must be possible to begin.
+			_, err := identity.NewKey(dir(disk))
+			return err
+		}
+		if kept == 1 {
+			k, err := identity.NewKey(dir(disk))
+			if err != nil {
+				return err
+			}
+			der, err := k.Request()
+			if err != nil {
+				return err
+			}
+			again, err := x509.ParseCertificateRequest(der)
+			if err == nil && !leaf.PublicKey.(*ecdsa.PublicKey).Equal(again.PublicKey) {
+				err = errors.New("the key, for which a certificate may have been issued, is another")
+			}
+			return err
+		}
+		with := newer
+		if kept == 4 {
+			with = keys(second)
+		}
+		id, err := identity.Load(dir(disk), with)
+		if err != nil {
+			return err
+		}
+		if id.Node != node {
+			return fmt.Errorf("it is node %q", id.Node)
+		}
+		if is, err := identity.Sealed(dir(disk)); err != nil || kept >= 3 && !is {
+			return fmt.Errorf("sealed %t, %v", is, err)
+		}
+		return nil
+	}); bad > 0 {
+		t.Errorf("%d bad cuts after %d operations", bad, d.Mark())
+	}
+	for name, fault := range faults() {
+		d.Fail(fault)
+		if _, err := identity.Reseal(dir(d.Path), keys(third, second)); err == nil {
+			t.Errorf("%s: the key was sealed anew", name)
+		}
+		if _, err := identity.Load(dir(d.Path), keys(second)); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (r *Rig) Secrets() (map[string][]byte, error) {
 type adder func(what string, secret []byte) error
 
 // pemSecrets are the private keys in a directory, encrypted or not: the private
-// scalar of each. It wants some of them.
+// scalar of each, and the line of its text that is most of that. It wants some of them.
 func pemSecrets(dir, secretKeyFile string, add adder) error {
 	ring, err := sealed.Load(secretKeyFile, dir)
 	if err != nil {
@@ -119,7 +119,8 @@ func pemSecrets(dir, secretKeyFile string, add adder) error {
 				if len(block.Bytes) < 35+48 {
 					return fmt.Errorf("%s: a key of %d bytes", path, len(block.Bytes))
 				}
-				if err := add("private key in "+path, block.Bytes[35:35+48]); err != nil {
+				text := bytes.Split(pem.EncodeToMemory(block), []byte("\n"))
+				if err := errors.Join(add("private key in "+path, block.Bytes[35:35+48]), add("text of the private key in "+path, text[2])); err != nil {
 					return err
 				}
 			}
@@ -236,8 +237,9 @@ func forms(secret []byte) map[string][]byte {
 }
 
 // Find looks for secrets where none may be: in what was printed, in logs, in the
-// arguments and environments of the lab's processes, and in files of the product
-// that others than their owner may read. It returns where it looked.
+// arguments and environments of the lab's processes, in files of the product that
+// others than their owner may read, and in whatever lies in the controller's data
+// directory and the nodes' state directories. It returns where it looked.
 func (r *Rig) Find(secrets map[string][]byte, printed map[string]string) (places int, err error) {
 	look := map[string][]byte{}
 	for what, text := range printed {
@@ -269,13 +271,19 @@ func (r *Rig) Find(secrets map[string][]byte, printed map[string]string) (places
 	logs := len(look)
 	open := func(_ string, mode fs.FileMode) bool { return mode.Perm()&0o077 != 0 }
 	walk(r.private, open)
+	// What is kept beside policy and state is sealed, but for the administrator's
+	// identity, which is for sealctl.
+	all := func(path string, _ fs.FileMode) bool {
+		return path != filepath.Join(r.DataDir(), "admin", "identity.pem")
+	}
+	walk(r.DataDir(), all)
 	for h, n := range r.nodes {
 		if n.agent == nil {
 			continue
 		}
-		for _, dir := range []string{netns.StateDir(r.Lab.Instance(h)), netns.RunDir(r.Lab.Instance(h))} {
+		for dir, wanted := range map[string]func(string, fs.FileMode) bool{netns.StateDir(r.Lab.Instance(h)): all, netns.RunDir(r.Lab.Instance(h)): open} {
 			if _, err := os.Stat(dir); err == nil {
-				walk(dir, open)
+				walk(dir, wanted)
 			}
 		}
 	}

@@ -12,13 +12,13 @@ import (
 )
 
 // minSecrets are those of a lab with two tunnels: the authority's, operators' and
-// nodes' private keys, three secret keys, four tunnel keys and two pre-shared
-// ones, two tokens. With fewer something was not found.
-const minSecrets = 16
+// nodes' private keys, seven, each in two forms, three secret keys, four tunnel
+// keys and two pre-shared ones, two tokens. With fewer something was not found.
+const minSecrets = 25
 
 // secrets looks for secrets where none may be: in logs with everything in them
-// and the stacks of a crash, in what commands print, in arguments, environments
-// and files that others can read.
+// and the stacks of a crash, in what commands print, in arguments, environments,
+// files that others can read, and data and state directories.
 func (x *session) secrets(s *script.State, args []string) (output, error) {
 	if x.rig == nil {
 		return output{}, errNoLab
