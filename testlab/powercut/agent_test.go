@@ -235,10 +235,11 @@ func TestSessionKey(t *testing.T) {
 		if id.Node != node {
 			return fmt.Errorf("it is node %q", id.Node)
 		}
-		if is, err := identity.Sealed(dir(disk)); err != nil || kept >= 3 && !is {
-			return fmt.Errorf("sealed %t, %v", is, err)
+		encrypted, err := identity.Sealed(dir(disk))
+		if err == nil && kept >= 3 && !encrypted {
+			err = errors.New("the key, which was sealed, is not")
 		}
-		return nil
+		return err
 	}); bad > 0 {
 		t.Errorf("%d bad cuts after %d operations", bad, d.Mark())
 	}
