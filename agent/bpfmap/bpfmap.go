@@ -15,18 +15,13 @@ import (
 // of a hash table, and refuses where one does not fit.
 const chunk = 1024
 
-// ReadAll adds all entries of a map to into: in chunks where the kernel has that
-// (Linux 5.6 for hash tables, 5.13 for LPM tries), else one by one. Entries that
-// come and go meanwhile may be in it or not. Keys and values have no pointers and
+// ReadAll adds all entries of a map to into, in chunks, which every kernel that
+// has what the programs need takes (Linux 5.6 for hash tables, 5.13 for LPM
+// tries). Entries that come and go meanwhile may be in it or not. Keys and values have no pointers and
 // the layout of the map's. On an error into is as it was.
 func ReadAll[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 	all := make(map[K]V, len(into))
-	err := readChunks(m, all)
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		clear(all)
-		err = readEach(m, all)
-	}
-	if err != nil {
+	if err := readChunks(m, all); err != nil {
 		return fmt.Errorf("read map %s: %w", m, err)
 	}
 	maps.Copy(into, all)
@@ -53,16 +48,4 @@ func readChunks[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 			return nil
 		}
 	}
-}
-
-func readEach[K comparable, V any](m *ebpf.Map, into map[K]V) error {
-	var (
-		k K
-		v V
-	)
-	it := m.Iterate()
-	for it.Next(&k, &v) {
-		into[k] = v
-	}
-	return it.Err()
 }
