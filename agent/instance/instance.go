@@ -63,6 +63,23 @@ func (i Instance) Device(tunnel uint16) string { return fmt.Sprintf("%s%d", i.De
 // DevicePrefix begins the name of every tunnel device of this instance.
 func (i Instance) DevicePrefix() string { return "cs-" + string(i) + "-" }
 
+// IPsecDevice is the interface name of a tunnel by IPsec. A tunnel that changes its
+// protocol has both for a while.
+func (i Instance) IPsecDevice(tunnel uint16) string {
+	return fmt.Sprintf("%s%d", i.IPsecDevicePrefix(), tunnel)
+}
+
+// IPsecDevicePrefix begins the name of every IPsec device of this instance. No
+// other device's begins like that.
+func (i Instance) IPsecDevicePrefix() string { return i.Namespace() + "~" }
+
+// CharonSocket is where the instance's own charon answers (VICI).
+func (i Instance) CharonSocket() string { return filepath.Join(i.RunDir(), "charon.vici") }
+
+// CharonPrefix begins the name of everything of this instance in a charon. No other
+// instance's begins like that.
+func (i Instance) CharonPrefix() string { return i.Namespace() + "." }
+
 // VLANDevice is the name of a tagged link's interface.
 func (i Instance) VLANDevice(link uint16) string { return fmt.Sprintf("%s.%d", i.Namespace(), link) }
 
@@ -115,6 +132,14 @@ const (
 // Mark is the mark that encryptors and control sockets of a link carry: node
 // bits in the upper half, the link's number in the lower.
 func Mark(link uint16) uint32 { return markBase | uint32(link) }
+
+// ControlMark is the mark of control sockets that serve several links: charon's.
+// No link has the number 0.
+const ControlMark uint32 = markBase
+
+// InterfaceID is what a tunnel's IPsec interface, SAs and policies are told by
+// (XFRMA_IF_ID).
+func InterfaceID(tunnel uint16) uint32 { return markBase | uint32(tunnel) }
 
 // Table is the routing table of a link in the circuit namespace.
 func Table(link uint16) uint32 { return tableBase | uint32(link) }

@@ -16,6 +16,7 @@ type Plan struct {
 	Interfaces []Interface
 	Tables     []Table
 	Tunnels    []Tunnel
+	IPsec      IPsec
 	Pending    []Pending
 	Guard      Guard
 	Classifier Classifier
@@ -39,7 +40,13 @@ type Table struct {
 	Number uint32
 	Mark   uint32
 	Routes []Route
+	// Control are the pairs of addresses whose control packets go this way, too:
+	// those of charon, whose sockets carry instance.ControlMark whatever the link.
+	Control []Pair
 }
+
+// Pair is a source and a destination.
+type Pair struct{ Local, Remote netip.Addr }
 
 // Route leads to one peer's underlay address.
 type Route struct {
@@ -96,7 +103,10 @@ type Flow struct {
 	Tunnel, Device string
 	Interface      string
 	Mark           uint32
-	// Protocol is an IP protocol number; 17 for WireGuard.
+	// Control tells that packets with instance.ControlMark are the tunnel's, too:
+	// IKE beside ESP on one UDP port.
+	Control bool
+	// Protocol is an IP protocol number: 17, or 50 for ESP, whose ports are 0.
 	Protocol      uint8
 	Local, Remote netip.AddrPort
 }

@@ -67,6 +67,14 @@ type State struct {
 	Interfaces []Interface
 	Links      []Link
 	Sections   []Section
+	// Identities are what this node proves to be in IKE.
+	Identities []Identity
+	// Authorities are the certificates, DER, under which the controller issues
+	// others: the intermediate and the root.
+	Authorities [][]byte
+	// CharonSocket is the VICI socket of a charon that runs on the host already, in
+	// the circuit namespace; empty for one of the agent's own.
+	CharonSocket string
 }
 
 // Interface is one of the host's own interfaces.
@@ -145,6 +153,11 @@ type Group struct {
 	// MaxOffline is.
 	MaxOffline    time.Duration
 	OfflineAction OfflineAction
+	// IPsec is set when tunnels have IPsec.
+	IPsec *IPsecPolicy
+	// Retiring is the protocol of two that carries packets only while nothing else
+	// does, because it is on its way out; 0 when tunnels have one.
+	Retiring Protocol
 }
 
 // OfflineAction is what becomes of a group whose node has not heard of its
@@ -184,8 +197,10 @@ type Tunnel struct {
 	LocalProbe, RemoteProbe netip.Addr
 	// MTU is the largest inner packet in bytes.
 	MTU uint16
-	// WireGuard is set when that is the tunnel's protocol.
+	// WireGuard is set when that is the tunnel's protocol, IPsec when that is. Both
+	// are while one takes over from the other; Group.Retiring says which goes.
 	WireGuard *WireGuard
+	IPsec     *IPsec
 }
 
 // WireGuard is what a WireGuard tunnel needs beside its addresses.
@@ -198,8 +213,14 @@ type WireGuard struct {
 	PresharedKeys []PresharedKey
 }
 
-// Pending reports whether the tunnel still waits for its peer's key.
-func (t Tunnel) Pending() bool { return t.WireGuard == nil || t.WireGuard.PeerKey.IsZero() }
+// Pending reports whether the tunnel has no peer's key yet.
+func (w WireGuard) Pending() bool { return w.PeerKey.IsZero() }
+
+// Pending reports whether a tunnel without IPsec still waits for its peer's key.
+// What one with IPsec waits for is Group.IPsecWaits.
+func (t Tunnel) Pending() bool {
+	return t.IPsec == nil && (t.WireGuard == nil || t.WireGuard.Pending())
+}
 
 // ProbePrefix holds every probe address; no site may use it.
 // A unique local prefix (RFC 4193, section 3.1) with a global ID drawn once.

@@ -65,6 +65,10 @@ type Status struct {
 	Counters []Counter      `json:"counters,omitempty"`
 	// Drift is what had to be repaired since the agent started.
 	Drift []Drift `json:"drift,omitempty"`
+	// Charon is what the installed strongSwan can do; nil where there is none.
+	Charon *CharonStatus `json:"charon,omitempty"`
+	// IdentityKeys are those that this node made to prove its identities in IKE.
+	IdentityKeys []IdentityKey `json:"identityKeys,omitempty"`
 }
 
 // Drift is what somebody else changed and the agent put right, of one kind.
@@ -87,7 +91,8 @@ type Rejection struct {
 type TunnelStatus struct {
 	ID    string `json:"id"`
 	Phase Phase  `json:"phase"`
-	// Backend is wireguard-kernel or wireguard-userspace.
+	// Backend is wireguard-kernel, wireguard-userspace, ipsec-kernel or
+	// ipsec-libipsec.
 	Backend string `json:"backend,omitempty"`
 	// PublicKey is the public half of this node's key.
 	PublicKey PublicKey `json:"-"`
@@ -106,6 +111,12 @@ type TunnelStatus struct {
 	// while that is not known.
 	PresharedKeyGenerations []uint64 `json:"presharedKeyGenerations,omitempty"`
 	PresharedKeyUsed        uint64   `json:"presharedKeyUsed,omitempty"`
+	// Associations are what was negotiated, for each SA that carries the tunnel now,
+	// the newest first.
+	Associations []SecurityAssociation `json:"associations,omitempty"`
+	// Retiring tells that the protocol is on its way out; see Group.Retiring. A
+	// tunnel that changes its protocol has two entries.
+	Retiring bool `json:"retiring,omitempty"`
 }
 
 // GuardStatus is one fail-closed layer on one circuit interface.

@@ -38,6 +38,11 @@ func fit(w *v1.NodeStatus) {
 		},
 		func() { problems(shortTunnelProblem) },
 		func() { w.Counters, w.Problems[0] = nil, note+", counters are left out" },
+		func() {
+			for _, t := range w.GetTunnels() {
+				t.Associations = nil
+			}
+		},
 		func() { problems(0) },
 	} {
 		if step(); proto.Size(w) <= MaxStatus {

@@ -51,6 +51,7 @@ func (s State) Validate() error {
 	for i, x := range s.Links {
 		v.link(fmt.Sprintf("links[%d]", i), x)
 	}
+	v.identities(s)
 	customers := map[string]bool{}
 	for i, x := range s.Sections {
 		at := fmt.Sprintf("sections[%d]", i)
@@ -200,6 +201,7 @@ func (v *validator) section(at string, x Section) {
 		v.check(strings.HasPrefix(g.ID, x.Customer+"/"), p+".id", g.ID, "does not begin with the customer")
 		v.check(len(g.Tunnels) <= MaxMembers, p+".tunnels", len(g.Tunnels), fmt.Sprintf("is more than the %d that a group can have", MaxMembers))
 		v.offline(p, g)
+		v.policy(p+".ipsec", g)
 		v.prefixes += len(g.Remotes)
 		v.tunnel += len(g.Tunnels)
 		for j, r := range g.Remotes {
@@ -255,22 +257,25 @@ func (v *validator) tunnelOf(at string, t Tunnel, group string) {
 	derived := t.LocalProbe == first && t.RemoteProbe == second || t.LocalProbe == second && t.RemoteProbe == first
 	v.check(derived, at+".local_probe", t.LocalProbe, "and the remote one are not derived from the number")
 	v.check(t.MTU >= MinMTU && t.MTU <= maxMTU, at+".mtu", t.MTU, fmt.Sprintf("is not between %d and %d", MinMTU, maxMTU))
-	v.check(t.WireGuard != nil, at+".wireguard", "", "is missing: the tunnel has no protocol")
+	v.check(t.WireGuard != nil || t.IPsec != nil, at+".wireguard", "", "is missing: the tunnel has no protocol")
 	if t.WireGuard != nil {
-		v.preshared(at+".wireguard.preshared_keys", *t.WireGuard)
+		v.check(len(t.WireGuard.PresharedKeys) > 0 || t.WireGuard.Pending(), at+".wireguard.preshared_keys", 0, "is no key: a tunnel with a peer needs one")
+		v.preshared(at+".wireguard.preshared_keys", t.WireGuard.PresharedKeys)
+	}
+	if t.IPsec != nil {
+		v.preshared(at+".ipsec.preshared_keys", t.IPsec.PresharedKeys)
 	}
 }
 
-// preshared refuses a tunnel that would come up without a secret of both ends:
-// without one its handshake does not stand against a later quantum attacker.
-func (v *validator) preshared(at string, w WireGuard) {
-	n := len(w.PresharedKeys)
-	v.check(n <= 2, at, n, "is more than the key in use and one to fall back to")
-	v.check(n > 0 || w.PeerKey.IsZero(), at, n, "is no key: a tunnel with a peer needs one")
-	for i, k := range w.PresharedKeys {
+// preshared refuses keys that cannot be told apart. A WireGuard tunnel that came
+// up without a secret of both ends would not stand against a later quantum
+// attacker; what IPsec needs is the policy's to say.
+func (v *validator) preshared(at string, keys []PresharedKey) {
+	v.check(len(keys) <= 2, at, len(keys), "is more than the key in use and one to fall back to")
+	for i, k := range keys {
 		v.check(k.Generation != 0, fmt.Sprintf("%s[%d].generation", at, i), k.Generation, "must not be 0")
 		v.check(!k.Key.IsZero(), fmt.Sprintf("%s[%d].key", at, i), k.Key, "is missing")
-		for _, other := range w.PresharedKeys[:i] {
+		for _, other := range keys[:i] {
 			v.check(other.Generation != k.Generation, fmt.Sprintf("%s[%d].generation", at, i), k.Generation, "stands twice")
 			v.check(!other.Key.Equal(k.Key), fmt.Sprintf("%s[%d].key", at, i), k.Key, "stands twice")
 		}

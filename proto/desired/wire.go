@@ -32,10 +32,18 @@ func (s State) ToWire() *v1.State {
 					return &v1.Group{
 						Id: g.ID, Number: g.Number, Remotes: texts(g.Remotes), Tunnels: convert(g.Tunnels, tunnelToWire),
 						MaxOffline: durationToWire(g.MaxOffline), OfflineAction: v1.OfflineAction(g.OfflineAction),
+						Ipsec: policyToWire(g.IPsec), Retiring: v1.TunnelProtocol(g.Retiring),
 					}
 				}),
 			}
 		}),
+		Identities: convert(s.Identities, func(i Identity) *v1.Identity {
+			return &v1.Identity{Name: i.Name, Certificates: convert(i.Certificates, func(c IdentityCertificate) *v1.IdentityCertificate {
+				return &v1.IdentityCertificate{Generation: c.Generation, Certificate: c.Certificate}
+			})}
+		}),
+		Authorities:  s.Authorities,
+		CharonSocket: s.CharonSocket,
 	}
 }
 
@@ -51,10 +59,11 @@ func tunnelToWire(t Tunnel) *v1.Tunnel {
 		if !t.WireGuard.PeerKey.IsZero() {
 			wg.PeerPublicKey = t.WireGuard.PeerKey[:]
 		}
-		wg.PresharedKeys = convert(t.WireGuard.PresharedKeys, func(k PresharedKey) *v1.PresharedKey {
-			return &v1.PresharedKey{Generation: k.Generation, Key: k.Key[:]}
-		})
+		wg.PresharedKeys = convert(t.WireGuard.PresharedKeys, presharedToWire)
 		w.Protocol = &v1.Tunnel_Wireguard{Wireguard: wg}
+	}
+	if t.IPsec != nil {
+		w.Ipsec = &v1.IPsec{PresharedKeys: convert(t.IPsec.PresharedKeys, presharedToWire)}
 	}
 	return w
 }
@@ -79,6 +88,13 @@ func StateFromWire(w *v1.State) (State, error) {
 			}
 		}),
 		Sections: read(r, "sections", w.GetSections(), readSection),
+		Identities: read(r, "identities", w.GetIdentities(), func(r *reader, i *v1.Identity) Identity {
+			return Identity{Name: i.GetName(), Certificates: read(r, "certificates", i.GetCertificates(), func(_ *reader, c *v1.IdentityCertificate) IdentityCertificate {
+				return IdentityCertificate{Generation: c.GetGeneration(), Certificate: c.GetCertificate()}
+			})}
+		}),
+		Authorities:  w.GetAuthorities(),
+		CharonSocket: w.GetCharonSocket(),
 	}
 	return s, r.err
 }
@@ -97,6 +113,9 @@ func readSection(r *reader, s *v1.Section) Section {
 
 				MaxOffline:    durationFromWire(r, "max_offline", g.GetMaxOffline()),
 				OfflineAction: OfflineAction(narrow[uint8](r, "offline_action", uint32(g.GetOfflineAction()))),
+
+				IPsec:    readPolicy(r, g.GetIpsec()),
+				Retiring: Protocol(narrow[uint8](r, "retiring", uint32(g.GetRetiring()))),
 			}
 		}),
 	}
@@ -115,14 +134,14 @@ func readTunnel(r *reader, t *v1.Tunnel) Tunnel {
 	case *v1.Tunnel_Wireguard:
 		key, err := PublicKeyFromBytes(p.Wireguard.GetPeerPublicKey())
 		r.fail("wireguard.peer_public_key", err)
-		out.WireGuard = &WireGuard{PeerKey: key}
-		out.WireGuard.PresharedKeys = read(r, "wireguard.preshared_keys", p.Wireguard.GetPresharedKeys(), func(r *reader, k *v1.PresharedKey) PresharedKey {
-			secret, err := SecretFromBytes(k.GetKey())
-			r.fail("key", err)
-			return PresharedKey{Generation: k.GetGeneration(), Key: secret}
-		})
+		out.WireGuard = &WireGuard{PeerKey: key, PresharedKeys: read(r, "wireguard.preshared_keys", p.Wireguard.GetPresharedKeys(), readPreshared)}
 	default:
-		r.fail("protocol", fmt.Errorf("is missing or unknown to this version"))
+		if t.GetIpsec() == nil {
+			r.fail("protocol", fmt.Errorf("is missing or unknown to this version"))
+		}
+	}
+	if i := t.GetIpsec(); i != nil {
+		out.IPsec = &IPsec{PresharedKeys: read(r, "ipsec.preshared_keys", i.GetPresharedKeys(), readPreshared)}
 	}
 	return out
 }

@@ -39,6 +39,8 @@ func (s Status) ToWire() *v1.NodeStatus {
 		Drift: convert(most(s.Drift, maxStatusDrift), func(d Drift) *v1.Drift {
 			return &v1.Drift{What: clip(d.What), Count: d.Count, Last: timeToWire(d.Last), Detail: clip(d.Detail)}
 		}),
+		Charon:       charonToWire(s.Charon),
+		IdentityKeys: convert(most(s.IdentityKeys, maxStatusIdentityKeys), identityKeyToWire),
 	}
 	if s.Rejection != nil {
 		w.Rejection = &v1.Rejection{Position: s.Rejection.Position.ToWire(), Reason: clip(s.Rejection.Reason)}
@@ -56,6 +58,8 @@ func tunnelStatusToWire(t TunnelStatus) *v1.TunnelStatus {
 		Problem:                 clip(t.Problem),
 		PresharedKeyGenerations: most(t.PresharedKeyGenerations, maxStatusGenerations),
 		PresharedKeyUsed:        t.PresharedKeyUsed,
+		Associations:            convert(most(t.Associations, maxStatusAssociations), associationToWire),
+		Retiring:                t.Retiring,
 	}
 	if !t.PublicKey.IsZero() {
 		w.PublicKey = t.PublicKey[:]
@@ -76,6 +80,11 @@ const (
 	maxStatusText         = 1_024
 	// maxStatusGenerations is how many pre-shared keys a tunnel has at most.
 	maxStatusGenerations = 2
+	// maxStatusAlgorithms is several times what strongSwan knows.
+	maxStatusAlgorithms   = 256
+	maxStatusIdentityKeys = 4_096
+	// maxStatusAssociations is more than a tunnel has while keys are replaced.
+	maxStatusAssociations = 4
 )
 
 func most[T any](in []T, n int) []T { return in[:min(len(in), n)] }
@@ -108,6 +117,7 @@ func StatusFromWire(w *v1.NodeStatus) (Status, error) {
 	r.limit("counters", len(w.GetCounters()), maxStatusCounters)
 	r.limit("drift", len(w.GetDrift()), maxStatusDrift)
 	r.limit("capabilities", len(w.GetCapabilities()), maxStatusCapabilities)
+	r.limit("identity_keys", len(w.GetIdentityKeys()), maxStatusIdentityKeys)
 	if r.err != nil {
 		return Status{}, r.err
 	}
@@ -130,6 +140,8 @@ func StatusFromWire(w *v1.NodeStatus) (Status, error) {
 	s.Drift = read(r, "drift", w.GetDrift(), func(r *reader, d *v1.Drift) Drift {
 		return Drift{What: r.text("what", d.GetWhat()), Count: d.GetCount(), Last: timeFromWire(r, "last", d.GetLast()), Detail: r.text("detail", d.GetDetail())}
 	})
+	s.Charon = readCharon(r, w.GetCharon())
+	s.IdentityKeys = read(r, "identity_keys", w.GetIdentityKeys(), readIdentityKey)
 	if r.err != nil {
 		return Status{}, r.err
 	}
@@ -144,6 +156,7 @@ func readTunnelStatus(r *reader, t *v1.TunnelStatus) TunnelStatus {
 		r.fail("phase", fmt.Errorf("%d is unknown to this version", t.GetPhase()))
 	}
 	r.limit("preshared_key_generations", len(t.GetPresharedKeyGenerations()), maxStatusGenerations)
+	r.limit("associations", len(t.GetAssociations()), maxStatusAssociations)
 	return TunnelStatus{
 		ID: r.text("id", t.GetId()), Phase: phase, Backend: r.text("backend", t.GetBackend()),
 		PublicKey:     key,
@@ -155,6 +168,8 @@ func readTunnelStatus(r *reader, t *v1.TunnelStatus) TunnelStatus {
 
 		PresharedKeyGenerations: t.GetPresharedKeyGenerations(),
 		PresharedKeyUsed:        t.GetPresharedKeyUsed(),
+		Associations:            read(r, "associations", t.GetAssociations(), readAssociation),
+		Retiring:                t.GetRetiring(),
 	}
 }
 

@@ -478,7 +478,11 @@ type NodeStatus struct {
 	Drift []*Drift `protobuf:"bytes,11,rep,name=drift,proto3" json:"drift,omitempty"`
 	// What this host can do that others cannot, sorted: how programs are attached
 	// (tcx or clsact), who encrypts (wireguard-kernel or wireguard-userspace).
-	Capabilities  []string `protobuf:"bytes,13,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities []string `protobuf:"bytes,13,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// What the installed strongSwan can do; unset where there is none.
+	Charon *CharonStatus `protobuf:"bytes,14,opt,name=charon,proto3" json:"charon,omitempty"`
+	// The keys that this node made to prove its identities in IKE.
+	IdentityKeys  []*IdentityKey `protobuf:"bytes,15,rep,name=identity_keys,json=identityKeys,proto3" json:"identity_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -597,6 +601,156 @@ func (x *NodeStatus) GetCapabilities() []string {
 	return nil
 }
 
+func (x *NodeStatus) GetCharon() *CharonStatus {
+	if x != nil {
+		return x.Charon
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetIdentityKeys() []*IdentityKey {
+	if x != nil {
+		return x.IdentityKeys
+	}
+	return nil
+}
+
+// CharonStatus is what strongSwan's daemon says of itself.
+type CharonStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as 5.9.8.
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Who encrypts: kernel, or libipsec, which is for tests only.
+	Backend string `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
+	// The keywords of proposals that it can negotiate, sorted, such as aes256gcm16,
+	// prfsha384, ecp384, esn; ppk where it knows RFC 8784.
+	Algorithms []string `protobuf:"bytes,3,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
+	// Why there is nothing, in a sentence; empty when all is well.
+	Problem       string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CharonStatus) Reset() {
+	*x = CharonStatus{}
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CharonStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CharonStatus) ProtoMessage() {}
+
+func (x *CharonStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CharonStatus.ProtoReflect.Descriptor instead.
+func (*CharonStatus) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CharonStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *CharonStatus) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *CharonStatus) GetAlgorithms() []string {
+	if x != nil {
+		return x.Algorithms
+	}
+	return nil
+}
+
+func (x *CharonStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// IdentityKey is the public half of a key for an identity.
+type IdentityKey struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Generation uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// SubjectPublicKeyInfo, DER.
+	PublicKey     []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentityKey) Reset() {
+	*x = IdentityKey{}
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityKey) ProtoMessage() {}
+
+func (x *IdentityKey) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityKey.ProtoReflect.Descriptor instead.
+func (*IdentityKey) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IdentityKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IdentityKey) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *IdentityKey) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
 // Drift is what somebody else changed and the agent put right, of one kind.
 type Drift struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -612,7 +766,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +778,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +791,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Drift) GetWhat() string {
@@ -678,7 +832,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +844,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +857,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Rejection) GetPosition() *Position {
@@ -744,13 +898,18 @@ type TunnelStatus struct {
 	// The generation with which the last handshake was completed; 0 while that
 	// is not known.
 	PresharedKeyUsed uint64 `protobuf:"varint,13,opt,name=preshared_key_used,json=presharedKeyUsed,proto3" json:"preshared_key_used,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// What was negotiated, for each SA that carries the tunnel now, the newest
+	// first.
+	Associations []*SecurityAssociation `protobuf:"bytes,14,rep,name=associations,proto3" json:"associations,omitempty"`
+	// The protocol is on its way out; see Group.retiring.
+	Retiring      bool `protobuf:"varint,15,opt,name=retiring,proto3" json:"retiring,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +921,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +934,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TunnelStatus) GetId() string {
@@ -869,6 +1028,185 @@ func (x *TunnelStatus) GetPresharedKeyUsed() uint64 {
 	return 0
 }
 
+func (x *TunnelStatus) GetAssociations() []*SecurityAssociation {
+	if x != nil {
+		return x.Associations
+	}
+	return nil
+}
+
+func (x *TunnelStatus) GetRetiring() bool {
+	if x != nil {
+		return x.Retiring
+	}
+	return false
+}
+
+// SecurityAssociation is an ESP SA and the IKE SA that it belongs to, as they
+// were negotiated.
+type SecurityAssociation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Proposals in strongSwan's keywords.
+	Ike string `protobuf:"bytes,1,opt,name=ike,proto3" json:"ike,omitempty"`
+	Esp string `protobuf:"bytes,2,opt,name=esp,proto3" json:"esp,omitempty"`
+	// The key exchange of the last rekeying; empty for a first ESP SA, whose keys
+	// come from the IKE SA's.
+	Pfs string `protobuf:"bytes,3,opt,name=pfs,proto3" json:"pfs,omitempty"`
+	Esn bool   `protobuf:"varint,4,opt,name=esn,proto3" json:"esn,omitempty"`
+	// A PPK was mixed in (RFC 8784).
+	Ppk             bool   `protobuf:"varint,5,opt,name=ppk,proto3" json:"ppk,omitempty"`
+	UdpEncapsulated bool   `protobuf:"varint,6,opt,name=udp_encapsulated,json=udpEncapsulated,proto3" json:"udp_encapsulated,omitempty"`
+	LocalId         string `protobuf:"bytes,7,opt,name=local_id,json=localId,proto3" json:"local_id,omitempty"`
+	RemoteId        string `protobuf:"bytes,8,opt,name=remote_id,json=remoteId,proto3" json:"remote_id,omitempty"`
+	// SHA-256 of the certificates of which the peer has shown one, in hexadecimal.
+	PeerCertificates []string             `protobuf:"bytes,9,rep,name=peer_certificates,json=peerCertificates,proto3" json:"peer_certificates,omitempty"`
+	IkeAge           *durationpb.Duration `protobuf:"bytes,10,opt,name=ike_age,json=ikeAge,proto3" json:"ike_age,omitempty"`
+	EspAge           *durationpb.Duration `protobuf:"bytes,11,opt,name=esp_age,json=espAge,proto3" json:"esp_age,omitempty"`
+	ReceivedPackets  uint64               `protobuf:"varint,12,opt,name=received_packets,json=receivedPackets,proto3" json:"received_packets,omitempty"`
+	SentPackets      uint64               `protobuf:"varint,13,opt,name=sent_packets,json=sentPackets,proto3" json:"sent_packets,omitempty"`
+	// Who encrypts.
+	Backend string `protobuf:"bytes,14,opt,name=backend,proto3" json:"backend,omitempty"`
+	// In what it is weaker than its profile, in a sentence; empty when it is not.
+	Weakness      string `protobuf:"bytes,15,opt,name=weakness,proto3" json:"weakness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecurityAssociation) Reset() {
+	*x = SecurityAssociation{}
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecurityAssociation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecurityAssociation) ProtoMessage() {}
+
+func (x *SecurityAssociation) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecurityAssociation.ProtoReflect.Descriptor instead.
+func (*SecurityAssociation) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SecurityAssociation) GetIke() string {
+	if x != nil {
+		return x.Ike
+	}
+	return ""
+}
+
+func (x *SecurityAssociation) GetEsp() string {
+	if x != nil {
+		return x.Esp
+	}
+	return ""
+}
+
+func (x *SecurityAssociation) GetPfs() string {
+	if x != nil {
+		return x.Pfs
+	}
+	return ""
+}
+
+func (x *SecurityAssociation) GetEsn() bool {
+	if x != nil {
+		return x.Esn
+	}
+	return false
+}
+
+func (x *SecurityAssociation) GetPpk() bool {
+	if x != nil {
+		return x.Ppk
+	}
+	return false
+}
+
+func (x *SecurityAssociation) GetUdpEncapsulated() bool {
+	if x != nil {
+		return x.UdpEncapsulated
+	}
+	return false
+}
+
+func (x *SecurityAssociation) GetLocalId() string {
+	if x != nil {
+		return x.LocalId
+	}
+	return ""
+}
+
+func (x *SecurityAssociation) GetRemoteId() string {
+	if x != nil {
+		return x.RemoteId
+	}
+	return ""
+}
+
+func (x *SecurityAssociation) GetPeerCertificates() []string {
+	if x != nil {
+		return x.PeerCertificates
+	}
+	return nil
+}
+
+func (x *SecurityAssociation) GetIkeAge() *durationpb.Duration {
+	if x != nil {
+		return x.IkeAge
+	}
+	return nil
+}
+
+func (x *SecurityAssociation) GetEspAge() *durationpb.Duration {
+	if x != nil {
+		return x.EspAge
+	}
+	return nil
+}
+
+func (x *SecurityAssociation) GetReceivedPackets() uint64 {
+	if x != nil {
+		return x.ReceivedPackets
+	}
+	return 0
+}
+
+func (x *SecurityAssociation) GetSentPackets() uint64 {
+	if x != nil {
+		return x.SentPackets
+	}
+	return 0
+}
+
+func (x *SecurityAssociation) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *SecurityAssociation) GetWeakness() string {
+	if x != nil {
+		return x.Weakness
+	}
+	return ""
+}
+
 // GuardStatus is one fail-closed layer on one circuit interface.
 type GuardStatus struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -882,7 +1220,7 @@ type GuardStatus struct {
 
 func (x *GuardStatus) Reset() {
 	*x = GuardStatus{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[11]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1232,7 @@ func (x *GuardStatus) String() string {
 func (*GuardStatus) ProtoMessage() {}
 
 func (x *GuardStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[11]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1245,7 @@ func (x *GuardStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuardStatus.ProtoReflect.Descriptor instead.
 func (*GuardStatus) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GuardStatus) GetInterface() string {
@@ -944,7 +1282,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[12]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1294,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_agent_proto_msgTypes[12]
+	mi := &file_circuitseal_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1307,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_circuitseal_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Counter) GetName() string {
@@ -1018,7 +1356,7 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x05probe\x18\x02 \x01(\fR\x05probe\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xa8\x04\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xa0\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -1033,7 +1371,23 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x04time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12+\n" +
 	"\x05drift\x18\v \x03(\v2\x15.circuitseal.v1.DriftR\x05drift\x12\"\n" +
-	"\fcapabilities\x18\r \x03(\tR\fcapabilities\"y\n" +
+	"\fcapabilities\x18\r \x03(\tR\fcapabilities\x124\n" +
+	"\x06charon\x18\x0e \x01(\v2\x1c.circuitseal.v1.CharonStatusR\x06charon\x12@\n" +
+	"\ridentity_keys\x18\x0f \x03(\v2\x1b.circuitseal.v1.IdentityKeyR\fidentityKeys\"|\n" +
+	"\fCharonStatus\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
+	"\abackend\x18\x02 \x01(\tR\abackend\x12\x1e\n" +
+	"\n" +
+	"algorithms\x18\x03 \x03(\tR\n" +
+	"algorithms\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"`\n" +
+	"\vIdentityKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\"y\n" +
 	"\x05Drift\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12.\n" +
@@ -1041,7 +1395,7 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\"Y\n" +
 	"\tRejection\x124\n" +
 	"\bposition\x18\x01 \x01(\v2\x18.circuitseal.v1.PositionR\bposition\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x93\x04\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xf8\x04\n" +
 	"\fTunnelStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x1b.circuitseal.v1.TunnelPhaseR\x05phase\x12\x18\n" +
@@ -1061,7 +1415,26 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\troundTrip\x12\x18\n" +
 	"\aproblem\x18\v \x01(\tR\aproblem\x12:\n" +
 	"\x19preshared_key_generations\x18\f \x03(\x04R\x17presharedKeyGenerations\x12,\n" +
-	"\x12preshared_key_used\x18\r \x01(\x04R\x10presharedKeyUsed\"W\n" +
+	"\x12preshared_key_used\x18\r \x01(\x04R\x10presharedKeyUsed\x12G\n" +
+	"\fassociations\x18\x0e \x03(\v2#.circuitseal.v1.SecurityAssociationR\fassociations\x12\x1a\n" +
+	"\bretiring\x18\x0f \x01(\bR\bretiring\"\xeb\x03\n" +
+	"\x13SecurityAssociation\x12\x10\n" +
+	"\x03ike\x18\x01 \x01(\tR\x03ike\x12\x10\n" +
+	"\x03esp\x18\x02 \x01(\tR\x03esp\x12\x10\n" +
+	"\x03pfs\x18\x03 \x01(\tR\x03pfs\x12\x10\n" +
+	"\x03esn\x18\x04 \x01(\bR\x03esn\x12\x10\n" +
+	"\x03ppk\x18\x05 \x01(\bR\x03ppk\x12)\n" +
+	"\x10udp_encapsulated\x18\x06 \x01(\bR\x0fudpEncapsulated\x12\x19\n" +
+	"\blocal_id\x18\a \x01(\tR\alocalId\x12\x1b\n" +
+	"\tremote_id\x18\b \x01(\tR\bremoteId\x12+\n" +
+	"\x11peer_certificates\x18\t \x03(\tR\x10peerCertificates\x122\n" +
+	"\aike_age\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x06ikeAge\x122\n" +
+	"\aesp_age\x18\v \x01(\v2\x19.google.protobuf.DurationR\x06espAge\x12)\n" +
+	"\x10received_packets\x18\f \x01(\x04R\x0freceivedPackets\x12!\n" +
+	"\fsent_packets\x18\r \x01(\x04R\vsentPackets\x12\x18\n" +
+	"\abackend\x18\x0e \x01(\tR\abackend\x12\x1a\n" +
+	"\bweakness\x18\x0f \x01(\tR\bweakness\"W\n" +
 	"\vGuardStatus\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\tR\x05layer\x12\x14\n" +
@@ -1093,7 +1466,7 @@ func file_circuitseal_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_circuitseal_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_circuitseal_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_circuitseal_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_circuitseal_v1_agent_proto_goTypes = []any{
 	(TunnelPhase)(0),              // 0: circuitseal.v1.TunnelPhase
 	(*EnrolRequest)(nil),          // 1: circuitseal.v1.EnrolRequest
@@ -1104,42 +1477,50 @@ var file_circuitseal_v1_agent_proto_goTypes = []any{
 	(*SessionResponse)(nil),       // 6: circuitseal.v1.SessionResponse
 	(*Position)(nil),              // 7: circuitseal.v1.Position
 	(*NodeStatus)(nil),            // 8: circuitseal.v1.NodeStatus
-	(*Drift)(nil),                 // 9: circuitseal.v1.Drift
-	(*Rejection)(nil),             // 10: circuitseal.v1.Rejection
-	(*TunnelStatus)(nil),          // 11: circuitseal.v1.TunnelStatus
-	(*GuardStatus)(nil),           // 12: circuitseal.v1.GuardStatus
-	(*Counter)(nil),               // 13: circuitseal.v1.Counter
-	(*Envelope)(nil),              // 14: circuitseal.v1.Envelope
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*CharonStatus)(nil),          // 9: circuitseal.v1.CharonStatus
+	(*IdentityKey)(nil),           // 10: circuitseal.v1.IdentityKey
+	(*Drift)(nil),                 // 11: circuitseal.v1.Drift
+	(*Rejection)(nil),             // 12: circuitseal.v1.Rejection
+	(*TunnelStatus)(nil),          // 13: circuitseal.v1.TunnelStatus
+	(*SecurityAssociation)(nil),   // 14: circuitseal.v1.SecurityAssociation
+	(*GuardStatus)(nil),           // 15: circuitseal.v1.GuardStatus
+	(*Counter)(nil),               // 16: circuitseal.v1.Counter
+	(*Envelope)(nil),              // 17: circuitseal.v1.Envelope
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_circuitseal_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: circuitseal.v1.SessionRequest.status:type_name -> circuitseal.v1.NodeStatus
-	14, // 1: circuitseal.v1.SessionResponse.state:type_name -> circuitseal.v1.Envelope
+	17, // 1: circuitseal.v1.SessionResponse.state:type_name -> circuitseal.v1.Envelope
 	7,  // 2: circuitseal.v1.NodeStatus.acknowledged:type_name -> circuitseal.v1.Position
 	7,  // 3: circuitseal.v1.NodeStatus.applied:type_name -> circuitseal.v1.Position
-	10, // 4: circuitseal.v1.NodeStatus.rejection:type_name -> circuitseal.v1.Rejection
-	11, // 5: circuitseal.v1.NodeStatus.tunnels:type_name -> circuitseal.v1.TunnelStatus
-	12, // 6: circuitseal.v1.NodeStatus.guards:type_name -> circuitseal.v1.GuardStatus
-	13, // 7: circuitseal.v1.NodeStatus.counters:type_name -> circuitseal.v1.Counter
-	15, // 8: circuitseal.v1.NodeStatus.time:type_name -> google.protobuf.Timestamp
-	9,  // 9: circuitseal.v1.NodeStatus.drift:type_name -> circuitseal.v1.Drift
-	15, // 10: circuitseal.v1.Drift.last:type_name -> google.protobuf.Timestamp
-	7,  // 11: circuitseal.v1.Rejection.position:type_name -> circuitseal.v1.Position
-	0,  // 12: circuitseal.v1.TunnelStatus.phase:type_name -> circuitseal.v1.TunnelPhase
-	15, // 13: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
-	16, // 14: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
-	1,  // 15: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
-	3,  // 16: circuitseal.v1.AgentService.Renew:input_type -> circuitseal.v1.RenewRequest
-	5,  // 17: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
-	2,  // 18: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
-	4,  // 19: circuitseal.v1.AgentService.Renew:output_type -> circuitseal.v1.RenewResponse
-	6,  // 20: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
-	18, // [18:21] is the sub-list for method output_type
-	15, // [15:18] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	12, // 4: circuitseal.v1.NodeStatus.rejection:type_name -> circuitseal.v1.Rejection
+	13, // 5: circuitseal.v1.NodeStatus.tunnels:type_name -> circuitseal.v1.TunnelStatus
+	15, // 6: circuitseal.v1.NodeStatus.guards:type_name -> circuitseal.v1.GuardStatus
+	16, // 7: circuitseal.v1.NodeStatus.counters:type_name -> circuitseal.v1.Counter
+	18, // 8: circuitseal.v1.NodeStatus.time:type_name -> google.protobuf.Timestamp
+	11, // 9: circuitseal.v1.NodeStatus.drift:type_name -> circuitseal.v1.Drift
+	9,  // 10: circuitseal.v1.NodeStatus.charon:type_name -> circuitseal.v1.CharonStatus
+	10, // 11: circuitseal.v1.NodeStatus.identity_keys:type_name -> circuitseal.v1.IdentityKey
+	18, // 12: circuitseal.v1.Drift.last:type_name -> google.protobuf.Timestamp
+	7,  // 13: circuitseal.v1.Rejection.position:type_name -> circuitseal.v1.Position
+	0,  // 14: circuitseal.v1.TunnelStatus.phase:type_name -> circuitseal.v1.TunnelPhase
+	18, // 15: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
+	19, // 16: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
+	14, // 17: circuitseal.v1.TunnelStatus.associations:type_name -> circuitseal.v1.SecurityAssociation
+	19, // 18: circuitseal.v1.SecurityAssociation.ike_age:type_name -> google.protobuf.Duration
+	19, // 19: circuitseal.v1.SecurityAssociation.esp_age:type_name -> google.protobuf.Duration
+	1,  // 20: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
+	3,  // 21: circuitseal.v1.AgentService.Renew:input_type -> circuitseal.v1.RenewRequest
+	5,  // 22: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
+	2,  // 23: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
+	4,  // 24: circuitseal.v1.AgentService.Renew:output_type -> circuitseal.v1.RenewResponse
+	6,  // 25: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
+	23, // [23:26] is the sub-list for method output_type
+	20, // [20:23] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_agent_proto_init() }
@@ -1154,7 +1535,7 @@ func file_circuitseal_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_agent_proto_rawDesc), len(file_circuitseal_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -75,6 +75,106 @@ func (InterfaceRole) EnumDescriptor() ([]byte, []int) {
 	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
+type TunnelProtocol int32
+
+const (
+	TunnelProtocol_TUNNEL_PROTOCOL_UNSPECIFIED TunnelProtocol = 0
+	TunnelProtocol_TUNNEL_PROTOCOL_WIREGUARD   TunnelProtocol = 1
+	TunnelProtocol_TUNNEL_PROTOCOL_IPSEC       TunnelProtocol = 2
+)
+
+// Enum value maps for TunnelProtocol.
+var (
+	TunnelProtocol_name = map[int32]string{
+		0: "TUNNEL_PROTOCOL_UNSPECIFIED",
+		1: "TUNNEL_PROTOCOL_WIREGUARD",
+		2: "TUNNEL_PROTOCOL_IPSEC",
+	}
+	TunnelProtocol_value = map[string]int32{
+		"TUNNEL_PROTOCOL_UNSPECIFIED": 0,
+		"TUNNEL_PROTOCOL_WIREGUARD":   1,
+		"TUNNEL_PROTOCOL_IPSEC":       2,
+	}
+)
+
+func (x TunnelProtocol) Enum() *TunnelProtocol {
+	p := new(TunnelProtocol)
+	*p = x
+	return p
+}
+
+func (x TunnelProtocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TunnelProtocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_circuitseal_v1_state_proto_enumTypes[1].Descriptor()
+}
+
+func (TunnelProtocol) Type() protoreflect.EnumType {
+	return &file_circuitseal_v1_state_proto_enumTypes[1]
+}
+
+func (x TunnelProtocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TunnelProtocol.Descriptor instead.
+func (TunnelProtocol) EnumDescriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+type IKEAuthentication int32
+
+const (
+	IKEAuthentication_IKE_AUTHENTICATION_UNSPECIFIED IKEAuthentication = 0
+	// Certificates at both ends.
+	IKEAuthentication_IKE_AUTHENTICATION_CERTIFICATE IKEAuthentication = 1
+	// The tunnel's pre-shared key.
+	IKEAuthentication_IKE_AUTHENTICATION_PSK IKEAuthentication = 2
+)
+
+// Enum value maps for IKEAuthentication.
+var (
+	IKEAuthentication_name = map[int32]string{
+		0: "IKE_AUTHENTICATION_UNSPECIFIED",
+		1: "IKE_AUTHENTICATION_CERTIFICATE",
+		2: "IKE_AUTHENTICATION_PSK",
+	}
+	IKEAuthentication_value = map[string]int32{
+		"IKE_AUTHENTICATION_UNSPECIFIED": 0,
+		"IKE_AUTHENTICATION_CERTIFICATE": 1,
+		"IKE_AUTHENTICATION_PSK":         2,
+	}
+)
+
+func (x IKEAuthentication) Enum() *IKEAuthentication {
+	p := new(IKEAuthentication)
+	*p = x
+	return p
+}
+
+func (x IKEAuthentication) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IKEAuthentication) Descriptor() protoreflect.EnumDescriptor {
+	return file_circuitseal_v1_state_proto_enumTypes[2].Descriptor()
+}
+
+func (IKEAuthentication) Type() protoreflect.EnumType {
+	return &file_circuitseal_v1_state_proto_enumTypes[2]
+}
+
+func (x IKEAuthentication) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IKEAuthentication.Descriptor instead.
+func (IKEAuthentication) EnumDescriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
 // OfflineAction is what becomes of a group whose node has not heard of its
 // controller for too long.
 type OfflineAction int32
@@ -112,11 +212,11 @@ func (x OfflineAction) String() string {
 }
 
 func (OfflineAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_circuitseal_v1_state_proto_enumTypes[1].Descriptor()
+	return file_circuitseal_v1_state_proto_enumTypes[3].Descriptor()
 }
 
 func (OfflineAction) Type() protoreflect.EnumType {
-	return &file_circuitseal_v1_state_proto_enumTypes[1]
+	return &file_circuitseal_v1_state_proto_enumTypes[3]
 }
 
 func (x OfflineAction) Number() protoreflect.EnumNumber {
@@ -125,7 +225,7 @@ func (x OfflineAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OfflineAction.Descriptor instead.
 func (OfflineAction) EnumDescriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 // Envelope carries what one node should have as exact bytes with their
@@ -333,10 +433,18 @@ func (x *SignedState) GetState() []byte {
 // State is what one node should have. Addresses and prefixes are text
 // (RFC 4291, RFC 5952), so that a reader of a dump sees what they are.
 type State struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Interfaces    []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	Links         []*Link                `protobuf:"bytes,2,rep,name=links,proto3" json:"links,omitempty"`
-	Sections      []*Section             `protobuf:"bytes,3,rep,name=sections,proto3" json:"sections,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Interfaces []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Links      []*Link                `protobuf:"bytes,2,rep,name=links,proto3" json:"links,omitempty"`
+	Sections   []*Section             `protobuf:"bytes,3,rep,name=sections,proto3" json:"sections,omitempty"`
+	// What this node proves to be in IKE.
+	Identities []*Identity `protobuf:"bytes,4,rep,name=identities,proto3" json:"identities,omitempty"`
+	// The certificates, DER, that every certificate of the controller's own is
+	// issued under: the issuing intermediate and the root.
+	Authorities [][]byte `protobuf:"bytes,5,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// The VICI socket of a charon that runs on the host already, in the circuit
+	// namespace; empty for one of the agent's own.
+	CharonSocket  string `protobuf:"bytes,6,opt,name=charon_socket,json=charonSocket,proto3" json:"charon_socket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -392,6 +500,138 @@ func (x *State) GetSections() []*Section {
 	return nil
 }
 
+func (x *State) GetIdentities() []*Identity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *State) GetAuthorities() [][]byte {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *State) GetCharonSocket() string {
+	if x != nil {
+		return x.CharonSocket
+	}
+	return ""
+}
+
+// Identity is a name that a node proves by a certificate of its own in IKE.
+type Identity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A DNS name, the certificate's subject alternative name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// One or two: the first is the one to use, the second the next or the one
+	// before.
+	Certificates  []*IdentityCertificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Identity) Reset() {
+	*x = Identity{}
+	mi := &file_circuitseal_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Identity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Identity) ProtoMessage() {}
+
+func (x *Identity) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Identity.ProtoReflect.Descriptor instead.
+func (*Identity) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Identity) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Identity) GetCertificates() []*IdentityCertificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+// IdentityCertificate is a certificate over a key that the node makes.
+type IdentityCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the key: unique to the identity, never 0.
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// DER; empty until the node has reported the key and it was issued.
+	Certificate   []byte `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentityCertificate) Reset() {
+	*x = IdentityCertificate{}
+	mi := &file_circuitseal_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityCertificate) ProtoMessage() {}
+
+func (x *IdentityCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityCertificate.ProtoReflect.Descriptor instead.
+func (*IdentityCertificate) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *IdentityCertificate) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *IdentityCertificate) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 // Interface is one of the host's own interfaces and its role.
 type Interface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -408,7 +648,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[4]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +660,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[4]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +673,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Interface) GetName() string {
@@ -489,7 +729,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[5]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +741,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[5]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +754,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Link) GetId() string {
@@ -580,7 +820,7 @@ type Section struct {
 
 func (x *Section) Reset() {
 	*x = Section{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[6]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +832,7 @@ func (x *Section) String() string {
 func (*Section) ProtoMessage() {}
 
 func (x *Section) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[6]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +845,7 @@ func (x *Section) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Section.ProtoReflect.Descriptor instead.
 func (*Section) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Section) GetCustomer() string {
@@ -648,7 +888,7 @@ type LocalPrefix struct {
 
 func (x *LocalPrefix) Reset() {
 	*x = LocalPrefix{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[7]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +900,7 @@ func (x *LocalPrefix) String() string {
 func (*LocalPrefix) ProtoMessage() {}
 
 func (x *LocalPrefix) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[7]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +913,7 @@ func (x *LocalPrefix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalPrefix.ProtoReflect.Descriptor instead.
 func (*LocalPrefix) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LocalPrefix) GetPrefix() string {
@@ -704,13 +944,18 @@ type Group struct {
 	MaxOffline *durationpb.Duration `protobuf:"bytes,5,opt,name=max_offline,json=maxOffline,proto3" json:"max_offline,omitempty"`
 	// What happens then; set when max_offline is.
 	OfflineAction OfflineAction `protobuf:"varint,6,opt,name=offline_action,json=offlineAction,proto3,enum=circuitseal.v1.OfflineAction" json:"offline_action,omitempty"`
+	// How IKE and ESP are used, set when tunnels have ipsec.
+	Ipsec *IPsecPolicy `protobuf:"bytes,7,opt,name=ipsec,proto3" json:"ipsec,omitempty"`
+	// The protocol of two that carries packets only while nothing else does,
+	// because it is on its way out; unset when tunnels have one.
+	Retiring      TunnelProtocol `protobuf:"varint,8,opt,name=retiring,proto3,enum=circuitseal.v1.TunnelProtocol" json:"retiring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +967,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[8]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +980,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Group) GetId() string {
@@ -780,6 +1025,218 @@ func (x *Group) GetOfflineAction() OfflineAction {
 	return OfflineAction_OFFLINE_ACTION_UNSPECIFIED
 }
 
+func (x *Group) GetIpsec() *IPsecPolicy {
+	if x != nil {
+		return x.Ipsec
+	}
+	return nil
+}
+
+func (x *Group) GetRetiring() TunnelProtocol {
+	if x != nil {
+		return x.Retiring
+	}
+	return TunnelProtocol_TUNNEL_PROTOCOL_UNSPECIFIED
+}
+
+// IPsecPolicy is what IKEv2 (RFC 7296) and ESP (RFC 4303) may negotiate for a
+// group, and with whom.
+type IPsecPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The crypto profile that all this follows, for people.
+	Profile string `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
+	// Identities in IKE: DNS names, or addresses.
+	LocalId        string            `protobuf:"bytes,2,opt,name=local_id,json=localId,proto3" json:"local_id,omitempty"`
+	RemoteId       string            `protobuf:"bytes,3,opt,name=remote_id,json=remoteId,proto3" json:"remote_id,omitempty"`
+	Authentication IKEAuthentication `protobuf:"varint,4,opt,name=authentication,proto3,enum=circuitseal.v1.IKEAuthentication" json:"authentication,omitempty"`
+	// The only certificates that the peer may show, DER; empty while there is none,
+	// and with a pre-shared key.
+	PeerCertificates [][]byte `protobuf:"bytes,5,rep,name=peer_certificates,json=peerCertificates,proto3" json:"peer_certificates,omitempty"`
+	// Who issued them, DER; empty for State.authorities.
+	PeerAuthorities [][]byte `protobuf:"bytes,6,rep,name=peer_authorities,json=peerAuthorities,proto3" json:"peer_authorities,omitempty"`
+	// Proposals in strongSwan's keywords, the best first, such as
+	// aes256gcm16-prfsha384-ecp384.
+	IkeProposals []string `protobuf:"bytes,7,rep,name=ike_proposals,json=ikeProposals,proto3" json:"ike_proposals,omitempty"`
+	EspProposals []string `protobuf:"bytes,8,rep,name=esp_proposals,json=espProposals,proto3" json:"esp_proposals,omitempty"`
+	// The tunnel's pre-shared key is mixed in (RFC 8784), or there is no tunnel.
+	PpkRequired bool `protobuf:"varint,9,opt,name=ppk_required,json=ppkRequired,proto3" json:"ppk_required,omitempty"`
+	// After how long the keys of an IKE SA, and of an ESP SA, are replaced.
+	IkeLifetime *durationpb.Duration `protobuf:"bytes,10,opt,name=ike_lifetime,json=ikeLifetime,proto3" json:"ike_lifetime,omitempty"`
+	EspLifetime *durationpb.Duration `protobuf:"bytes,11,opt,name=esp_lifetime,json=espLifetime,proto3" json:"esp_lifetime,omitempty"`
+	// After how many bytes and packets; 0 for the agent's bounds.
+	EspBytes   uint64 `protobuf:"varint,12,opt,name=esp_bytes,json=espBytes,proto3" json:"esp_bytes,omitempty"`
+	EspPackets uint64 `protobuf:"varint,13,opt,name=esp_packets,json=espPackets,proto3" json:"esp_packets,omitempty"`
+	// How often a silent peer is asked whether it is there.
+	DpdDelay *durationpb.Duration `protobuf:"bytes,14,opt,name=dpd_delay,json=dpdDelay,proto3" json:"dpd_delay,omitempty"`
+	// ESP is always in UDP (RFC 3948); else where a NAT is found.
+	UdpEncapsulation bool `protobuf:"varint,15,opt,name=udp_encapsulation,json=udpEncapsulation,proto3" json:"udp_encapsulation,omitempty"`
+	// The far end has no agent of ours: it answers no probe, and IKE alone says
+	// whether it is there.
+	External bool `protobuf:"varint,16,opt,name=external,proto3" json:"external,omitempty"`
+	// Traffic selectors (RFC 7296, section 2.9) of a policy-based gateway; empty for
+	// everything.
+	LocalSelectors  []string `protobuf:"bytes,17,rep,name=local_selectors,json=localSelectors,proto3" json:"local_selectors,omitempty"`
+	RemoteSelectors []string `protobuf:"bytes,18,rep,name=remote_selectors,json=remoteSelectors,proto3" json:"remote_selectors,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *IPsecPolicy) Reset() {
+	*x = IPsecPolicy{}
+	mi := &file_circuitseal_v1_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IPsecPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IPsecPolicy) ProtoMessage() {}
+
+func (x *IPsecPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IPsecPolicy.ProtoReflect.Descriptor instead.
+func (*IPsecPolicy) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *IPsecPolicy) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *IPsecPolicy) GetLocalId() string {
+	if x != nil {
+		return x.LocalId
+	}
+	return ""
+}
+
+func (x *IPsecPolicy) GetRemoteId() string {
+	if x != nil {
+		return x.RemoteId
+	}
+	return ""
+}
+
+func (x *IPsecPolicy) GetAuthentication() IKEAuthentication {
+	if x != nil {
+		return x.Authentication
+	}
+	return IKEAuthentication_IKE_AUTHENTICATION_UNSPECIFIED
+}
+
+func (x *IPsecPolicy) GetPeerCertificates() [][]byte {
+	if x != nil {
+		return x.PeerCertificates
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetPeerAuthorities() [][]byte {
+	if x != nil {
+		return x.PeerAuthorities
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetIkeProposals() []string {
+	if x != nil {
+		return x.IkeProposals
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetEspProposals() []string {
+	if x != nil {
+		return x.EspProposals
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetPpkRequired() bool {
+	if x != nil {
+		return x.PpkRequired
+	}
+	return false
+}
+
+func (x *IPsecPolicy) GetIkeLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.IkeLifetime
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetEspLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.EspLifetime
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetEspBytes() uint64 {
+	if x != nil {
+		return x.EspBytes
+	}
+	return 0
+}
+
+func (x *IPsecPolicy) GetEspPackets() uint64 {
+	if x != nil {
+		return x.EspPackets
+	}
+	return 0
+}
+
+func (x *IPsecPolicy) GetDpdDelay() *durationpb.Duration {
+	if x != nil {
+		return x.DpdDelay
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetUdpEncapsulation() bool {
+	if x != nil {
+		return x.UdpEncapsulation
+	}
+	return false
+}
+
+func (x *IPsecPolicy) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *IPsecPolicy) GetLocalSelectors() []string {
+	if x != nil {
+		return x.LocalSelectors
+	}
+	return nil
+}
+
+func (x *IPsecPolicy) GetRemoteSelectors() []string {
+	if x != nil {
+		return x.RemoteSelectors
+	}
+	return nil
+}
+
 // Tunnel is a pair of underlay addresses pinned to a link.
 type Tunnel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -799,14 +1256,16 @@ type Tunnel struct {
 	// Types that are valid to be assigned to Protocol:
 	//
 	//	*Tunnel_Wireguard
-	Protocol      isTunnel_Protocol `protobuf_oneof:"protocol"`
+	Protocol isTunnel_Protocol `protobuf_oneof:"protocol"`
+	// Set when that is the tunnel's protocol, or one of two while they change.
+	Ipsec         *IPsec `protobuf:"bytes,10,opt,name=ipsec,proto3" json:"ipsec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1277,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[9]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1290,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Tunnel) GetId() string {
@@ -906,6 +1365,13 @@ func (x *Tunnel) GetWireguard() *WireGuard {
 	return nil
 }
 
+func (x *Tunnel) GetIpsec() *IPsec {
+	if x != nil {
+		return x.Ipsec
+	}
+	return nil
+}
+
 type isTunnel_Protocol interface {
 	isTunnel_Protocol()
 }
@@ -915,6 +1381,54 @@ type Tunnel_Wireguard struct {
 }
 
 func (*Tunnel_Wireguard) isTunnel_Protocol() {}
+
+// IPsec is what an IPsec tunnel needs beside its group's policy.
+type IPsec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One or two, as those of WireGuard: mixed in as PPK (RFC 8784) with
+	// certificates, or what both ends prove to be by. Empty where the policy wants
+	// none.
+	PresharedKeys []*PresharedKey `protobuf:"bytes,1,rep,name=preshared_keys,json=presharedKeys,proto3" json:"preshared_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IPsec) Reset() {
+	*x = IPsec{}
+	mi := &file_circuitseal_v1_state_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IPsec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IPsec) ProtoMessage() {}
+
+func (x *IPsec) ProtoReflect() protoreflect.Message {
+	mi := &file_circuitseal_v1_state_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IPsec.ProtoReflect.Descriptor instead.
+func (*IPsec) Descriptor() ([]byte, []int) {
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *IPsec) GetPresharedKeys() []*PresharedKey {
+	if x != nil {
+		return x.PresharedKeys
+	}
+	return nil
+}
 
 // WireGuard is what a WireGuard tunnel needs beside its addresses.
 type WireGuard struct {
@@ -930,7 +1444,7 @@ type WireGuard struct {
 
 func (x *WireGuard) Reset() {
 	*x = WireGuard{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1456,7 @@ func (x *WireGuard) String() string {
 func (*WireGuard) ProtoMessage() {}
 
 func (x *WireGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[10]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1469,7 @@ func (x *WireGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WireGuard.ProtoReflect.Descriptor instead.
 func (*WireGuard) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WireGuard) GetPeerPublicKey() []byte {
@@ -985,7 +1499,7 @@ type PresharedKey struct {
 
 func (x *PresharedKey) Reset() {
 	*x = PresharedKey{}
-	mi := &file_circuitseal_v1_state_proto_msgTypes[11]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1511,7 @@ func (x *PresharedKey) String() string {
 func (*PresharedKey) ProtoMessage() {}
 
 func (x *PresharedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_circuitseal_v1_state_proto_msgTypes[11]
+	mi := &file_circuitseal_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1524,7 @@ func (x *PresharedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresharedKey.ProtoReflect.Descriptor instead.
 func (*PresharedKey) Descriptor() ([]byte, []int) {
-	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_circuitseal_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PresharedKey) GetGeneration() uint64 {
@@ -1046,13 +1560,26 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x122\n" +
 	"\x06issued\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x12\x14\n" +
-	"\x05state\x18\x06 \x01(\fR\x05state\"\xa3\x01\n" +
+	"\x05state\x18\x06 \x01(\fR\x05state\"\xa4\x02\n" +
 	"\x05State\x129\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x19.circuitseal.v1.InterfaceR\n" +
 	"interfaces\x12*\n" +
 	"\x05links\x18\x02 \x03(\v2\x14.circuitseal.v1.LinkR\x05links\x123\n" +
-	"\bsections\x18\x03 \x03(\v2\x17.circuitseal.v1.SectionR\bsections\"\x8c\x01\n" +
+	"\bsections\x18\x03 \x03(\v2\x17.circuitseal.v1.SectionR\bsections\x128\n" +
+	"\n" +
+	"identities\x18\x04 \x03(\v2\x18.circuitseal.v1.IdentityR\n" +
+	"identities\x12 \n" +
+	"\vauthorities\x18\x05 \x03(\fR\vauthorities\x12#\n" +
+	"\rcharon_socket\x18\x06 \x01(\tR\fcharonSocket\"g\n" +
+	"\bIdentity\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12G\n" +
+	"\fcertificates\x18\x02 \x03(\v2#.circuitseal.v1.IdentityCertificateR\fcertificates\"W\n" +
+	"\x13IdentityCertificate\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\x8c\x01\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1d.circuitseal.v1.InterfaceRoleR\x04role\x12\x1c\n" +
@@ -1074,7 +1601,7 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x06groups\x18\x04 \x03(\v2\x15.circuitseal.v1.GroupR\x06groups\"C\n" +
 	"\vLocalPrefix\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1c\n" +
-	"\tinterface\x18\x02 \x01(\tR\tinterface\"\xfd\x01\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\"\xec\x02\n" +
 	"\x05Group\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x18\n" +
@@ -1082,7 +1609,30 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\atunnels\x18\x04 \x03(\v2\x16.circuitseal.v1.TunnelR\atunnels\x12:\n" +
 	"\vmax_offline\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"maxOffline\x12D\n" +
-	"\x0eoffline_action\x18\x06 \x01(\x0e2\x1d.circuitseal.v1.OfflineActionR\rofflineAction\"\x8f\x02\n" +
+	"\x0eoffline_action\x18\x06 \x01(\x0e2\x1d.circuitseal.v1.OfflineActionR\rofflineAction\x121\n" +
+	"\x05ipsec\x18\a \x01(\v2\x1b.circuitseal.v1.IPsecPolicyR\x05ipsec\x12:\n" +
+	"\bretiring\x18\b \x01(\x0e2\x1e.circuitseal.v1.TunnelProtocolR\bretiring\"\xfe\x05\n" +
+	"\vIPsecPolicy\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x19\n" +
+	"\blocal_id\x18\x02 \x01(\tR\alocalId\x12\x1b\n" +
+	"\tremote_id\x18\x03 \x01(\tR\bremoteId\x12I\n" +
+	"\x0eauthentication\x18\x04 \x01(\x0e2!.circuitseal.v1.IKEAuthenticationR\x0eauthentication\x12+\n" +
+	"\x11peer_certificates\x18\x05 \x03(\fR\x10peerCertificates\x12)\n" +
+	"\x10peer_authorities\x18\x06 \x03(\fR\x0fpeerAuthorities\x12#\n" +
+	"\rike_proposals\x18\a \x03(\tR\fikeProposals\x12#\n" +
+	"\resp_proposals\x18\b \x03(\tR\fespProposals\x12!\n" +
+	"\fppk_required\x18\t \x01(\bR\vppkRequired\x12<\n" +
+	"\fike_lifetime\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\vikeLifetime\x12<\n" +
+	"\fesp_lifetime\x18\v \x01(\v2\x19.google.protobuf.DurationR\vespLifetime\x12\x1b\n" +
+	"\tesp_bytes\x18\f \x01(\x04R\bespBytes\x12\x1f\n" +
+	"\vesp_packets\x18\r \x01(\x04R\n" +
+	"espPackets\x126\n" +
+	"\tdpd_delay\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bdpdDelay\x12+\n" +
+	"\x11udp_encapsulation\x18\x0f \x01(\bR\x10udpEncapsulation\x12\x1a\n" +
+	"\bexternal\x18\x10 \x01(\bR\bexternal\x12'\n" +
+	"\x0flocal_selectors\x18\x11 \x03(\tR\x0elocalSelectors\x12)\n" +
+	"\x10remote_selectors\x18\x12 \x03(\tR\x0fremoteSelectors\"\xbc\x02\n" +
 	"\x06Tunnel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x12\n" +
@@ -1093,9 +1643,13 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"localProbe\x12!\n" +
 	"\fremote_probe\x18\a \x01(\tR\vremoteProbe\x12\x10\n" +
 	"\x03mtu\x18\b \x01(\rR\x03mtu\x129\n" +
-	"\twireguard\x18\t \x01(\v2\x19.circuitseal.v1.WireGuardH\x00R\twireguardB\n" +
+	"\twireguard\x18\t \x01(\v2\x19.circuitseal.v1.WireGuardH\x00R\twireguard\x12+\n" +
+	"\x05ipsec\x18\n" +
+	" \x01(\v2\x15.circuitseal.v1.IPsecR\x05ipsecB\n" +
 	"\n" +
-	"\bprotocol\"x\n" +
+	"\bprotocol\"L\n" +
+	"\x05IPsec\x12C\n" +
+	"\x0epreshared_keys\x18\x01 \x03(\v2\x1c.circuitseal.v1.PresharedKeyR\rpresharedKeys\"x\n" +
 	"\tWireGuard\x12&\n" +
 	"\x0fpeer_public_key\x18\x01 \x01(\fR\rpeerPublicKey\x12C\n" +
 	"\x0epreshared_keys\x18\x02 \x03(\v2\x1c.circuitseal.v1.PresharedKeyR\rpresharedKeys\"@\n" +
@@ -1108,7 +1662,15 @@ const file_circuitseal_v1_state_proto_rawDesc = "" +
 	"\x1aINTERFACE_ROLE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16INTERFACE_ROLE_CIRCUIT\x10\x01\x12\x16\n" +
 	"\x12INTERFACE_ROLE_LAN\x10\x02\x12\x17\n" +
-	"\x13INTERFACE_ROLE_MGMT\x10\x03*f\n" +
+	"\x13INTERFACE_ROLE_MGMT\x10\x03*k\n" +
+	"\x0eTunnelProtocol\x12\x1f\n" +
+	"\x1bTUNNEL_PROTOCOL_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19TUNNEL_PROTOCOL_WIREGUARD\x10\x01\x12\x19\n" +
+	"\x15TUNNEL_PROTOCOL_IPSEC\x10\x02*w\n" +
+	"\x11IKEAuthentication\x12\"\n" +
+	"\x1eIKE_AUTHENTICATION_UNSPECIFIED\x10\x00\x12\"\n" +
+	"\x1eIKE_AUTHENTICATION_CERTIFICATE\x10\x01\x12\x1a\n" +
+	"\x16IKE_AUTHENTICATION_PSK\x10\x02*f\n" +
 	"\rOfflineAction\x12\x1e\n" +
 	"\x1aOFFLINE_ACTION_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OFFLINE_ACTION_CONTINUE\x10\x01\x12\x18\n" +
@@ -1126,45 +1688,61 @@ func file_circuitseal_v1_state_proto_rawDescGZIP() []byte {
 	return file_circuitseal_v1_state_proto_rawDescData
 }
 
-var file_circuitseal_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_circuitseal_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_circuitseal_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_circuitseal_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_circuitseal_v1_state_proto_goTypes = []any{
 	(InterfaceRole)(0),            // 0: circuitseal.v1.InterfaceRole
-	(OfflineAction)(0),            // 1: circuitseal.v1.OfflineAction
-	(*Envelope)(nil),              // 2: circuitseal.v1.Envelope
-	(*Signature)(nil),             // 3: circuitseal.v1.Signature
-	(*SignedState)(nil),           // 4: circuitseal.v1.SignedState
-	(*State)(nil),                 // 5: circuitseal.v1.State
-	(*Interface)(nil),             // 6: circuitseal.v1.Interface
-	(*Link)(nil),                  // 7: circuitseal.v1.Link
-	(*Section)(nil),               // 8: circuitseal.v1.Section
-	(*LocalPrefix)(nil),           // 9: circuitseal.v1.LocalPrefix
-	(*Group)(nil),                 // 10: circuitseal.v1.Group
-	(*Tunnel)(nil),                // 11: circuitseal.v1.Tunnel
-	(*WireGuard)(nil),             // 12: circuitseal.v1.WireGuard
-	(*PresharedKey)(nil),          // 13: circuitseal.v1.PresharedKey
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(TunnelProtocol)(0),           // 1: circuitseal.v1.TunnelProtocol
+	(IKEAuthentication)(0),        // 2: circuitseal.v1.IKEAuthentication
+	(OfflineAction)(0),            // 3: circuitseal.v1.OfflineAction
+	(*Envelope)(nil),              // 4: circuitseal.v1.Envelope
+	(*Signature)(nil),             // 5: circuitseal.v1.Signature
+	(*SignedState)(nil),           // 6: circuitseal.v1.SignedState
+	(*State)(nil),                 // 7: circuitseal.v1.State
+	(*Identity)(nil),              // 8: circuitseal.v1.Identity
+	(*IdentityCertificate)(nil),   // 9: circuitseal.v1.IdentityCertificate
+	(*Interface)(nil),             // 10: circuitseal.v1.Interface
+	(*Link)(nil),                  // 11: circuitseal.v1.Link
+	(*Section)(nil),               // 12: circuitseal.v1.Section
+	(*LocalPrefix)(nil),           // 13: circuitseal.v1.LocalPrefix
+	(*Group)(nil),                 // 14: circuitseal.v1.Group
+	(*IPsecPolicy)(nil),           // 15: circuitseal.v1.IPsecPolicy
+	(*Tunnel)(nil),                // 16: circuitseal.v1.Tunnel
+	(*IPsec)(nil),                 // 17: circuitseal.v1.IPsec
+	(*WireGuard)(nil),             // 18: circuitseal.v1.WireGuard
+	(*PresharedKey)(nil),          // 19: circuitseal.v1.PresharedKey
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
 }
 var file_circuitseal_v1_state_proto_depIdxs = []int32{
-	3,  // 0: circuitseal.v1.Envelope.signatures:type_name -> circuitseal.v1.Signature
-	14, // 1: circuitseal.v1.SignedState.issued:type_name -> google.protobuf.Timestamp
-	6,  // 2: circuitseal.v1.State.interfaces:type_name -> circuitseal.v1.Interface
-	7,  // 3: circuitseal.v1.State.links:type_name -> circuitseal.v1.Link
-	8,  // 4: circuitseal.v1.State.sections:type_name -> circuitseal.v1.Section
-	0,  // 5: circuitseal.v1.Interface.role:type_name -> circuitseal.v1.InterfaceRole
-	9,  // 6: circuitseal.v1.Section.locals:type_name -> circuitseal.v1.LocalPrefix
-	10, // 7: circuitseal.v1.Section.groups:type_name -> circuitseal.v1.Group
-	11, // 8: circuitseal.v1.Group.tunnels:type_name -> circuitseal.v1.Tunnel
-	15, // 9: circuitseal.v1.Group.max_offline:type_name -> google.protobuf.Duration
-	1,  // 10: circuitseal.v1.Group.offline_action:type_name -> circuitseal.v1.OfflineAction
-	12, // 11: circuitseal.v1.Tunnel.wireguard:type_name -> circuitseal.v1.WireGuard
-	13, // 12: circuitseal.v1.WireGuard.preshared_keys:type_name -> circuitseal.v1.PresharedKey
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	5,  // 0: circuitseal.v1.Envelope.signatures:type_name -> circuitseal.v1.Signature
+	20, // 1: circuitseal.v1.SignedState.issued:type_name -> google.protobuf.Timestamp
+	10, // 2: circuitseal.v1.State.interfaces:type_name -> circuitseal.v1.Interface
+	11, // 3: circuitseal.v1.State.links:type_name -> circuitseal.v1.Link
+	12, // 4: circuitseal.v1.State.sections:type_name -> circuitseal.v1.Section
+	8,  // 5: circuitseal.v1.State.identities:type_name -> circuitseal.v1.Identity
+	9,  // 6: circuitseal.v1.Identity.certificates:type_name -> circuitseal.v1.IdentityCertificate
+	0,  // 7: circuitseal.v1.Interface.role:type_name -> circuitseal.v1.InterfaceRole
+	13, // 8: circuitseal.v1.Section.locals:type_name -> circuitseal.v1.LocalPrefix
+	14, // 9: circuitseal.v1.Section.groups:type_name -> circuitseal.v1.Group
+	16, // 10: circuitseal.v1.Group.tunnels:type_name -> circuitseal.v1.Tunnel
+	21, // 11: circuitseal.v1.Group.max_offline:type_name -> google.protobuf.Duration
+	3,  // 12: circuitseal.v1.Group.offline_action:type_name -> circuitseal.v1.OfflineAction
+	15, // 13: circuitseal.v1.Group.ipsec:type_name -> circuitseal.v1.IPsecPolicy
+	1,  // 14: circuitseal.v1.Group.retiring:type_name -> circuitseal.v1.TunnelProtocol
+	2,  // 15: circuitseal.v1.IPsecPolicy.authentication:type_name -> circuitseal.v1.IKEAuthentication
+	21, // 16: circuitseal.v1.IPsecPolicy.ike_lifetime:type_name -> google.protobuf.Duration
+	21, // 17: circuitseal.v1.IPsecPolicy.esp_lifetime:type_name -> google.protobuf.Duration
+	21, // 18: circuitseal.v1.IPsecPolicy.dpd_delay:type_name -> google.protobuf.Duration
+	18, // 19: circuitseal.v1.Tunnel.wireguard:type_name -> circuitseal.v1.WireGuard
+	17, // 20: circuitseal.v1.Tunnel.ipsec:type_name -> circuitseal.v1.IPsec
+	19, // 21: circuitseal.v1.IPsec.preshared_keys:type_name -> circuitseal.v1.PresharedKey
+	19, // 22: circuitseal.v1.WireGuard.preshared_keys:type_name -> circuitseal.v1.PresharedKey
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_state_proto_init() }
@@ -1172,7 +1750,7 @@ func file_circuitseal_v1_state_proto_init() {
 	if File_circuitseal_v1_state_proto != nil {
 		return
 	}
-	file_circuitseal_v1_state_proto_msgTypes[9].OneofWrappers = []any{
+	file_circuitseal_v1_state_proto_msgTypes[12].OneofWrappers = []any{
 		(*Tunnel_Wireguard)(nil),
 	}
 	type x struct{}
@@ -1180,8 +1758,8 @@ func file_circuitseal_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_circuitseal_v1_state_proto_rawDesc), len(file_circuitseal_v1_state_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   12,
+			NumEnums:      4,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
