@@ -38,8 +38,8 @@ func TestFullTable(t *testing.T) {
 		l.must(err)
 		inet, err := g.readNFT(conn, renderNFT(policy{})[0].family, true)
 		l.must(err)
-		if len(have.flows) != n || len(inet.elements[setFlowsOut]) != n || len(inet.elements[setFlowsIn]) != n {
-			t.Errorf("%d flows in the map, %d and %d in nftables, want %d", len(have.flows), len(inet.elements[setFlowsOut]), len(inet.elements[setFlowsIn]), n)
+		if len(have.flows) != n || len(inet.elements[setUDPOut]) != n || len(inet.elements[setUDPIn]) != n {
+			t.Errorf("%d flows in the map, %d and %d in nftables, want %d", len(have.flows), len(inet.elements[setUDPOut]), len(inet.elements[setUDPIn]), n)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 // mapState is what the maps hold, or should hold.
 type mapState struct {
 	stacks    map[programStackKey]bool
-	flows     map[programFlowKey]uint32
+	flows     map[programFlowKey]programFlow
 	neighbors map[programNeighbor]bool
 }
 
@@ -25,7 +25,7 @@ type mapState struct {
 type mapPlan struct {
 	// Stacks open nothing.
 	addStacks, dropStacks []programStackKey
-	setFlows              map[programFlowKey]uint32
+	setFlows              map[programFlowKey]programFlow
 	addNeighbors          []programNeighbor
 	dropFlows             []programFlowKey
 	dropNeighbors         []programNeighbor
@@ -38,28 +38,29 @@ func renderMaps(p policy, index map[string]int) mapState {
 	for k := range p.stacks {
 		out.stacks[programStackKey{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags)}] = true
 	}
-	for k, mark := range p.flows {
+	for k, marks := range p.flows {
 		out.flows[programFlowKey{
 			Ifindex:    uint32(index[k.name]),
 			Tags:       uint32(k.tags),
-			Local:      wireAddr(k.local.Addr()),
-			Remote:     wireAddr(k.remote.Addr()),
+			Local:      k.local.Addr().As16(),
+			Remote:     k.remote.Addr().As16(),
 			LocalPort:  wirePort(k.local.Port()),
 			RemotePort: wirePort(k.remote.Port()),
-		}] = mark
+			Protocol:   k.protocol,
+		}] = programFlow{Marks: marks}
 	}
 	for k := range p.neighbors {
-		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags), Local: wireAddr(k.local), Remote: wireAddr(k.remote)}] = true
+		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags), Local: k.local.As16(), Remote: k.remote.As16()}] = true
 	}
 	return out
 }
 
 func newMapState() mapState {
-	return mapState{make(map[programStackKey]bool), make(map[programFlowKey]uint32), make(map[programNeighbor]bool)}
+	return mapState{make(map[programStackKey]bool), make(map[programFlowKey]programFlow), make(map[programNeighbor]bool)}
 }
 
 func diffMaps(want, have mapState) mapPlan {
-	out := mapPlan{setFlows: make(map[programFlowKey]uint32)}
+	out := mapPlan{setFlows: make(map[programFlowKey]programFlow)}
 	for k := range want.stacks {
 		if !have.stacks[k] {
 			out.addStacks = append(out.addStacks, k)
@@ -70,9 +71,9 @@ func diffMaps(want, have mapState) mapPlan {
 			out.dropStacks = append(out.dropStacks, k)
 		}
 	}
-	for k, mark := range want.flows {
-		if had, ok := have.flows[k]; !ok || had != mark {
-			out.setFlows[k] = mark
+	for k, flow := range want.flows {
+		if had, ok := have.flows[k]; !ok || had != flow {
+			out.setFlows[k] = flow
 		}
 	}
 	for k := range want.neighbors {
@@ -153,8 +154,8 @@ func (p mapPlan) apply(o *programObjects) error {
 			errs = append(errs, fmt.Errorf("take %s: %w", k, err))
 		}
 	}
-	for k, mark := range p.setFlows {
-		if err := o.Flows.Update(k, mark, ebpf.UpdateAny); err != nil {
+	for k, flow := range p.setFlows {
+		if err := o.Flows.Update(k, flow, ebpf.UpdateAny); err != nil {
 			errs = append(errs, fmt.Errorf("open flow %s: %w", k, err))
 		}
 	}
@@ -195,9 +196,9 @@ func (g *Guard) forget(ifindex uint32) error {
 			want.stacks[k] = true
 		}
 	}
-	for k, mark := range have.flows {
+	for k, flow := range have.flows {
 		if k.Ifindex != ifindex {
-			want.flows[k] = mark
+			want.flows[k] = flow
 		}
 	}
 	for k := range have.neighbors {
@@ -220,24 +221,21 @@ func (k programStackKey) String() string {
 }
 
 func (k programFlowKey) String() string {
+	on := programStackKey{Ifindex: k.Ifindex, Tags: k.Tags}
+	if k.Protocol == protocolESP {
+		return fmt.Sprintf("ESP %s -> %s on %s", hostAddr(k.Local), hostAddr(k.Remote), on)
+	}
 	return fmt.Sprintf("%s -> %s on %s", netip.AddrPortFrom(hostAddr(k.Local), hostPort(k.LocalPort)),
-		netip.AddrPortFrom(hostAddr(k.Remote), hostPort(k.RemotePort)), programStackKey{Ifindex: k.Ifindex, Tags: k.Tags})
+		netip.AddrPortFrom(hostAddr(k.Remote), hostPort(k.RemotePort)), on)
 }
 
 func (k programNeighbor) String() string {
 	return fmt.Sprintf("%s of %s on %s", hostAddr(k.Remote), hostAddr(k.Local), programStackKey{Ifindex: k.Ifindex, Tags: k.Tags})
 }
 
-// The maps hold addresses and ports in network byte order.
+func hostAddr(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }
 
-func wireAddr(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.NativeEndian.Uint32(b[:])
-}
-
-func hostAddr(v uint32) netip.Addr {
-	return netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, v)))
-}
+// The maps hold ports in network byte order.
 
 func wirePort(p uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))

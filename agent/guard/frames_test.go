@@ -28,6 +28,23 @@ func onePlan(name string) plan.Guard {
 	}
 }
 
+// ipsecPlan is onePlan with an IPsec tunnel between the same ends: key exchange on
+// one port, ESP, and both on another.
+func ipsecPlan(name string) plan.Guard {
+	g := onePlan(name)
+	g.Flows = append(g.Flows, ipsecFlows(name, mark, localAddr, peerAddr)...)
+	return g
+}
+
+func ipsecFlows(name string, mark uint32, local, remote netip.Addr) []plan.Flow {
+	at := func(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+	return []plan.Flow{
+		{Interface: name, Mark: instance.ControlMark, Protocol: protocolUDP, Local: at(local, 500), Remote: at(remote, 500)},
+		{Interface: name, Mark: mark, Control: true, Protocol: protocolUDP, Local: at(local, 4500), Remote: at(remote, 4500)},
+		{Interface: name, Mark: mark, Protocol: protocolESP, Local: at(local, 0), Remote: at(remote, 0)},
+	}
+}
+
 func ethernet(to, from []byte, etherType uint16, payload []byte) []byte {
 	out := append(append([]byte{}, to...), from...)
 	return append(binary.BigEndian.AppendUint16(out, etherType), payload...)
@@ -56,7 +73,12 @@ func arp(operation uint16, senderMAC []byte, sender netip.Addr, targetMAC []byte
 	return append(append(out, targetMAC...), target.AsSlice()...)
 }
 
-// frameCase is a frame on the one interface of onePlan.
+// esp has an SPI, a sequence number and content of this length.
+func esp(spi uint32, content int) []byte {
+	return append(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, spi), 1), make([]byte, content)...)
+}
+
+// frameCase is a frame on the one interface of ipsecPlan.
 type frameCase struct {
 	name string
 	dir  Direction
@@ -97,7 +119,7 @@ func frameCases() []frameCase {
 	raw := func(protocol byte) []byte {
 		return ethernet(remoteMAC, localMAC, etherTypeIPv4, ipv4(protocol, localAddr, peerAddr, payload))
 	}
-	return []frameCase{
+	return append(ipsecCases(), []frameCase{
 		{"tunnel out", Out, mark, 0, out, ReasonFlow},
 		{"tunnel out, mark of another link", Out, mark + 1, 0, out, ReasonMark},
 		{"tunnel out, no mark", Out, 0, 0, out, ReasonMark},
@@ -133,7 +155,7 @@ func frameCases() []frameCase {
 		{"GRE", Out, mark, 0, raw(47), ReasonProtocol},
 		{"IPIP", Out, mark, 0, raw(4), ReasonProtocol},
 		{"SIT", Out, mark, 0, raw(41), ReasonProtocol},
-		{"ESP", Out, mark, 0, raw(50), ReasonProtocol},
+		{"AH", Out, mark, 0, raw(51), ReasonProtocol},
 		{"SCTP", Out, mark, 0, raw(132), ReasonProtocol},
 		{"MLD", Out, mark, 0, v6(0), ReasonIPv6},
 		{"neighbour solicitation", Out, mark, 0, v6(58), ReasonIPv6},
@@ -166,7 +188,86 @@ func frameCases() []frameCase {
 		{"RARP operation", Out, 0, 0, edit(ask, func(b []byte) { b[21] = 3 }), ReasonARPFormat},
 		{"ARP operation 0", In, 0, 0, edit(asked, func(b []byte) { b[21] = 0 }), ReasonARPFormat},
 		{"ARP of other hardware", Out, 0, 0, edit(ask, func(b []byte) { b[15] = 6 }), ReasonARPFormat},
+	}...)
+}
+
+// ipsecCases are frames of a key exchange and of ESP.
+func ipsecCases() []frameCase {
+	payload := make([]byte, 100)
+	at := func(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+	there := func(protocol byte, b []byte) []byte {
+		return ethernet(remoteMAC, localMAC, etherTypeIPv4, ipv4(protocol, localAddr, peerAddr, b))
 	}
+	back := func(protocol byte, b []byte) []byte {
+		return ethernet(localMAC, remoteMAC, etherTypeIPv4, ipv4(protocol, peerAddr, localAddr, b))
+	}
+	out := func(from, to uint16) []byte {
+		return ethernet(remoteMAC, localMAC, etherTypeIPv4, udp(at(localAddr, from), at(peerAddr, to), payload))
+	}
+	in := func(from, to uint16) []byte {
+		return ethernet(localMAC, remoteMAC, etherTypeIPv4, udp(at(peerAddr, from), at(localAddr, to), payload))
+	}
+	good, goodIn := there(protocolESP, esp(0xc0000001, 100)), back(protocolESP, esp(0xc0000001, 100))
+	options := append(append(append([]byte{}, good[:34]...), 1, 1, 1, 0), good[34:]...)
+	options[14], options[17] = 0x46, options[17]+4
+	cases := []frameCase{
+		{"ESP", Out, mark, 0, good, ReasonFlow},
+		{"ESP in", In, 0, 0, goodIn, ReasonFlow},
+		{"ESP without the mark", Out, 0, 0, good, ReasonMark},
+		{"ESP with another link's mark", Out, mark + 1, 0, good, ReasonMark},
+		{"ESP with the mark of control packets", Out, instance.ControlMark, 0, good, ReasonMark},
+		{"ESP to another", Out, mark, 0, edit(good, func(b []byte) { copy(b[30:], otherAddr.AsSlice()) }), ReasonNoFlow},
+		{"ESP from another", Out, mark, 0, edit(good, func(b []byte) { copy(b[26:], otherAddr.AsSlice()) }), ReasonNoFlow},
+		{"ESP in from another", In, 0, 0, edit(goodIn, func(b []byte) { copy(b[26:], otherAddr.AsSlice()) }), ReasonNoFlow},
+		{"ESP in, going out", Out, mark, 0, goodIn, ReasonNoFlow},
+		{"ESP, first fragment", Out, mark, 0, edit(good, func(b []byte) { b[20] = 0x20 }), ReasonFragment},
+		{"ESP, later fragment", In, 0, 0, edit(goodIn, func(b []byte) { b[21] = 8 }), ReasonFragment},
+		{"ESP with IP options", Out, mark, 0, checksummed(options), ReasonIPHeader},
+		{"ESP without content", Out, mark, 0, there(protocolESP, esp(0xc0000001, 0)), ReasonLength},
+		{"ESP that is too short to be encrypted", Out, mark, 0, there(protocolESP, esp(0xc0000001, minESP-8-1)), ReasonLength},
+		{"ESP, shortest", Out, mark, 0, there(protocolESP, esp(0xc0000001, minESP-8)), ReasonFlow},
+		{"ESP in, truncated", In, 0, 0, goodIn[:len(goodIn)-1], ReasonLength},
+		{"ESP in, truncated to its SPI", In, 0, 0, goodIn[:etherHeader+ipHeader+4], ReasonShort},
+		{"ESP in with a byte behind it", In, 0, 0, append(append([]byte{}, goodIn...), 0), ReasonLength},
+		{"ESP, IP length of the header only", In, 0, 0, edit(goodIn, func(b []byte) { b[17] = ipHeader }), ReasonLength},
+		{"ESP with SPI 0", Out, mark, 0, there(protocolESP, esp(0, 100)), ReasonSPI},
+		{"ESP with a reserved SPI", In, 0, 0, back(protocolESP, esp(255, 100)), ReasonSPI},
+		{"ESP with the smallest SPI", Out, mark, 0, there(protocolESP, esp(256, 100)), ReasonFlow},
+		{"AH in", In, 0, 0, back(51, esp(0xc0000001, 100)), ReasonProtocol},
+		{"IPComp", Out, mark, 0, there(108, payload), ReasonProtocol},
+
+		{"IKE", Out, instance.ControlMark, 0, out(500, 500), ReasonFlow},
+		{"IKE in", In, 0, 0, in(500, 500), ReasonFlow},
+		{"IKE without a mark", Out, 0, 0, out(500, 500), ReasonMark},
+		{"IKE with the link's mark", Out, mark, 0, out(500, 500), ReasonMark},
+		{"IKE from another port", Out, instance.ControlMark, 0, out(501, 500), ReasonNoFlow},
+		{"IKE to another port", Out, instance.ControlMark, 0, out(500, 4500), ReasonNoFlow},
+		{"IKE in from another port", In, 0, 0, in(4500, 500), ReasonNoFlow},
+		{"IKE in from a port of a NAT", In, 0, 0, in(40000, 4500), ReasonNoFlow},
+		{"IKE in fragments", Out, instance.ControlMark, 0, edit(out(500, 500), func(b []byte) { b[20] = 0x20 }), ReasonFragment},
+		{"port 4500 by charon", Out, instance.ControlMark, 0, out(4500, 4500), ReasonFlow},
+		{"port 4500 by the kernel", Out, mark, 0, out(4500, 4500), ReasonFlow},
+		{"port 4500 in", In, 0, 0, in(4500, 4500), ReasonFlow},
+		{"port 4500 without a mark", Out, 0, 0, out(4500, 4500), ReasonMark},
+		{"port 4500 of another link", Out, mark + 1, 0, out(4500, 4500), ReasonMark},
+		{"WireGuard with the mark of control packets", Out, instance.ControlMark, 0,
+			ethernet(remoteMAC, localMAC, etherTypeIPv4, udp(tunnelLocal, tunnelRemote, payload)), ReasonMark},
+		{"control packet of no tunnel", Out, instance.ControlMark, 0, out(53, 53), ReasonNoFlow},
+	}
+	return cases
+}
+
+// checksummed is a frame of IPv4 with options of 4 bytes, its checksum set right.
+func checksummed(frame []byte) []byte {
+	packet := frame[etherHeader:]
+	packet[10], packet[11] = 0, 0
+	var sum uint32
+	for i := 0; i < ipHeader+4; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(packet[i:]))
+	}
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(packet[10:], ^uint16(sum+sum>>16))
+	return frame
 }
 
 // checksum is an edited IPv4 packet with its header checksum set right.

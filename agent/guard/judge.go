@@ -40,6 +40,10 @@ const (
 	etherTypeIPv6 = 0x86dd
 	etherTypeQinQ = 0x88a8
 	protocolUDP   = 17
+	protocolESP   = 50
+	// minESP is what ESP has at least, see MIN_ESP in bpf/guard.c.
+	minESP        = 32
+	minSPI        = 256
 	dontFragment  = 0x4000
 	arpRequest    = 1
 	arpReply      = 2
@@ -81,7 +85,7 @@ func (p policy) judge(f Frame) Reason {
 	}
 	switch binary.BigEndian.Uint16(f.Data[12:]) {
 	case etherTypeIPv4:
-		return p.judgeUDP(f, stack)
+		return p.judgeIPv4(f, stack)
 	case etherTypeARP:
 		return p.judgeARP(f, stack)
 	case etherTypeIPv6:
@@ -132,33 +136,49 @@ func (f *Frame) takeTags() (tags, Reason) {
 	}
 }
 
-func (p policy) judgeUDP(f Frame, stack tags) Reason {
+func (p policy) judgeIPv4(f Frame, stack tags) Reason {
 	ip := f.Data[etherHeader:]
-	udp := ip[ipHeader:]
 	if ip[0] != 0x45 {
 		return ReasonIPHeader
 	}
 	if binary.BigEndian.Uint16(ip[6:])&^dontFragment != 0 {
 		return ReasonFragment
 	}
-	if ip[9] != protocolUDP {
+	protocol, total := ip[9], int(binary.BigEndian.Uint16(ip[2:]))
+	if protocol != protocolUDP && protocol != protocolESP {
 		return ReasonProtocol
 	}
-	total := int(binary.BigEndian.Uint16(ip[2:]))
-	if total < ipHeader+udpHeader || int(binary.BigEndian.Uint16(udp[4:])) != total-ipHeader || !f.lengthFits(total) {
+	if total < ipHeader || !f.lengthFits(total) {
 		return ReasonLength
 	}
-	source := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[12:])), binary.BigEndian.Uint16(udp))
-	destination := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[16:])), binary.BigEndian.Uint16(udp[2:]))
-	key := flowKey{f.Interface, stack, source, destination}
-	if f.Direction == In {
-		key = flowKey{f.Interface, stack, destination, source}
+	source, destination := netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
+	return p.judgeTransport(f, stack, protocol, source, destination, ip[ipHeader:], total-ipHeader)
+}
+
+// judgeTransport judges what a tunnel's packet has behind the IP header, which by
+// that has this length.
+func (p policy) judgeTransport(f Frame, stack tags, protocol uint8, source, destination netip.Addr, b []byte, length int) Reason {
+	var from, to uint16
+	switch {
+	case protocol == protocolUDP:
+		if length < udpHeader || int(binary.BigEndian.Uint16(b[4:])) != length {
+			return ReasonLength
+		}
+		from, to = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+	case length < minESP:
+		return ReasonLength
+	case binary.BigEndian.Uint32(b) < minSPI:
+		return ReasonSPI
 	}
-	mark, ok := p.flows[key]
+	key := flowKey{f.Interface, stack, protocol, netip.AddrPortFrom(source, from), netip.AddrPortFrom(destination, to)}
+	if f.Direction == In {
+		key.local, key.remote = key.remote, key.local
+	}
+	marks, ok := p.flows[key]
 	switch {
 	case !ok:
 		return ReasonNoFlow
-	case f.Direction == Out && mark != f.Mark:
+	case f.Direction == Out && marks[0] != f.Mark && marks[1] != f.Mark:
 		return ReasonMark
 	}
 	return ReasonFlow

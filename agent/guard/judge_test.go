@@ -2,6 +2,7 @@ package guard
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,7 +15,7 @@ func TestJudge(t *testing.T) {
 	seen := make(map[Reason]bool)
 	for _, tt := range frameCases() {
 		t.Run(tt.name, func(t *testing.T) {
-			pass, got := Judge(onePlan("circ0"), Frame{tt.dir, "circ0", tt.mark, tt.tag, tt.data})
+			pass, got := Judge(ipsecPlan("circ0"), Frame{tt.dir, "circ0", tt.mark, tt.tag, tt.data})
 			if diff := cmp.Diff(tt.want.String(), got.String()); diff != "" {
 				t.Errorf("reason (-want +got):\n%s", diff)
 			}
@@ -36,7 +37,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestJudgeOfAnotherInterfaceOrPlan(t *testing.T) {
-	good := frameCases()[0]
+	good := frameCases()[slices.IndexFunc(frameCases(), func(c frameCase) bool { return c.name == "tunnel out" })]
 	frame := Frame{good.dir, "circ0", good.mark, 0, good.data}
 	if _, why := Judge(onePlan("circ1"), frame); why != ReasonNoFlow {
 		t.Errorf("the same tuple on another interface: %s, want %s", why, ReasonNoFlow)
@@ -87,14 +88,16 @@ func TestCompileKeepsWhatIsSound(t *testing.T) {
 		{"sound", onePlan("circ0"), ""},
 		{"IPv6 neighbour", neighbor("fd00::1", "fd00::2"), ""},
 		{"interface not of the guard", flow(func(f *plan.Flow) { f.Interface = "eth0" }), "not one of the guard's"},
-		{"TCP", flow(func(f *plan.Flow) { f.Protocol = 6 }), "want UDP"},
+		{"TCP", flow(func(f *plan.Flow) { f.Protocol = 6 }), "want UDP (17) or ESP (50)"},
 		{"IPv6", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("[fd00::1]:1") }), "want IPv4"},
 		{"multicast", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("224.0.0.1:1") }), "want IPv4"},
 		{"no address", flow(func(f *plan.Flow) { f.Remote = netip.AddrPort{} }), "want IPv4"},
 		{"port 0", flow(func(f *plan.Flow) { f.Remote = netip.AddrPortFrom(peerAddr, 0) }), "ports other than 0"},
 		{"no mark", flow(func(f *plan.Flow) { f.Mark = 0 }), "mark 0"},
-		{"two marks", flow(func(f *plan.Flow) { *f = good; f.Mark++ }), "want one"},
-		{"mark on two interfaces", flow(func(f *plan.Flow) { f.Interface = "circ1" }), "want one interface for a mark"},
+		{"two marks", flow(func(f *plan.Flow) { *f = good; f.Mark++ }), "want the same of all tunnels"},
+		{"control packets beside the link's only", flow(func(f *plan.Flow) { *f = good; f.Control = true }), "want the same of all tunnels"},
+		{"ESP with a port", flow(func(f *plan.Flow) { f.Protocol, f.Remote = protocolESP, netip.AddrPortFrom(peerAddr, 0) }), "ESP has no ports"},
+		{"ESP of charon", flow(func(f *plan.Flow) { *f = ipsecFlows("circ0", mark, localAddr, peerAddr)[2]; f.Control = true }), "no control packet"},
 		{"own neighbour", neighbor("10.9.0.1", "10.9.0.1"), "want two IPv4"},
 		{"broadcast neighbour", neighbor("10.9.0.1", "255.255.255.255"), "want two IPv4"},
 		{"loopback", plan.Guard{Interfaces: []string{"lo"}}, "want a circuit interface's name"},
@@ -110,6 +113,30 @@ func TestCompileKeepsWhatIsSound(t *testing.T) {
 				t.Errorf("%d flows and %d neighbours, want the sound one of each, and its announcement", len(p.flows), len(p.neighbors))
 			}
 		})
+	}
+}
+
+// Tunnels between the same ends share what belongs to all of them, and so do
+// links on several interfaces the mark of control packets.
+func TestCompileSharedFlows(t *testing.T) {
+	g := ipsecPlan("circ0")
+	g.Interfaces = append(g.Interfaces, "circ1")
+	for range 2 {
+		g.Flows = append(g.Flows, ipsecFlows("circ0", mark, localAddr, peerAddr)...)
+		g.Flows = append(g.Flows, ipsecFlows("circ1", mark+1, otherAddr, peerAddr)...)
+	}
+	p, err := compile(g)
+	if err != nil || len(p.flows) != 7 {
+		t.Errorf("%d flows and error %v, want 7", len(p.flows), err)
+	}
+	g.Flows = append(g.Flows, ipsecFlows("circ0", mark+2, localAddr, peerAddr)...)
+	if p, err = compile(g); err == nil || len(p.flows) != 7 {
+		t.Errorf("with another link between the same ends on the same interface: %d flows and error %v, want 7 and an error", len(p.flows), err)
+	}
+	for key, got := range p.flows {
+		if slices.Contains(got[:], mark+2) {
+			t.Errorf("%v has the marks %#x, which the other link has", key, got)
+		}
 	}
 }
 

@@ -48,8 +48,6 @@ const beforeDefrag nftables.ChainPriority = -450
 const (
 	reg0 uint32 = unix.NFT_REG_1
 	reg1 uint32 = unix.NFT_REG32_01
-	reg2 uint32 = unix.NFT_REG32_02
-	reg3 uint32 = unix.NFT_REG32_03
 	reg4 uint32 = unix.NFT_REG_2
 	reg5 uint32 = unix.NFT_REG32_05
 	reg6 uint32 = unix.NFT_REG32_06
@@ -57,35 +55,43 @@ const (
 )
 
 const (
-	setLinks     = "links"
-	setFlowsOut  = "flows_out"
-	setFlowsIn   = "flows_in"
+	setUDPOut    = "udp_out"
+	setUDPIn     = "udp_in"
+	setESPOut    = "esp_out"
+	setESPIn     = "esp_in"
 	setAsked     = "neighbors_out"
 	setAnswering = "neighbors_in"
 )
 
-// renderNFT is the layer for p. Mark and interface are looked up apart from
-// mark and tuple, since nft(8) shows keys of five parts at most; a mark has
-// one interface, so both together say the same as one key of six parts.
+// renderNFT is the layer for p. Mark, interface and tuple are one key, in which
+// both ports are one part: nft(8) shows keys of five parts at most.
 //
 // nftables sees packets where they have no tags, so an interface that carries
 // tagged links is in no set: nothing is for it.
 func renderNFT(p policy) []nftTable {
-	links := nftSet{setLinks, concat(nftables.TypeMark, nftables.TypeIFName), map[string]bool{}}
-	out := nftSet{setFlowsOut, concat(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeInetService), map[string]bool{}}
-	in := nftSet{setFlowsIn, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeInetService), map[string]bool{}}
+	address, ports := nftables.TypeIPAddr, nftables.TypeMark
+	udpOut := nftSet{setUDPOut, concat(nftables.TypeMark, nftables.TypeIFName, address, address, ports), map[string]bool{}}
+	udpIn := nftSet{setUDPIn, concat(nftables.TypeIFName, address, nftables.TypeInetService, address, nftables.TypeInetService), map[string]bool{}}
+	espOut := nftSet{setESPOut, concat(nftables.TypeMark, nftables.TypeIFName, address, address), map[string]bool{}}
+	espIn := nftSet{setESPIn, concat(nftables.TypeIFName, address, address), map[string]bool{}}
 	asked := nftSet{setAsked, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeIPAddr), map[string]bool{}}
 	answering := nftSet{setAnswering, asked.key, map[string]bool{}}
-	for k, mark := range p.flows {
+	for k, marks := range p.flows {
 		if k.tags != 0 {
 			continue
 		}
-		m := binary.NativeEndian.AppendUint32(nil, mark)
-		local := slices.Concat(k.local.Addr().AsSlice(), portField(k.local.Port()))
-		remote := slices.Concat(k.remote.Addr().AsSlice(), portField(k.remote.Port()))
-		links.elements[string(slices.Concat(m, nameField(k.name)))] = true
-		out.elements[string(slices.Concat(m, local, remote))] = true
-		in.elements[string(slices.Concat(nameField(k.name), remote, local))] = true
+		name, local, remote := nameField(k.name), k.local.Addr().AsSlice(), k.remote.Addr().AsSlice()
+		out := espOut
+		if k.protocol == protocolESP {
+			espIn.elements[string(slices.Concat(name, remote, local))] = true
+		} else {
+			out = udpOut
+			udpIn.elements[string(slices.Concat(name, remote, portField(k.remote.Port()), local, portField(k.local.Port())))] = true
+			remote = slices.Concat(remote, portsField(k.local.Port(), k.remote.Port()))
+		}
+		for _, m := range marks {
+			out.elements[string(slices.Concat(binary.NativeEndian.AppendUint32(nil, m), name, local, remote))] = true
+		}
 	}
 	for k := range p.neighbors {
 		if k.tags != 0 {
@@ -97,7 +103,7 @@ func renderNFT(p policy) []nftTable {
 			asked.elements[element] = true
 		}
 	}
-	rulesIn := [][]expr.Any{acceptLoopback(expr.MetaKeyIIFNAME), acceptFlowsIn(), {&expr.Counter{}}}
+	rulesIn := [][]expr.Any{acceptLoopback(expr.MetaKeyIIFNAME), acceptUDPIn(), acceptESPIn(), {&expr.Counter{}}}
 	return []nftTable{
 		{
 			family: nftables.TableFamilyINet,
@@ -105,9 +111,9 @@ func renderNFT(p policy) []nftTable {
 				{"prerouting", *nftables.ChainHookPrerouting, beforeDefrag, rulesIn},
 				{"input", *nftables.ChainHookInput, 0, rulesIn},
 				{"forward", *nftables.ChainHookForward, 0, [][]expr.Any{{&expr.Counter{}}}},
-				{"output", *nftables.ChainHookOutput, 0, [][]expr.Any{acceptLoopback(expr.MetaKeyOIFNAME), acceptFlowsOut(), {&expr.Counter{}}}},
+				{"output", *nftables.ChainHookOutput, 0, [][]expr.Any{acceptLoopback(expr.MetaKeyOIFNAME), acceptUDPOut(), acceptESPOut(), {&expr.Counter{}}}},
 			},
-			sets: []nftSet{links, out, in},
+			sets: []nftSet{udpOut, udpIn, espOut, espIn},
 		},
 		{
 			family: nftables.TableFamilyARP,
@@ -128,8 +134,8 @@ func acceptLoopback(device expr.MetaKey) []expr.Any {
 	}
 }
 
-// plainUDP matches IPv4 UDP without options that is no fragment.
-func plainUDP() []expr.Any {
+// plain matches IPv4 of a protocol without options that is no fragment.
+func plain(protocol byte) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}},
@@ -139,32 +145,60 @@ func plainUDP() []expr.Any {
 		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 2, Mask: binaryutil.BigEndian.PutUint16(^uint16(dontFragment)), Xor: []byte{0, 0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0, 0}},
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{protocolUDP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{protocol}},
 	}
 }
 
-func acceptFlowsOut() []expr.Any {
-	return slices.Concat(plainUDP(), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0},
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1},
-		&expr.Lookup{SourceRegister: reg0, SetName: setLinks},
-		network(reg1, 12, 4),
-		transport(reg2, 0),
-		network(reg3, 16, 4),
-		transport(reg4, 2),
-		&expr.Lookup{SourceRegister: reg0, SetName: setFlowsOut},
+// plainESP is plain of ESP whose SPI is not reserved.
+func plainESP() []expr.Any {
+	return append(plain(protocolESP), transport(reg0, 0, 4), &expr.Cmp{Op: expr.CmpOpGte, Register: reg0, Data: binaryutil.BigEndian.PutUint32(minSPI)})
+}
+
+func acceptUDPOut() []expr.Any {
+	return slices.Concat(plain(protocolUDP), marked(), []expr.Any{
+		network(reg5, 12, 4),
+		network(reg6, 16, 4),
+		transport(reg7, 0, 4),
+		&expr.Lookup{SourceRegister: reg0, SetName: setUDPOut},
 		accept(),
 	})
 }
 
-func acceptFlowsIn() []expr.Any {
-	return slices.Concat(plainUDP(), []expr.Any{
+func acceptESPOut() []expr.Any {
+	return slices.Concat(plainESP(), marked(), []expr.Any{
+		network(reg5, 12, 4),
+		network(reg6, 16, 4),
+		&expr.Lookup{SourceRegister: reg0, SetName: setESPOut},
+		accept(),
+	})
+}
+
+// marked loads what the key of a packet that goes out begins with: up to reg4.
+func marked() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0},
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1},
+	}
+}
+
+func acceptUDPIn() []expr.Any {
+	return slices.Concat(plain(protocolUDP), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0},
 		network(reg4, 12, 4),
-		transport(reg5, 0),
+		transport(reg5, 0, 2),
 		network(reg6, 16, 4),
-		transport(reg7, 2),
-		&expr.Lookup{SourceRegister: reg0, SetName: setFlowsIn},
+		transport(reg7, 2, 2),
+		&expr.Lookup{SourceRegister: reg0, SetName: setUDPIn},
+		accept(),
+	})
+}
+
+func acceptESPIn() []expr.Any {
+	return slices.Concat(plainESP(), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0},
+		network(reg4, 12, 4),
+		network(reg5, 16, 4),
+		&expr.Lookup{SourceRegister: reg0, SetName: setESPIn},
 		accept(),
 	})
 }
@@ -196,8 +230,8 @@ func network(register, offset, length uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}
 }
 
-func transport(register, offset uint32) expr.Any {
-	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
+func transport(register, offset, length uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: length}
 }
 
 func accept() expr.Any { return &expr.Verdict{Kind: expr.VerdictAccept} }
@@ -215,4 +249,9 @@ func nameField(name string) []byte {
 // portField is a port, padded to the register as parts of a key are.
 func portField(p uint16) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, p), 0, 0)
+}
+
+// portsField is the beginning of UDP's header.
+func portsField(source, destination uint16) []byte {
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, source), destination)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -16,13 +17,14 @@ type policy struct {
 	vlans map[string]plan.VLAN
 	// stacks are the tags that interfaces carry. One that carries any has an entry
 	// without tags, too, which says so.
-	stacks map[stackKey]bool
-	// flows holds the mark of each.
-	flows     map[flowKey]uint32
+	stacks    map[stackKey]bool
+	flows     map[flowKey]marks
 	neighbors map[neighborKey]bool
-	// links holds the one interface of each mark.
-	links map[uint32]string
 }
+
+// marks are those that a flow's packets may have: the same twice, or the link's and
+// that of control packets.
+type marks [2]uint32
 
 // tags are those of a frame as it is on an interface: none is 0, one its VLAN, of
 // two the outer one is in the upper half.
@@ -36,9 +38,11 @@ type stackKey struct {
 	tags tags
 }
 
+// flowKey has ports of 0 for ESP.
 type flowKey struct {
 	name          string
 	tags          tags
+	protocol      uint8
 	local, remote netip.AddrPort
 }
 
@@ -58,9 +62,8 @@ func compile(g plan.Guard) (policy, error) {
 	p := policy{
 		vlans:     make(map[string]plan.VLAN, len(g.VLANs)),
 		stacks:    make(map[stackKey]bool),
-		flows:     make(map[flowKey]uint32, len(g.Flows)),
+		flows:     make(map[flowKey]marks, len(g.Flows)),
 		neighbors: make(map[neighborKey]bool, len(g.Neighbors)),
-		links:     make(map[uint32]string),
 	}
 	known := make(map[string]bool, len(g.Interfaces))
 	var errs []error
@@ -161,31 +164,37 @@ func (p policy) depth(name string) (n int) {
 	return n
 }
 
+// addFlow takes what several tunnels share: addresses and ports tell no tunnels
+// apart where a key exchange is for all between two ends.
 func (p policy) addFlow(f plan.Flow, known map[string]bool) error {
-	key := flowKey{f.Interface, 0, f.Local, f.Remote}
+	key := flowKey{f.Interface, 0, f.Protocol, f.Local, f.Remote}
+	want := marks{f.Mark, f.Mark}
+	if f.Control {
+		want[1] = instance.ControlMark
+	}
 	had, twice := p.flows[key]
-	link, used := p.links[f.Mark]
+	ports := f.Local.Port() != 0 && f.Remote.Port() != 0
 	switch {
 	case !known[f.Interface]:
 		return errors.New("the interface is not one of the guard's")
 	case p.stacks[stackKey{f.Interface, 0}]:
 		return errors.New("the interface carries tagged links, want one of those")
-	case f.Protocol != protocolUDP:
-		return fmt.Errorf("protocol %d, want UDP (%d)", f.Protocol, protocolUDP)
-	case !usable(f.Local.Addr()) || !usable(f.Remote.Addr()) || f.Local.Port() == 0 || f.Remote.Port() == 0:
-		return errors.New("want IPv4 unicast addresses and ports other than 0")
+	case f.Protocol != protocolUDP && f.Protocol != protocolESP:
+		return fmt.Errorf("protocol %d, want UDP (%d) or ESP (%d)", f.Protocol, protocolUDP, protocolESP)
+	case !usable(f.Local.Addr()) || !usable(f.Remote.Addr()):
+		return errors.New("want IPv4 unicast addresses")
+	case f.Protocol == protocolUDP && !ports:
+		return errors.New("want ports other than 0")
+	case f.Protocol == protocolESP && (f.Local.Port() != 0 || f.Remote.Port() != 0 || f.Control):
+		return errors.New("ESP has no ports and is no control packet")
 	case f.Mark == 0:
 		return errors.New("mark 0 is every packet's, want the link's mark")
-	case twice && had != f.Mark:
-		return fmt.Errorf("both marks %#x and %#x, want one", had, f.Mark)
-	// nftables looks mark and interface up apart from mark and tuple.
-	case used && link != f.Interface:
-		return fmt.Errorf("mark %#x is also on %s, want one interface for a mark", f.Mark, link)
+	case twice && had != want:
+		return fmt.Errorf("both marks %#x and %#x, want the same of all tunnels between two ends", had, want)
 	case !twice && len(p.flows)+p.depth(f.Interface) > maxFlows:
 		return fmt.Errorf("more than %d flows", maxFlows)
 	}
-	p.below(f.Interface, func(name string, t tags) { p.flows[flowKey{name, t, f.Local, f.Remote}] = f.Mark })
-	p.links[f.Mark] = f.Interface
+	p.below(f.Interface, func(name string, t tags) { p.flows[flowKey{name, t, f.Protocol, f.Local, f.Remote}] = want })
 	return nil
 }
 

@@ -15,7 +15,7 @@ import (
 
 type programCounts struct {
 	_       structs.HostLayout
-	Packets [40]uint64
+	Packets [48]uint64
 }
 
 type programDirection uint32
@@ -25,22 +25,29 @@ const (
 	programDirectionDIRECTION_IN  programDirection = 1
 )
 
+type programFlow struct {
+	_     structs.HostLayout
+	Marks [2]uint32
+}
+
 type programFlowKey struct {
 	_          structs.HostLayout
 	Ifindex    uint32
 	Tags       uint32
-	Local      uint32
-	Remote     uint32
+	Local      [16]uint8
+	Remote     [16]uint8
 	LocalPort  uint16
 	RemotePort uint16
+	Protocol   uint8
+	Zero       [3]uint8
 }
 
 type programNeighbor struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Tags    uint32
-	Local   uint32
-	Remote  uint32
+	Local   [16]uint8
+	Remote  [16]uint8
 }
 
 type programReason uint32
@@ -64,6 +71,7 @@ const (
 	programReasonREASON_UNTAGGED     programReason = 15
 	programReasonREASON_PRIORITY_TAG programReason = 16
 	programReasonREASON_TAGS         programReason = 17
+	programReasonREASON_SPI          programReason = 18
 )
 
 type programStackKey struct {

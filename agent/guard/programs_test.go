@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
@@ -96,7 +97,7 @@ func (r *runner) compare(t testing.TB, f Frame) Reason {
 }
 
 func TestProgramsJudgeCases(t *testing.T) {
-	r := newRunner(t, onePlan("circ0"))
+	r := newRunner(t, ipsecPlan("circ0"))
 	r.l.must(r.l.circuit.Do(func() error {
 		for _, tt := range frameCases() {
 			r.compare(t, Frame{tt.dir, "circ0", tt.mark, tt.tag, tt.data})
@@ -116,6 +117,7 @@ func twoLinks() plan.Guard {
 			g.Flows = append(g.Flows, plan.Flow{Interface: name, Mark: mark + uint32(i), Protocol: protocolUDP,
 				Local: netip.AddrPortFrom(local, 51820+n), Remote: netip.AddrPortFrom(remote, 51820)})
 		}
+		g.Flows = append(g.Flows, ipsecFlows(name, mark+uint32(i), local, remote)...)
 	}
 	return g
 }
@@ -128,7 +130,7 @@ func randomFrame(r *rand.Rand, g plan.Guard) Frame {
 	if r.IntN(8) > 0 {
 		f.Interface = flow.Interface
 	}
-	f.Mark = []uint32{flow.Mark, flow.Mark, flow.Mark, flow.Mark ^ 1, 0, r.Uint32()}[r.IntN(6)]
+	f.Mark = []uint32{flow.Mark, flow.Mark, flow.Mark, flow.Mark ^ 1, instance.ControlMark, 0, r.Uint32()}[r.IntN(7)]
 	n := g.Neighbors[r.IntN(len(g.Neighbors))]
 	if n.Interface != f.Interface && r.IntN(8) > 0 {
 		n = g.Neighbors[slices.IndexFunc(g.Neighbors, func(n plan.Neighbor) bool { return n.Interface == f.Interface })]
@@ -140,7 +142,11 @@ func randomFrame(r *rand.Rand, g plan.Guard) Frame {
 	}
 	switch r.IntN(8) {
 	case 0, 1, 2, 3:
-		f.Data = ethernet(there, here, etherTypeIPv4, udp(from, to, make([]byte, r.IntN(64))))
+		packet := udp(from, to, make([]byte, r.IntN(64)))
+		if flow.Protocol == protocolESP {
+			packet = ipv4(protocolESP, from.Addr(), to.Addr(), esp(1<<r.IntN(32), r.IntN(64)))
+		}
+		f.Data = ethernet(there, here, etherTypeIPv4, packet)
 	case 4:
 		f.Data = ethernet(broadcast, here, etherTypeARP, arp(arpRequest, here, own, zeroMAC, far))
 	case 5:
@@ -202,7 +208,7 @@ func TestProgramsJudgeRandomFrames(t *testing.T) {
 }
 
 func FuzzPrograms(f *testing.F) {
-	r := newRunner(f, both(onePlan("circ0"), portPlan()))
+	r := newRunner(f, both(ipsecPlan("circ0"), portPlan()))
 	for _, tt := range frameCases() {
 		f.Add(uint8(tt.dir), tt.mark, tt.tag, tt.data)
 	}
@@ -261,7 +267,7 @@ func TestMapsFollowPlans(t *testing.T) {
 		r.l.must(r.g.Sync(t.Context(), next))
 		have, err := readMaps(r.g.objects)
 		r.l.must(err)
-		if diff := cmp.Diff(renderMaps(p, index), have, cmp.AllowUnexported(mapState{}), cmp.AllowUnexported(programStackKey{}, programFlowKey{}, programNeighbor{})); diff != "" {
+		if diff := cmp.Diff(renderMaps(p, index), have, cmp.AllowUnexported(mapState{}), cmp.AllowUnexported(programStackKey{}, programFlowKey{}, programFlow{}, programNeighbor{})); diff != "" {
 			t.Fatalf("maps (-want +got):\n%s", diff)
 		}
 	}
@@ -269,15 +275,17 @@ func TestMapsFollowPlans(t *testing.T) {
 
 func TestDiffMapsAddsBeforeItDrops(t *testing.T) {
 	key := func(port uint16) programFlowKey { return programFlowKey{LocalPort: port} }
-	have := mapState{flows: map[programFlowKey]uint32{key(1): 1, key(2): 2, key(3): 3}, neighbors: map[programNeighbor]bool{{Local: 1}: true}}
-	want := mapState{flows: map[programFlowKey]uint32{key(2): 2, key(3): 9, key(4): 4}, neighbors: map[programNeighbor]bool{{Local: 2}: true}}
+	by := func(mark uint32) programFlow { return programFlow{Marks: [2]uint32{mark, mark}} }
+	near := func(b byte) programNeighbor { return programNeighbor{Local: [16]byte{b}} }
+	have := mapState{flows: map[programFlowKey]programFlow{key(1): by(1), key(2): by(2), key(3): by(3)}, neighbors: map[programNeighbor]bool{near(1): true}}
+	want := mapState{flows: map[programFlowKey]programFlow{key(2): by(2), key(3): by(9), key(4): by(4)}, neighbors: map[programNeighbor]bool{near(2): true}}
 	d := diffMaps(want, have)
-	opts := cmp.AllowUnexported(mapPlan{}, programStackKey{}, programFlowKey{}, programNeighbor{})
+	opts := cmp.AllowUnexported(mapPlan{}, programStackKey{}, programFlowKey{}, programFlow{}, programNeighbor{})
 	if diff := cmp.Diff(mapPlan{
-		setFlows:      map[programFlowKey]uint32{key(3): 9, key(4): 4},
-		addNeighbors:  []programNeighbor{{Local: 2}},
+		setFlows:      map[programFlowKey]programFlow{key(3): by(9), key(4): by(4)},
+		addNeighbors:  []programNeighbor{near(2)},
 		dropFlows:     []programFlowKey{key(1)},
-		dropNeighbors: []programNeighbor{{Local: 1}},
+		dropNeighbors: []programNeighbor{near(1)},
 	}, d, opts); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}

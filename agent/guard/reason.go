@@ -46,11 +46,11 @@ const (
 	ReasonIPHeader = Reason(programReasonREASON_IP_HEADER)
 	// ReasonFragment: an IP fragment, or the reserved bit set.
 	ReasonFragment = Reason(programReasonREASON_FRAGMENT)
-	// ReasonProtocol: not UDP.
+	// ReasonProtocol: neither UDP nor ESP.
 	ReasonProtocol = Reason(programReasonREASON_PROTOCOL)
 	// ReasonLength: lengths disagree, or something follows the packet.
 	ReasonLength = Reason(programReasonREASON_LENGTH)
-	// ReasonNoFlow: UDP of no configured tunnel.
+	// ReasonNoFlow: UDP or ESP of no configured tunnel.
 	ReasonNoFlow = Reason(programReasonREASON_NO_FLOW)
 	// ReasonMark: a tunnel's addresses and ports, but no encryptor made it.
 	ReasonMark = Reason(programReasonREASON_MARK)
@@ -66,10 +66,12 @@ const (
 	ReasonPriorityTag = Reason(programReasonREASON_PRIORITY_TAG)
 	// ReasonTags: more than two VLAN tags.
 	ReasonTags = Reason(programReasonREASON_TAGS)
+	// ReasonSPI: ESP with an SPI that no tunnel can have.
+	ReasonSPI = Reason(programReasonREASON_SPI)
 )
 
 // reasons is how many there are.
-const reasons = int(ReasonTags) + 1
+const reasons = int(ReasonSPI) + 1
 
 // Pass reports whether frames judged so pass.
 func (r Reason) Pass() bool { return r == ReasonFlow || r == ReasonNeighbor }
@@ -113,6 +115,8 @@ func (r Reason) String() string {
 		return "priority_tag"
 	case ReasonTags:
 		return "tags"
+	case ReasonSPI:
+		return "spi"
 	}
 	return fmt.Sprintf("reason %d", uint8(r))
 }

@@ -207,7 +207,7 @@ func TestArm(t *testing.T) {
 	extra.Local = netip.AddrPortFrom(localAddr, 1)
 	more.Flows = append(more.Flows, extra)
 	l.armFor(g, more)
-	if got := open(); got != want || want != 9 {
+	if got := open(); got != want || want != 8 {
 		t.Errorf("%d things open after Arm for what is open and more, want %d", got, want)
 	}
 	// By a new process, too: what is open is read, not remembered.

@@ -15,6 +15,13 @@
 #define DROP 2
 
 #define UDP 17
+#define ESP 50
+// What ESP has at least (RFC 4303, section 2): its header, an initialization vector
+// of 8 bytes, padding and next header, and a check value; or a longer vector
+// and a shorter check value.
+#define MIN_ESP 32
+// Smaller SPIs are reserved (RFC 4303, section 2.1).
+#define MIN_SPI 256
 #define IP_DF 0x4000
 #define MIN_FRAME 60
 #define ETHERNET 1
@@ -39,20 +46,33 @@ struct arp {
 	__u8 target[4];
 } __attribute__((packed));
 
-// Both kinds of frame that can pass have at least these bytes; both headers
-// are equally long.
+// RFC 4303, section 2, as far as it can be read.
+struct esp {
+	__be32 spi;
+	__be32 sequence;
+};
+
+// What tunnels' packets have behind the IP header.
+union transport {
+	struct udphdr udp;
+	struct esp esp;
+} __attribute__((packed));
+
+_Static_assert(sizeof(union transport) == sizeof(struct udphdr) && sizeof(union transport) == sizeof(struct esp), "equally long");
+
+// All kinds of frame that can pass have at least these bytes.
 struct frame {
 	struct ethhdr eth;
 	union {
 		struct {
 			struct iphdr ip;
-			struct udphdr udp;
+			union transport transport;
 		} __attribute__((packed));
 		struct arp arp;
 	};
 } __attribute__((packed));
 
-_Static_assert(sizeof(struct frame) == 42, "Ethernet, IPv4 and UDP, or Ethernet and ARP");
+_Static_assert(sizeof(struct frame) == 42, "Ethernet, IPv4 and UDP or ESP, or Ethernet and ARP");
 
 _Static_assert(offsetof(struct frame, eth.h_proto) == 2 * ETH_ALEN, "tags stand between addresses and type");
 
@@ -93,45 +113,70 @@ static __always_inline int length_fits(__u32 frame, __u32 packet, enum direction
 	return frame == want || (direction == DIRECTION_IN && frame > want && frame <= MIN_FRAME);
 }
 
-static __always_inline enum reason judge_udp(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
+static __always_inline void map_address(__u8 *to, const void *ipv4)
 {
-	struct flow_key key = {.ifindex = skb->ifindex, .tags = tags->stack};
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, ipv4, 4);
+}
+
+// What a tunnel's packet has behind an IP header: key gets protocol and ports.
+static __always_inline enum reason judge_transport(const union transport *t, __u32 length, enum direction direction, struct flow_key *key)
+{
+	switch (key->protocol) {
+	case UDP:
+		// A super-packet (UDP_SEGMENT, GRO) has the lengths of the whole in its
+		// headers here (net/ipv4/udp.c, udp_send_skb; udp_offload.c,
+		// udp_gro_complete_segment), so the same equations hold for it.
+		if (length < sizeof(t->udp) || bpf_ntohs(t->udp.len) != length)
+			return REASON_LENGTH;
+		key->local_port = direction == DIRECTION_OUT ? t->udp.source : t->udp.dest;
+		key->remote_port = direction == DIRECTION_OUT ? t->udp.dest : t->udp.source;
+		return REASON_FLOW;
+	case ESP:
+		// Of a packet that is encrypted behind this hook (esp4_offload) what
+		// follows the content is missing yet; it has this length all the same.
+		if (length < MIN_ESP)
+			return REASON_LENGTH;
+		if (bpf_ntohl(t->esp.spi) < MIN_SPI)
+			return REASON_SPI;
+		return REASON_FLOW;
+	}
+	return REASON_PROTOCOL;
+}
+
+static __always_inline enum reason find_flow(struct __sk_buff *skb, const struct flow_key *key, enum direction direction)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+
+	if (!flow)
+		return REASON_NO_FLOW;
+	// The tuple alone is no proof that an encryptor made the packet.
+	if (direction == DIRECTION_OUT && skb->mark != flow->marks[0] && skb->mark != flow->marks[1])
+		return REASON_MARK;
+	return REASON_FLOW;
+}
+
+static __always_inline enum reason judge_ipv4(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
+{
+	struct flow_key key = {.ifindex = skb->ifindex, .tags = tags->stack, .protocol = f->ip.protocol};
 	__u32 total = bpf_ntohs(f->ip.tot_len);
-	__u32 *mark;
+	enum reason why;
 
 	// Options are on no packet of ours, and would move the ports.
 	if (f->ip.version != 4 || f->ip.ihl != 5)
 		return REASON_IP_HEADER;
 	if (f->ip.frag_off & bpf_htons((__u16)~IP_DF))
 		return REASON_FRAGMENT;
-	if (f->ip.protocol != UDP)
+	if (f->ip.protocol != UDP && f->ip.protocol != ESP)
 		return REASON_PROTOCOL;
-	// A super-packet (UDP_SEGMENT, GRO) has the lengths of the whole in its
-	// headers here (net/ipv4/udp.c, udp_send_skb; udp_offload.c,
-	// udp_gro_complete_segment), so the same equations hold for it.
-	if (total < sizeof(struct iphdr) + sizeof(struct udphdr) ||
-	    bpf_ntohs(f->udp.len) != total - sizeof(struct iphdr) ||
-	    !length_fits(skb->len - tags->bytes, total, direction))
+	if (total < sizeof(struct iphdr) || !length_fits(skb->len - tags->bytes, total, direction))
 		return REASON_LENGTH;
-
-	if (direction == DIRECTION_OUT) {
-		key.local = f->ip.saddr;
-		key.remote = f->ip.daddr;
-		key.local_port = f->udp.source;
-		key.remote_port = f->udp.dest;
-	} else {
-		key.local = f->ip.daddr;
-		key.remote = f->ip.saddr;
-		key.local_port = f->udp.dest;
-		key.remote_port = f->udp.source;
-	}
-	mark = bpf_map_lookup_elem(&flows, &key);
-	if (!mark)
-		return REASON_NO_FLOW;
-	// The tuple alone is no proof that an encryptor made the packet.
-	if (direction == DIRECTION_OUT && skb->mark != *mark)
-		return REASON_MARK;
-	return REASON_FLOW;
+	why = judge_transport(&f->transport, total - sizeof(struct iphdr), direction, &key);
+	if (why != REASON_FLOW)
+		return why;
+	map_address(direction == DIRECTION_OUT ? key.local : key.remote, &f->ip.saddr);
+	map_address(direction == DIRECTION_OUT ? key.remote : key.local, &f->ip.daddr);
+	return find_flow(skb, &key, direction);
 }
 
 static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
@@ -156,14 +201,14 @@ static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct
 		return REASON_ARP_HARDWARE;
 
 	if (direction == DIRECTION_OUT) {
-		__builtin_memcpy(&key.local, f->arp.sender, 4);
-		__builtin_memcpy(&key.remote, f->arp.target, 4);
+		map_address(key.local, f->arp.sender);
+		map_address(key.remote, f->arp.target);
 		// Only the neighbour announces itself, see neighbors.
-		if (key.local == key.remote)
+		if (!__builtin_memcmp(f->arp.sender, f->arp.target, 4))
 			return REASON_NO_NEIGHBOR;
 	} else {
-		__builtin_memcpy(&key.local, f->arp.target, 4);
-		__builtin_memcpy(&key.remote, f->arp.sender, 4);
+		map_address(key.local, f->arp.target);
+		map_address(key.remote, f->arp.sender);
 	}
 	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
 }
@@ -240,7 +285,7 @@ static __always_inline enum reason judge(struct __sk_buff *skb, enum direction d
 		return REASON_SHORT;
 	switch (bpf_ntohs(f.eth.h_proto)) {
 	case ETH_P_IP:
-		return judge_udp(skb, &f, &tags, direction);
+		return judge_ipv4(skb, &f, &tags, direction);
 	case ETH_P_ARP:
 		return judge_arp(skb, &f, &tags, direction);
 	case ETH_P_IPV6:

@@ -13,7 +13,7 @@
 #define MAX_NEIGHBORS 8192
 #define MAX_STACKS 4096
 #define MAX_INTERFACES 2048
-#define MAX_REASONS 20
+#define MAX_REASONS 24
 
 // Why a frame passes or not. The driver names counters after these.
 enum reason {
@@ -35,6 +35,7 @@ enum reason {
 	REASON_UNTAGGED = 15,
 	REASON_PRIORITY_TAG = 16,
 	REASON_TAGS = 17,
+	REASON_SPI = 18,
 };
 
 enum direction {
@@ -50,14 +51,23 @@ struct stack_key {
 };
 
 // The outer packets of a tunnel, as this node sees them: addresses and ports
-// are in network byte order.
+// are in network byte order. An IPv4 address is a mapped one (RFC 4291, section
+// 2.5.5.2), and ESP has ports of 0.
 struct flow_key {
 	__u32 ifindex;
 	__u32 tags;
-	__be32 local;
-	__be32 remote;
+	__u8 local[16];
+	__u8 remote[16];
 	__be16 local_port;
 	__be16 remote_port;
+	__u8 protocol;
+	__u8 zero[3];
+};
+
+// Who makes a flow's packets: each has one of these marks. Most flows have one
+// maker, and the same mark twice.
+struct flow {
+	__u32 marks[2];
 };
 
 // With both addresses the neighbour's it is the neighbour's announcement of
@@ -65,8 +75,8 @@ struct flow_key {
 struct neighbor {
 	__u32 ifindex;
 	__u32 tags;
-	__be32 local;
-	__be32 remote;
+	__u8 local[16];
+	__u8 remote[16];
 };
 
 struct counts {
@@ -85,12 +95,11 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } stacks SEC(".maps");
 
-// The value of a flow is its mark.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_FLOWS);
 	__type(key, struct flow_key);
-	__type(value, __u32);
+	__type(value, struct flow);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } flows SEC(".maps");
 
