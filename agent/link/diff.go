@@ -9,12 +9,17 @@ import (
 	"strings"
 
 	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
 // rulePriority is below the kernel's own rules for the main and default tables
-// (32766 and 32767) and above that for local addresses (0).
-const rulePriority = 0x4353
+// (32766 and 32767) and above that for local addresses (0). Control packets of
+// no pair come to the last rule, behind all others.
+const (
+	rulePriority     = 0x4353
+	lastRulePriority = rulePriority + 1
+)
 
 // unreachableMetric is the weakest that there is: any other route wins.
 const unreachableMetric = math.MaxUint32
@@ -65,6 +70,8 @@ func (r route) key() routeKey { return routeKey{r.table, r.destination, r.metric
 type rule struct {
 	priority          int
 	mark, mask, table uint32
+	// source and destination are not valid where any will do.
+	source, destination netip.Prefix
 }
 
 type verb uint8
@@ -219,12 +226,33 @@ func (c *Changes) interfaces(ifaces []plan.Interface, have state) (remove []chan
 	return remove
 }
 
+// tables has besides them, while there are any, one for control packets that
+// belong to no link: it leads nowhere.
 func (c *Changes) tables(tables []plan.Table, have state) (routes []route, rules []rule) {
 	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	end := func(table uint32) {
+		routes = append(routes, route{table: table, destination: everything, metric: unreachableMetric, unreachable: true})
+	}
+	if len(tables) > 0 {
+		end(instance.Table(0))
+		rules = append(rules, rule{priority: lastRulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: instance.Table(0)})
+	}
+	control := map[plan.Pair]uint32{}
 	for _, t := range tables {
-		routes = append(routes, route{
-			table: t.Number, destination: everything, metric: unreachableMetric, unreachable: true,
-		})
+		end(t.Number)
+		for _, p := range t.Control {
+			if other, ok := control[p]; ok && other != t.Number {
+				c.problems = append(c.problems, fmt.Sprintf("control packets from %s to %s: tables %#x and %#x both want them", p.Local, p.Remote, other, t.Number))
+				continue
+			} else if ok {
+				continue
+			}
+			control[p] = t.Number
+			rules = append(rules, rule{
+				priority: rulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: t.Number,
+				source: netip.PrefixFrom(p.Local, p.Local.BitLen()), destination: netip.PrefixFrom(p.Remote, p.Remote.BitLen()),
+			})
+		}
 		for _, r := range t.Routes {
 			if _, ok := have.interfaces[r.Interface]; !ok {
 				c.problems = append(c.problems, fmt.Sprintf("route to %s: circuit interface %q is not in the circuit namespace", r.Destination, r.Interface))
@@ -288,5 +316,13 @@ func (r route) String() string {
 }
 
 func (r rule) String() string {
-	return fmt.Sprintf("fwmark %#x/%#x lookup %#x priority %d", r.mark, r.mask, r.table, r.priority)
+	var b strings.Builder
+	if r.source.IsValid() {
+		fmt.Fprintf(&b, "from %s ", r.source)
+	}
+	if r.destination.IsValid() {
+		fmt.Fprintf(&b, "to %s ", r.destination)
+	}
+	fmt.Fprintf(&b, "fwmark %#x/%#x lookup %#x priority %d", r.mark, r.mask, r.table, r.priority)
+	return b.String()
 }

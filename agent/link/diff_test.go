@@ -21,6 +21,7 @@ func wanted() ([]plan.Interface, []plan.Table) {
 				Destination: netip.MustParsePrefix("198.51.100.9/32"), NextHop: netip.MustParseAddr("192.0.2.2"),
 				Interface: "circ0", Source: netip.MustParseAddr("192.0.2.1"),
 			}},
+			Control: []plan.Pair{{Local: netip.MustParseAddr("192.0.2.1"), Remote: netip.MustParseAddr("198.51.100.9")}},
 		}}
 }
 
@@ -36,8 +37,17 @@ func inPlace() state {
 				table: instance.Table(7), destination: netip.MustParsePrefix("198.51.100.9/32"),
 				nextHop: netip.MustParseAddr("192.0.2.2"), device: "circ0", source: netip.MustParseAddr("192.0.2.1"),
 			},
+			{table: instance.Table(0), destination: netip.MustParsePrefix("0.0.0.0/0"), metric: math.MaxUint32, unreachable: true},
 		},
-		rules: []rule{{priority: rulePriority, mark: instance.Mark(7), mask: math.MaxUint32, table: instance.Table(7)}},
+		// In the kernel's order.
+		rules: []rule{
+			{priority: rulePriority, mark: instance.Mark(7), mask: math.MaxUint32, table: instance.Table(7)},
+			{
+				priority: rulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: instance.Table(7),
+				source: netip.MustParsePrefix("192.0.2.1/32"), destination: netip.MustParsePrefix("198.51.100.9/32"),
+			},
+			{priority: lastRulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: instance.Table(0)},
+		},
 	}
 }
 
@@ -46,6 +56,9 @@ func TestDiff(t *testing.T) {
 		peer        = "198.51.100.9/32 via 192.0.2.2 dev circ0 table 0x43530007 src 192.0.2.1"
 		unreachable = "unreachable 0.0.0.0/0 table 0x43530007 metric 4294967295"
 		lookup      = "fwmark 0x43530007/0xffffffff lookup 0x43530007 priority 17235"
+		control     = "from 192.0.2.1/32 to 198.51.100.9/32 fwmark 0x43530000/0xffffffff lookup 0x43530007 priority 17235"
+		nowhere     = "unreachable 0.0.0.0/0 table 0x43530000 metric 4294967295"
+		last        = "fwmark 0x43530000/0xffffffff lookup 0x43530000 priority 17236"
 	)
 	for _, tt := range []struct {
 		name string
@@ -61,19 +74,33 @@ func TestDiff(t *testing.T) {
 			},
 			want: []string{
 				"address add 192.0.2.1/30 dev circ0", "link set circ0 up",
-				"route replace " + unreachable, "route replace " + peer, "rule add " + lookup,
+				"route replace " + nowhere, "route replace " + unreachable, "route replace " + peer,
+				"rule add " + last, "rule add " + control, "rule add " + lookup,
 			},
 		},
 		{
 			name: "all goes, the rule before the end of its table",
 			have: func(*state) {}, none: true,
-			want: []string{"route del " + peer, "rule del " + lookup, "route del " + unreachable, "link set circ0 down"},
+			want: []string{
+				"route del " + peer, "rule del " + lookup, "rule del " + control, "rule del " + last,
+				"route del " + unreachable, "route del " + nowhere, "link set circ0 down",
+			},
+		},
+		{
+			name: "control packets between other ends",
+			have: func(s *state) { s.rules[1].destination = netip.MustParsePrefix("198.51.100.8/32") },
+			want: []string{"rule add " + control, "rule del " + strings.ReplaceAll(control, "100.9", "100.8")},
+		},
+		{
+			name: "control packets of no pair are looked up in the main table",
+			have: func(s *state) { s.routes, s.rules = s.routes[:2], s.rules[:2] },
+			want: []string{"route replace " + nowhere, "rule add " + last},
 		},
 		{
 			name: "interface missing",
 			have: func(s *state) {
 				delete(s.interfaces, "circ0")
-				s.routes = s.routes[:1]
+				s.routes = append(s.routes[:1], s.routes[2])
 			},
 			want: []string{
 				`problem: circuit interface "circ0" is not in the circuit namespace`,
@@ -200,6 +227,22 @@ func TestValidName(t *testing.T) {
 	} {
 		if got := validName(name); got != want {
 			t.Errorf("validName(%q) = %t, want %t", name, got, want)
+		}
+	}
+}
+
+// A pair of addresses belongs to one link: which way a control packet goes is
+// never a matter of order.
+func TestControlPairsOfTwoTables(t *testing.T) {
+	ifaces, tables := wanted()
+	other := plan.Table{Number: instance.Table(8), Mark: instance.Mark(8), Control: tables[0].Control}
+	c := diff(ifaces, append(tables, tables[0], other), inPlace())
+	if len(c.problems) != 1 || !strings.Contains(c.problems[0], "tables 0x43530007 and 0x43530008 both want them") {
+		t.Errorf("problems %q", c.problems)
+	}
+	for _, x := range c.list {
+		if x.verb == addRule && x.rule.mark == instance.ControlMark {
+			t.Errorf("%s", x)
 		}
 	}
 }

@@ -75,7 +75,10 @@ func TestRepairsAreNoted(t *testing.T) {
 			return l.c.RouteDel(&routes[0])
 		}},
 		{"rule", drift.Rule, func() error {
-			return l.c.RuleDel(ruleTo(rule{rulePriority, tables[0].Mark, 1<<32 - 1, tables[0].Number}))
+			return l.c.RuleDel(ruleTo(rule{priority: rulePriority, mark: tables[0].Mark, mask: 1<<32 - 1, table: tables[0].Number}))
+		}},
+		{"last rule", drift.Rule, func() error {
+			return l.c.RuleDel(ruleTo(rule{priority: lastRulePriority, mark: instance.ControlMark, mask: 1<<32 - 1, table: instance.Table(0)}))
 		}},
 		{"address", drift.Address, func() error { return l.c.AddrDel(circ0, &netlink.Addr{IPNet: netOf(ifaces[0].Addresses[0])}) }},
 		{"down", drift.Interface, func() error { return l.c.LinkSetDown(circ0) }},

@@ -106,6 +106,7 @@ func TestClaimSyncRelease(t *testing.T) {
 	}
 	l.wantPlanned(t, ifaces, tables)
 	l.wantMarkedRoute(t, "198.51.100.9", instance.Mark(7), "192.0.2.1")
+	l.wantControl(t)
 	if _, err := l.get("203.0.113.1", instance.Mark(7)); err == nil {
 		t.Error("a marked packet to another address has a route")
 	}
@@ -300,6 +301,44 @@ func (l lab) wantPlanned(t *testing.T, ifaces []plan.Interface, tables []plan.Ta
 
 func (l lab) get(destination string, mark uint32) ([]netlink.Route, error) {
 	return l.c.RouteGetWithOptions(net.ParseIP(destination), &netlink.RouteGetOptions{Mark: mark})
+}
+
+// wantControl looks up packets of charon's, whose sockets have one mark for all
+// links, with a route beside that any other packet would take.
+func (l lab) wantControl(t *testing.T) {
+	t.Helper()
+	circ0, err := l.c.LinkByName("circ0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := &netlink.Route{LinkIndex: circ0.Attrs().Index, Dst: netOf(netip.MustParsePrefix("198.51.100.0/24")), Gw: net.ParseIP("192.0.2.2")}
+	if err := l.c.RouteAdd(all); err != nil {
+		t.Fatal(err)
+	}
+	second := &netlink.Addr{IPNet: netOf(netip.MustParsePrefix("192.0.2.5/32"))}
+	if err := l.c.AddrAdd(circ0, second); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		from, to string
+		mark     uint32
+		want     bool
+	}{
+		{"192.0.2.1", "198.51.100.9", instance.ControlMark, true},
+		{"192.0.2.1", "198.51.100.8", instance.ControlMark, false},
+		{"192.0.2.5", "198.51.100.9", instance.ControlMark, false},
+		{"192.0.2.1", "198.51.100.8", 0, true},
+	} {
+		_, err := l.c.RouteGetWithOptions(net.ParseIP(tt.to), &netlink.RouteGetOptions{Mark: tt.mark, SrcAddr: net.ParseIP(tt.from)})
+		if (err == nil) != tt.want {
+			t.Errorf("from %s to %s with mark %#x: %v, want a route %t", tt.from, tt.to, tt.mark, err, tt.want)
+		}
+	}
+	for _, err := range []error{l.c.RouteDel(all), l.c.AddrDel(circ0, second)} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func (l lab) wantMarkedRoute(t *testing.T, destination string, mark uint32, source string) {

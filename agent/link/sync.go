@@ -97,7 +97,7 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 		if r.Protocol != instance.RouteProtocol {
 			continue
 		}
-		x := rule{priority: r.Priority, mark: r.Mark, table: uint32(r.Table)}
+		x := rule{priority: r.Priority, mark: r.Mark, table: uint32(r.Table), source: prefixOf(r.Src), destination: prefixOf(r.Dst)}
 		if r.Mask != nil {
 			x.mask = *r.Mask
 		}
@@ -213,6 +213,12 @@ func ruleTo(x rule) *netlink.Rule {
 	r.Mask = &x.mask
 	r.Table = int(x.table)
 	r.Protocol = instance.RouteProtocol
+	if x.source.IsValid() {
+		r.Src = netOf(x.source)
+	}
+	if x.destination.IsValid() {
+		r.Dst = netOf(x.destination)
+	}
 	return r
 }
 
