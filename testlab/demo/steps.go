@@ -12,6 +12,7 @@ import (
 	"github.com/circuitseal/circuitseal/testlab/netns"
 	"github.com/circuitseal/circuitseal/testlab/rig"
 	"github.com/circuitseal/circuitseal/testlab/tap"
+	"github.com/circuitseal/circuitseal/testlab/traffic"
 )
 
 // hqToVNet is the question most steps ask.
@@ -155,7 +156,7 @@ func (s *story) forged(ctx context.Context) error {
 		{netns.VNet, "172.20.255.4:51820", "172.16.10.1:51820"},
 	}
 	for _, a := range attempts {
-		for _, shaped := range []bool{false, true} {
+		for _, shaped := range []traffic.Shape{traffic.Text, traffic.WireGuard} {
 			if err := s.rig.Forge(ctx, a.from, netip.MustParseAddrPort(a.src), netip.MustParseAddrPort(a.dst), shaped, 20); err != nil {
 				return err
 			}

@@ -29,19 +29,26 @@ const (
 
 // TapConfig is what may be seen on the links according to deploy/samples: the
 // primary tunnel on the primary link only, the secondary on the secondary,
-// both between the gateway and the NVA.
-func (r *Rig) TapConfig() tap.Config {
-	first := tap.Tunnel{Protocol: tap.WireGuard, A: netns.PremPrimary, B: netns.NVAFirst, PortA: PrimaryPort, PortB: PrimaryPort}
-	second := tap.Tunnel{Protocol: tap.WireGuard, A: netns.PremSecondary, B: netns.NVASecond, PortA: SecondaryPort, PortB: SecondaryPort}
+// both between the gateway and the NVA. They speak WireGuard, or what protocols
+// say; while a connection changes, there are two.
+func (r *Rig) TapConfig(protocols ...tap.Protocol) tap.Config {
+	var first, second []tap.Tunnel
+	if len(protocols) == 0 {
+		protocols = []tap.Protocol{tap.WireGuard}
+	}
+	for _, p := range protocols {
+		first = append(first, tap.Of(p, netip.AddrPortFrom(netns.PremPrimary, PrimaryPort), netip.AddrPortFrom(netns.NVAFirst, PrimaryPort)))
+		second = append(second, tap.Of(p, netip.AddrPortFrom(netns.PremSecondary, SecondaryPort), netip.AddrPortFrom(netns.NVASecond, SecondaryPort)))
+	}
 	at := func(h netns.Host, name, label string, addresses []netip.Addr, tunnels ...tap.Tunnel) tap.Interface {
 		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Link: tap.Link{Addresses: addresses, Tunnels: tunnels}}
 	}
 	return tap.Config{
 		Canary: r.Canary.Hex(), InnerMTU: innerMTU,
 		Interfaces: append([]tap.Interface{
-			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{netns.PremPrimary, netns.EdgePrimary}, first),
-			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{netns.PremSecondary, netns.EdgeSecondary}, second),
-			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{netns.Gateway, netns.NVAFirst, netns.NVASecond}, first, second),
+			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{netns.PremPrimary, netns.EdgePrimary}, first...),
+			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{netns.PremSecondary, netns.EdgeSecondary}, second...),
+			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{netns.Gateway, netns.NVAFirst, netns.NVASecond}, append(first, second...)...),
 		}, r.watches...),
 	}
 }
@@ -56,10 +63,11 @@ type Tap struct {
 	err     error
 }
 
-// StartTap starts the tap on all links and waits until it looks.
-func (r *Rig) StartTap() (*Tap, error) {
+// StartTap starts the tap on all links, as TapConfig has it, and waits until it
+// looks.
+func (r *Rig) StartTap(protocols ...tap.Protocol) (*Tap, error) {
 	config := r.file(fmt.Sprintf("tap-%d.json", len(r.taps)))
-	b, err := json.Marshal(r.TapConfig())
+	b, err := json.Marshal(r.TapConfig(protocols...))
 	if err != nil {
 		return nil, fmt.Errorf("encode the tap's configuration: %w", err)
 	}

@@ -141,10 +141,10 @@ func (d *Datagrams) Stop() (traffic.DatagramReport, error) {
 	return report, nil
 }
 
-// Forge sends datagrams with a forged source from a host.
-func (r *Rig) Forge(ctx context.Context, from netns.Host, source, to netip.AddrPort, wireGuard bool, count int) error {
+// Forge sends packets with a forged source from a host.
+func (r *Rig) Forge(ctx context.Context, from netns.Host, source, to netip.AddrPort, as traffic.Shape, count int) error {
 	_, err := r.Lab.Run(ctx, from, r.program("traffic", "forge", "forge", "--from", source.String(), "--to", to.String(),
-		"--wireguard="+strconv.FormatBool(wireGuard), "--count", strconv.Itoa(count)))
+		"--as", string(as), "--count", strconv.Itoa(count)))
 	return err
 }
 

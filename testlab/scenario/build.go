@@ -70,6 +70,25 @@ func end(text string) (netns.Host, string, error) {
 	return netns.Host(h), name, nil
 }
 
+// tunnel reads ADDRESS:PORT-ADDRESS:PORT, or ipsec:ADDRESS-ADDRESS.
+func tunnel(text string) (tap.Tunnel, error) {
+	if ends, ok := strings.CutPrefix(text, "ipsec:"); ok {
+		a, b, _ := strings.Cut(ends, "-")
+		from, errA := netip.ParseAddr(a)
+		to, errB := netip.ParseAddr(b)
+		if errA == nil && errB == nil {
+			return tap.Of(tap.IPsec, netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, 0)), nil
+		}
+	}
+	a, b, _ := strings.Cut(text, "-")
+	from, errA := netip.ParseAddrPort(a)
+	to, errB := netip.ParseAddrPort(b)
+	if errA != nil || errB != nil {
+		return tap.Tunnel{}, fmt.Errorf("tunnel %q: want ADDRESS:PORT-ADDRESS:PORT or ipsec:ADDRESS-ADDRESS, several joined by +", text)
+	}
+	return tap.Of(tap.WireGuard, from, to), nil
+}
+
 // addWatch has the tap watch one more interface, where only these addresses
 // resolve each other and only this tunnel runs; on a VLAN, behind these tags only.
 func (x *session) addWatch(args []string) error {
@@ -90,13 +109,11 @@ func (x *session) addWatch(args []string) error {
 		i.Addresses = append(i.Addresses, a)
 	}
 	for text := range strings.SplitSeq(o.settings["tunnel"], "+") {
-		a, b, _ := strings.Cut(text, "-")
-		from, errA := netip.ParseAddrPort(a)
-		to, errB := netip.ParseAddrPort(b)
-		if errA != nil || errB != nil {
-			return fmt.Errorf("%q: want ADDRESS:PORT-ADDRESS:PORT, several joined by +", text)
+		t, err := tunnel(text)
+		if err != nil {
+			return err
 		}
-		i.Tunnels = append(i.Tunnels, tap.Tunnel{Protocol: tap.WireGuard, A: from.Addr(), PortA: from.Port(), B: to.Addr(), PortB: to.Port()})
+		i.Tunnels = append(i.Tunnels, t)
 	}
 	if text := o.settings["vlan"]; text != "" {
 		v := tap.VLAN{Link: i.Link}

@@ -182,7 +182,7 @@ func (x *session) streams(s *script.State, args []string) (output, error) {
 }
 
 func (x *session) forge(s *script.State, args []string) error {
-	o, err := split(args, 3, "-wireguard")
+	o, err := split(args, 3, "as=")
 	if err != nil {
 		return err
 	}
@@ -197,7 +197,11 @@ func (x *session) forge(s *script.State, args []string) error {
 	if x.rig == nil {
 		return errNoLab
 	}
-	return x.rig.Forge(s.Context(), netns.Host(o.words[0]), source, to, o.has("-wireguard"), 20)
+	as := traffic.Shape(o.settings["as"])
+	if as == "" {
+		as = traffic.Text
+	}
+	return x.rig.Forge(s.Context(), netns.Host(o.words[0]), source, to, as, 20)
 }
 
 // inject sends from an appliance's circuit namespace with -circuit.
@@ -225,11 +229,15 @@ func (x *session) watch(_ *script.State, args []string) error {
 	if x.rig == nil {
 		return errNoLab
 	}
-	if len(args) == 1 && args[0] == "start" {
+	if len(args) > 0 && args[0] == "start" {
 		if x.tap != nil {
 			return errors.New("the tap runs already")
 		}
-		t, err := x.rig.StartTap()
+		var protocols []tap.Protocol
+		for _, p := range args[1:] {
+			protocols = append(protocols, tap.Protocol(p))
+		}
+		t, err := x.rig.StartTap(protocols...)
 		x.tap = t
 		return err
 	}

@@ -60,6 +60,15 @@ const (
 	IPsec     Protocol = "ipsec"
 )
 
+// Of is a tunnel between two ends; of IPsec, ports say nothing.
+func Of(p Protocol, a, b netip.AddrPort) Tunnel {
+	t := Tunnel{Protocol: p, A: a.Addr(), B: b.Addr()}
+	if p == WireGuard {
+		t.PortA, t.PortB = a.Port(), b.Port()
+	}
+	return t
+}
+
 // MinCanary is the shortest canary in bytes: chance must not hit it.
 const MinCanary = 16
 

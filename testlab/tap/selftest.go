@@ -38,7 +38,7 @@ type specimen struct {
 
 func specimens(canary []byte) []specimen {
 	text := bytes.Repeat([]byte("the quick brown fox jumps over the lazy dog; "), 30)
-	return slices.Concat(neighbourSpecimens(text), wireguardSpecimens(text, canary), ipsecSpecimens(text), otherSpecimens(text, canary))
+	return slices.Concat(neighbourSpecimens(text), wireguardSpecimens(text, canary), ipsecSpecimens(text, canary), otherSpecimens(text, canary))
 }
 
 // neighbourSpecimens are ARP and ND.
@@ -96,7 +96,7 @@ func wireguardSpecimens(text, canary []byte) []specimen {
 	}
 }
 
-func ipsecSpecimens(text []byte) []specimen {
+func ipsecSpecimens(text, canary []byte) []specimen {
 	esp := func(content []byte) []byte { return craftIPv4To(craftC, protoESP, craftESP(content)) }
 	udp := func(port uint16, b []byte) []byte { return craftIPv4To(craftC, protoUDP, craftUDP(port, port, b)) }
 	packet := craftPacket4(craftB, 6, craftRandom(1000))
@@ -114,13 +114,32 @@ func ipsecSpecimens(text []byte) []specimen {
 		{name: "esp with text", frame: esp(text[:1024]), clear: true},
 		{name: "esp with text in udp", frame: udp(4500, craftESP(text[:1024])), clear: true},
 		{name: "esp with the null cipher", frame: esp(slices.Concat(packet, trailer)), clear: true},
+		{name: "esp with the null cipher in udp", frame: udp(4500, craftESP(slices.Concat(packet, trailer))), clear: true},
+		{name: "esp with the null cipher and ipv6", frame: esp(slices.Concat(craftUDP6(craftRandom(1000)), trailer)), clear: true},
+		{name: "esp with the canary", frame: esp(slices.Concat(craftRandom(800), canary, craftRandom(400))), clear: true},
+		{name: "esp with the canary in udp", frame: udp(4500, craftESP(slices.Concat(craftRandom(800), canary, craftRandom(400)))), clear: true},
+		{name: "esp with a reserved spi", frame: craftIPv4To(craftC, protoESP, append([]byte{0, 0, 0, 255, 0, 0, 0, 1}, craftRandom(200)...)), clear: true},
+		{name: "esp without a sequence number", frame: craftIPv4To(craftC, protoESP, append([]byte{0xc0, 0, 0, 1, 0, 0, 0, 0}, craftRandom(200)...)), clear: true},
+		{name: "esp without content", frame: esp(nil), clear: true},
+		{name: "esp in a fragment", frame: craftFragment(esp(craftRandom(1400))), clear: true},
+		{name: "ah", frame: craftIPv4To(craftC, 51, craftRandom(200)), clear: true},
+		{name: "nat keepalive of another byte", frame: udp(4500, []byte{0xfe}), clear: true},
+		{name: "nat keepalive with a byte behind it", frame: udp(4500, []byte{0xff, 0}), clear: true},
+		{name: "nat keepalive on ike's port", frame: udp(500, []byte{0xff}), clear: true},
+		{name: "esp in udp on ike's port", frame: udp(500, craftESP(craftRandom(1400))), clear: true},
+		{name: "ike from another port", frame: craftIPv4To(craftC, protoUDP, craftUDP(501, 500, hello)), clear: true},
+		{name: "wireguard between ipsec ends", frame: udp(51820, craftData(1372)), clear: true},
 		{name: "esp that only authenticates", frame: esp(slices.Concat(craftRandom(8), packet, trailer)), clear: true},
 
 		{name: "ike_sa_init", frame: udp(500, hello)},
 		{name: "ike_sa_init with certificate authorities", frame: udp(500, craftSAInit(hashes(craftRandom(40))))},
 		{name: "ike_auth", frame: udp(500, auth)},
+		{name: "ike_sa_init on the other port", frame: udp(4500, append(make([]byte, 4), hello...))},
 		{name: "ike_auth in a fragment", frame: udp(4500, append(make([]byte, 4), craftIKE(ikeAuth, ikePayload{payloadSKF, append([]byte{0, 1, 0, 2}, craftRandom(1200)...)})...))},
+		{name: "ike_auth in a fragment with text", frame: udp(4500, append(make([]byte, 4), craftIKE(ikeAuth, ikePayload{payloadSKF, append([]byte{0, 1, 0, 2}, text[:1200]...)})...)), clear: true},
+		{name: "ike_auth with the canary", frame: udp(500, craftIKE(ikeAuth, ikePayload{payloadSK, slices.Concat(craftRandom(100), canary, craftRandom(100))})), clear: true},
 		{name: "text on ike's port", frame: udp(500, text), clear: true},
+		{name: "text behind the mark of ike on the other port", frame: udp(4500, append(make([]byte, 4), text...)), clear: true},
 		{name: "ike without the initiator's spi", frame: udp(500, append(make([]byte, 8), hello[8:]...)), clear: true},
 		{name: "ike of another version", frame: udp(500, craftChange(hello, 17, 0x21)), clear: true},
 		{name: "ike with reserved flags", frame: udp(500, craftChange(hello, 19, 0xff)), clear: true},

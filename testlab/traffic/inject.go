@@ -42,27 +42,21 @@ func Inject(o InjectOptions) error {
 		for _, t := range o.Tags {
 			frame = binary.BigEndian.AppendUint32(frame, t)
 		}
-		frame = binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP)
-		frame = append(frame, checksummed(o.packet(uint64(i+1)))...)
+		packet, err := o.packet(uint64(i + 1))
+		if err != nil {
+			return err
+		}
+		kind := uint16(unix.ETH_P_IP)
+		if o.To.Addr().Is6() {
+			kind = unix.ETH_P_IPV6
+		}
+		frame = append(binary.BigEndian.AppendUint16(frame, kind), packet...)
 		// A guard that drops a frame on its way out may say so.
 		if err := unix.Sendto(fd, frame, 0, &to); err != nil && err != unix.ENOBUFS {
 			return fmt.Errorf("send frame %d: %w", i+1, err)
 		}
 	}
 	return nil
-}
-
-// checksummed sets an IPv4 header's checksum (RFC 791).
-func checksummed(b []byte) []byte {
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(b[10:], ^uint16(sum))
-	return b
 }
 
 // ParseTags reads such as 300.100, the outer tag first; "ad" in front of one

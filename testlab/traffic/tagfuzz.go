@@ -208,10 +208,7 @@ func outer(r *rand.Rand, from, to netip.AddrPort, counter uint64, payload []byte
 	b = binary.BigEndian.AppendUint16(b, to.Port())
 	b = binary.BigEndian.AppendUint16(b, uint16(8+len(message)))
 	b = checked(from.Addr(), to.Addr(), unix.IPPROTO_UDP, append(append(b, 0, 0), message...), 6)
-	header := []byte{0x45, 0}
-	header = binary.BigEndian.AppendUint16(header, uint16(20+len(b)))
-	header = slices.Concat(header, []byte{0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}, from.Addr().AsSlice(), to.Addr().AsSlice())
-	return append(checksummed(header), b...)
+	return header(from.Addr(), to.Addr(), unix.IPPROTO_UDP, b)
 }
 
 // SendFrames puts frames on an interface's wire through a packet socket.

@@ -5,7 +5,7 @@
 //	traffic probe --to ADDR [--udp] [--deadline 5s]
 //	traffic datagrams --to ADDR [--flows 8] [--interval 5ms] [--duration 0]
 //	traffic streams --to ADDR [--flows 1] [--duration 3s] [--reverse]
-//	traffic forge --from ADDR --to ADDR [--wireguard] [--count 10]
+//	traffic forge --from ADDR --to ADDR [--as text|wireguard|ike|esp|esp-in-udp] [--count 10]
 //	traffic inject --interface IF --mac MAC --from ADDR --to ADDR [--tags 300.100] [--mark N] [--count 10]
 //	traffic witness
 //	traffic fuzz --sender NAME --interface IF --gateway ADDR --own ADDR,… --pool ADDR,PREFIX,… [--seed 1] [--count 10]
@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string) error {
 	attempt := f.Duration("attempt", time.Second, "when an attempt of a probe gives up")
 	reverse := f.Bool("reverse", false, "let the server send")
 	from := f.String("from", "", "forged source address and port")
-	wireGuard := f.Bool("wireguard", false, "forge WireGuard data messages")
+	shape := f.String("as", "text", "what forged packets look like: text, wireguard, ike, esp or esp-in-udp")
 	count := f.Int("count", 10, "number of forged datagrams, or of fuzz packets")
 	iface := f.String("interface", "eth0", "where injected frames and fuzz packets go out")
 	mac := f.String("mac", "", "to whom injected frames go")
@@ -87,10 +87,10 @@ func run(ctx context.Context, args []string) error {
 	case "streams":
 		report, err = traffic.Streams(ctx, traffic.StreamOptions{To: *to, Canary: canary, Flows: *flows, Duration: *duration, Reverse: *reverse})
 	case "forge":
-		return forge(*from, *to, traffic.ForgeOptions{Canary: canary, Count: *count, Interval: *interval, WireGuard: *wireGuard, Size: *size})
+		return forge(*from, *to, traffic.ForgeOptions{Canary: canary, Count: *count, Interval: *interval, Shape: traffic.Shape(*shape), Size: *size})
 	case "inject":
 		return inject(*from, *to, *mac, *tags, traffic.InjectOptions{Interface: *iface, Mark: *mark,
-			ForgeOptions: traffic.ForgeOptions{Canary: canary, Count: *count, WireGuard: true, Size: *size}})
+			ForgeOptions: traffic.ForgeOptions{Canary: canary, Count: *count, Shape: traffic.WireGuard, Size: *size}})
 	case "fuzz":
 		return z.send(ctx, *iface, traffic.Fuzz{Canary: canary, Count: *count}, *interval)
 	case "tagfuzz":
