@@ -60,7 +60,6 @@ var errTooMany = errors.New("too many interfaces")
 // render and says so. A LAN without the device of a slow path has none, and
 // drops what would need it.
 func render(i instance.Instance, c plan.Classifier, f facts) (state, error) {
-	prefix := i.DevicePrefix()
 	s := newState()
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -75,8 +74,8 @@ func render(i instance.Instance, c plan.Classifier, f facts) (state, error) {
 		switch {
 		case lan.Tenant == 0:
 			fail("LAN interface %s: tenant 0 is no tenant", lan.Interface)
-		case strings.HasPrefix(lan.Interface, i.DevicePrefix()), strings.HasPrefix(lan.Interface, i.SlowDevicePrefix()):
-			fail("LAN interface %s: names that begin with %s or %s are the agent's own devices", lan.Interface, i.DevicePrefix(), i.SlowDevicePrefix())
+		case i.IsTunnelDevice(lan.Interface), strings.HasPrefix(lan.Interface, i.SlowDevicePrefix()):
+			fail("LAN interface %s: names that begin with %s, %s or %s are the agent's own devices", lan.Interface, i.DevicePrefix(), i.IPsecDevicePrefix(), i.SlowDevicePrefix())
 		case !ok:
 			fail("LAN interface %s: there is no such interface", lan.Interface)
 		case !d.ethernet:
@@ -104,7 +103,7 @@ func render(i instance.Instance, c plan.Classifier, f facts) (state, error) {
 		}
 	}
 	for _, g := range c.Groups {
-		if err := s.addGroup(prefix, g, f); err != nil {
+		if err := s.addGroup(i, g, f); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -143,7 +142,7 @@ func (s *state) fits() error {
 
 // addGroup keeps the place of a member without a device, so that bits of the
 // alive mask always mean the same members.
-func (s *state) addGroup(prefix string, g plan.Group, f facts) error {
+func (s *state) addGroup(inst instance.Instance, g plan.Group, f facts) error {
 	switch _, twice := s.groups[g.Number]; {
 	case g.Number == 0 || g.Tenant == 0:
 		return fmt.Errorf("group %s: number %d and tenant %d must not be 0", g.ID, g.Number, g.Tenant)
@@ -161,8 +160,8 @@ func (s *state) addGroup(prefix string, g plan.Group, f facts) error {
 		d, ok := f[m.Device]
 		_, twice := s.ports[d.index]
 		switch {
-		case !strings.HasPrefix(m.Device, prefix):
-			errs = append(errs, fmt.Errorf("tunnel %s: %s is no tunnel device of this instance, whose names begin with %s", m.Tunnel, m.Device, prefix))
+		case !inst.IsTunnelDevice(m.Device):
+			errs = append(errs, fmt.Errorf("tunnel %s: %s is no tunnel device of this instance, whose names begin with %s or %s", m.Tunnel, m.Device, inst.DevicePrefix(), inst.IPsecDevicePrefix()))
 		case m.MTU <= 0:
 			errs = append(errs, fmt.Errorf("tunnel %s: MTU %d is not positive", m.Tunnel, m.MTU))
 		case !ok:

@@ -73,6 +73,11 @@ func (i Instance) IPsecDevice(tunnel uint16) string {
 // other device's begins like that.
 func (i Instance) IPsecDevicePrefix() string { return i.Namespace() + "~" }
 
+// IsTunnelDevice reports whether a name is one of Device or IPsecDevice.
+func (i Instance) IsTunnelDevice(name string) bool {
+	return strings.HasPrefix(name, i.DevicePrefix()) || strings.HasPrefix(name, i.IPsecDevicePrefix())
+}
+
 // CharonSocket is where the instance's own charon answers (VICI).
 func (i Instance) CharonSocket() string { return filepath.Join(i.RunDir(), "charon.vici") }
 

@@ -306,7 +306,7 @@ func (d *Driver) Release(ctx context.Context) error {
 // that a tunnel driver is about to move out.
 func (d *Driver) physical(l netlink.Link) bool {
 	a := l.Attrs()
-	return a.RawFlags&unix.IFF_LOOPBACK == 0 && !strings.HasPrefix(a.Name, d.config.Instance.DevicePrefix())
+	return a.RawFlags&unix.IFF_LOOPBACK == 0 && !d.config.Instance.IsTunnelDevice(a.Name)
 }
 
 type handles struct{ main, circuit *netlink.Handle }

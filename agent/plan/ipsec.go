@@ -23,6 +23,8 @@ type IPsec struct {
 // and one CHILD_SA, alone in its IKE SA.
 type IPsecTunnel struct {
 	ID, Device string
+	// Retiring tells that WireGuard takes over from it.
+	Retiring bool
 	// Number is the tunnel's; InterfaceID is what its SAs and policies carry, and
 	// Mark its ESP packets.
 	Number            uint16

@@ -1,12 +1,18 @@
 package plan
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"flag"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -57,6 +63,59 @@ func premises() desired.State {
 	}
 }
 
+// certificate is one of nobody in particular.
+var certificate = func() []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		panic(err)
+	}
+	return der
+}()
+
+// byIPsec is premises with IPsec.
+func byIPsec() desired.State {
+	s := premises()
+	s.Identities = []desired.Identity{{Name: "hq.contoso.example", Certificates: []desired.IdentityCertificate{{Generation: 1, Certificate: certificate}}}}
+	s.Authorities = [][]byte{certificate}
+	g := &s.Sections[0].Groups[0]
+	g.IPsec = &desired.IPsecPolicy{
+		Profile: "cnsa1", LocalID: "hq.contoso.example", RemoteID: "weu.contoso.example",
+		Authentication: desired.AuthenticationCertificate, PeerCertificates: [][]byte{certificate},
+		IKEProposals: []string{"aes256gcm16-prfsha384-ecp384"}, ESPProposals: []string{"aes256gcm16-ecp384-esn"},
+		PPKRequired: true, IKELifetime: 4 * time.Hour, ESPLifetime: time.Hour, DPDDelay: 10 * time.Second,
+	}
+	for i := range g.Tunnels {
+		g.Tunnels[i].IPsec = &desired.IPsec{PresharedKeys: g.Tunnels[i].WireGuard.PresharedKeys}
+		g.Tunnels[i].WireGuard = nil
+	}
+	return s
+}
+
+// changing is premises on its way from WireGuard to IPsec.
+func changing() desired.State {
+	s := byIPsec()
+	g := &s.Sections[0].Groups[0]
+	g.Retiring = desired.ProtocolWireGuard
+	for i, t := range premises().Sections[0].Groups[0].Tunnels {
+		g.Tunnels[i].WireGuard = t.WireGuard
+	}
+	return s
+}
+
+// gateway is premises with a far end that has no agent.
+func gateway() desired.State {
+	s := byIPsec()
+	p := s.Sections[0].Groups[0].IPsec
+	p.External, p.Authentication, p.PeerCertificates, p.PPKRequired = true, desired.AuthenticationPSK, nil, false
+	p.RemoteID, p.UDPEncapsulation = "20.1.2.3", true
+	return s
+}
+
 func TestBuild(t *testing.T) {
 	pending := premises()
 	pending.Sections[0].Groups[0].Tunnels[1].WireGuard = &desired.WireGuard{}
@@ -67,6 +126,8 @@ func TestBuild(t *testing.T) {
 		tagged.Interfaces[i] = desired.Interface{Name: name, Role: desired.RoleCircuit}
 	}
 	tagged.Links[1].OuterVLAN = 300
+	certless := byIPsec()
+	certless.Identities[0].Certificates[0].Certificate = nil
 	bare := desired.State{Interfaces: premises().Interfaces[:1]}
 	tests := []struct {
 		name  string
@@ -74,6 +135,10 @@ func TestBuild(t *testing.T) {
 	}{
 		{"premises", premises()},
 		{"one-pending", pending},
+		{"ipsec", byIPsec()},
+		{"changing-to-ipsec", changing()},
+		{"gateway", gateway()},
+		{"ipsec-pending", certless},
 		{"tagged", tagged},
 		{"interface-without-tunnels", bare},
 		{"nothing", desired.State{}},

@@ -1,6 +1,9 @@
 package plan
 
-import "reflect"
+import (
+	"reflect"
+	"slices"
+)
 
 // Prefixes are all that tells two plans apart: some prefixes that come, some that
 // go, and the tunnels that must let others through for it.
@@ -57,6 +60,11 @@ func (p Plan) withoutPrefixes() Plan {
 		tunnels[i] = t
 	}
 	p.Tunnels = tunnels
+	// What of them IPsec needs can wait for the pass that follows.
+	p.IPsec.Tunnels = slices.Clone(p.IPsec.Tunnels)
+	for i := range p.IPsec.Tunnels {
+		p.IPsec.Tunnels[i].Locals, p.IPsec.Tunnels[i].Remotes = nil, nil
+	}
 	p.Classifier.Locals, p.Classifier.Remotes = nil, nil
 	return p
 }

@@ -30,6 +30,9 @@ func (p Plan) String() string {
 		for _, r := range t.Routes {
 			line("  %s via %s dev %s src %s", r.Destination, r.NextHop, r.Interface, r.Source)
 		}
+		for _, c := range t.Control {
+			line("  also control packets %s -> %s", c.Local, c.Remote)
+		}
 	}
 	section("tunnels", len(p.Tunnels))
 	for _, t := range p.Tunnels {
@@ -38,9 +41,23 @@ func (p Plan) String() string {
 		line("  pre-shared keys %v", t.PresharedKeys)
 		line("  probe %s -> %s", t.LocalProbe, t.RemoteProbe)
 	}
+	section("IPsec tunnels", len(p.IPsec.Tunnels))
+	for _, t := range p.IPsec.Tunnels {
+		role := "answers"
+		if t.Initiates {
+			role = "initiates"
+		}
+		line("%s: %s, %s -> %s, mark %#x, interface id %#x, mtu %d, %s", t.ID, t.Device, t.Local, t.Remote, t.Mark, t.InterfaceID, t.MTU, role)
+		line("  %s as %s with %s by %s", t.Policy.Profile, t.Policy.LocalID, t.Policy.RemoteID, t.Policy.Authentication)
+		line("  ike %v, esp %v", t.Policy.IKEProposals, t.Policy.ESPProposals)
+		line("  pre-shared keys %v", t.PresharedKeys)
+		if t.LocalProbe.IsValid() {
+			line("  probe %s -> %s", t.LocalProbe, t.RemoteProbe)
+		}
+	}
 	section("pending tunnels", len(p.Pending))
 	for _, t := range p.Pending {
-		line("%s: %s", t.ID, t.Reason)
+		line("%s by %s: %s", t.ID, t.Protocol, t.Reason)
 	}
 	section("guard: nothing but these passes the circuit interfaces", len(p.Guard.Interfaces))
 	for _, i := range p.Guard.Interfaces {
@@ -66,7 +83,11 @@ func (p Plan) String() string {
 	for _, g := range c.Groups {
 		line("group %d (%s, tenant %d)", g.Number, g.ID, g.Tenant)
 		for _, m := range g.Members {
-			line("  %s by %s", m.Tunnel, m.Device)
+			text := fmt.Sprintf("  %s by %s", m.Tunnel, m.Device)
+			if m.Retiring {
+				text += ", while nothing else is alive"
+			}
+			line("%s", text)
 		}
 	}
 	return b.String()

@@ -56,12 +56,14 @@ type Route struct {
 	Source      netip.Addr
 }
 
-// Tunnel is a tunnel that has all it needs.
+// Tunnel is a tunnel by WireGuard that has all it needs.
 type Tunnel struct {
-	ID     string
-	Device string
-	Mark   uint32
-	MTU    int
+	ID string
+	// Retiring tells that IPsec takes over from it.
+	Retiring bool
+	Device   string
+	Mark     uint32
+	MTU      int
 	// Local and Peer are the outer addresses and UDP ports.
 	Local, Peer netip.AddrPort
 	PeerKey     desired.PublicKey
@@ -75,7 +77,9 @@ type Tunnel struct {
 
 // Pending is a tunnel that cannot be made yet.
 type Pending struct {
-	ID string
+	ID       string
+	Protocol desired.Protocol
+	Retiring bool
 	// Reason is a sentence.
 	Reason string
 }
@@ -168,8 +172,25 @@ const MaxMembers = 32
 type Member struct {
 	Tunnel string
 	// Number weighs the member in rendezvous hashing; it survives restarts.
-	Number                  uint16
+	Number uint16
+	// Retiring members carry packets only while no other one is alive.
+	Retiring bool
+	// External members answer no probe: who keeps the tunnel says whether it is
+	// alive.
+	External                bool
 	Device                  string
 	MTU                     int
 	LocalProbe, RemoteProbe netip.Addr
 }
+
+// Key names the member among all that probes watch: a tunnel that changes its
+// protocol has two.
+func (m Member) Key() string {
+	if m.Number&ipsecMember != 0 {
+		return IPsecKey(m.Tunnel)
+	}
+	return m.Tunnel
+}
+
+// IPsecKey is the key of a tunnel's member by IPsec.
+func IPsecKey(tunnel string) string { return tunnel + "/ipsec" }

@@ -33,12 +33,12 @@ func TestPrefixesGoFirst(t *testing.T) {
 		go func() { _ = r.Run(ctx, func(bool) {}) }()
 		// Without a plan the loop goes to sleep.
 		synctest.Wait()
-		const whole = "claim arm links tunnels slow classifier guard sweep"
+		const whole = "claim arm links tunnels ipsec slow classifier guard sweep sweepipsec"
 		for i, tt := range []struct {
 			plan plan.Plan
 			want string
 		}{
-			{with("10.1.0.0/16"), "claim arm links tunnels arm slow classifier guard sweep"},
+			{with("10.1.0.0/16"), "claim arm links tunnels arm ipsec slow classifier guard sweep sweepipsec"},
 			{with("10.2.0.0/16"), "remote 10.1.0.0/16 false adjust t2 remote 10.2.0.0/16 true " + whole},
 			{onePlan(plan.Flow{Interface: "circ0", Device: "t1"}), whole},
 			{onePlan(plan.Flow{Interface: "circ0", Device: "t1"}), whole},
@@ -64,7 +64,7 @@ func TestHurryIsNoRepair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{}
 		noting := noted{classifier{h}}
-		r := New(guard{h}, links{h}, tunnels{h}, slowPaths{h}, noting, h.ledger(), slog.New(slog.DiscardHandler))
+		r := New(guard{h}, links{h}, tunnels{h}, ipsec{h}, slowPaths{h}, noting, h.ledger(), slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		go func() { _ = r.Run(ctx, func(bool) {}) }()
 		// The loop's first turn is over, so that nothing wakes it twice for one plan.
@@ -109,7 +109,7 @@ func TestPrefixesInterruptOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{}
 		slow := &slowGuard{host: h}
-		r := New(slow, links{h}, tunnels{h}, slowPaths{h}, classifier{h}, h.ledger(), slog.New(slog.DiscardHandler))
+		r := New(slow, links{h}, tunnels{h}, ipsec{h}, slowPaths{h}, classifier{h}, h.ledger(), slog.New(slog.DiscardHandler))
 		with := func(n int) plan.Plan {
 			p := onePlan(plan.Flow{Interface: "circ0", Device: "t1"})
 			for i := range n {

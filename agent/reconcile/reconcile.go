@@ -1,6 +1,6 @@
 // Package reconcile brings a node's host in line with its plan: a dirty flag, a
 // throttled loop, one visible order across the drivers, retries. It knows what
-// the drivers promise and nothing of netlink, eBPF or WireGuard.
+// the drivers promise and nothing of netlink, eBPF, WireGuard or IKE.
 package reconcile
 
 import (
@@ -36,7 +36,7 @@ type (
 		Claim(ctx context.Context, interfaces []plan.Interface) (claimed []string, err error)
 		Sync(ctx context.Context, interfaces []plan.Interface, tables []plan.Table) error
 	}
-	// Tunnels are the tunnels' devices and what they encrypt with. Sync calls
+	// Tunnels are WireGuard's devices and what they encrypt with. Sync calls
 	// closing with the devices that it is about to make, which nobody judges yet,
 	// and makes none when that fails. Sweep removes what the last Sync found
 	// and did not want.
@@ -46,6 +46,12 @@ type (
 	Tunnels interface {
 		Adjust(ctx context.Context, tunnels []plan.Tunnel) error
 		Sync(ctx context.Context, want []plan.Tunnel, closing func(devices []string) error) error
+		Sweep(ctx context.Context) error
+	}
+	// IPsec is charon and the devices of its tunnels; as Tunnels. Prefixes are not
+	// adjusted: an SA carries all that the classifier lets into its device.
+	IPsec interface {
+		Sync(ctx context.Context, want plan.IPsec, closing func(devices []string) error) error
 		Sweep(ctx context.Context) error
 	}
 	// SlowPaths are where the kernel answers or fragments what is too big for
@@ -87,6 +93,7 @@ type Reconciler struct {
 	guard      Guard
 	links      Links
 	tunnels    Tunnels
+	ipsec      IPsec
 	slowPaths  SlowPaths
 	classifier Classifier
 	drift      *drift.Ledger
@@ -104,8 +111,8 @@ type Reconciler struct {
 
 // New makes a reconciler that does nothing until it has a plan. The drivers note
 // in d what they change.
-func New(g Guard, l Links, t Tunnels, s SlowPaths, c Classifier, d *drift.Ledger, log *slog.Logger) *Reconciler {
-	return &Reconciler{guard: g, links: l, tunnels: t, slowPaths: s, classifier: c, drift: d, log: log, dirty: make(chan struct{}, 1)}
+func New(g Guard, l Links, t Tunnels, i IPsec, s SlowPaths, c Classifier, d *drift.Ledger, log *slog.Logger) *Reconciler {
+	return &Reconciler{guard: g, links: l, tunnels: t, ipsec: i, slowPaths: s, classifier: c, drift: d, log: log, dirty: make(chan struct{}, 1)}
 }
 
 // Want replaces the plan. Nothing on the host is touched before the first call.
@@ -323,13 +330,15 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 	}
 	carried := want.Only(armed)
 	step("configure links", r.links.Sync(ctx, carried.Interfaces, carried.Tables))
-	step("configure tunnels", r.tunnels.Sync(ctx, want.Tunnels, func(devices []string) error {
+	closing := func(devices []string) error {
 		// Of what is wrong beside that the pass knows already.
 		if armed, err := r.guard.Arm(ctx, carried.Guard.Without(devices)); armed == nil {
 			return err
 		}
 		return nil
-	}))
+	}
+	step("configure WireGuard tunnels", r.tunnels.Sync(ctx, want.Tunnels, closing))
+	step("configure IPsec tunnels", r.ipsec.Sync(ctx, want.IPsec, closing))
 	step("configure slow paths", r.slowPaths.Sync(ctx, want.Classifier.LANs))
 	checked, err := r.classifier.Sync(ctx, want.Classifier)
 	step("configure the classifier", err)
@@ -337,6 +346,7 @@ func (r *Reconciler) pass(ctx context.Context, want plan.Plan) error {
 		return errors.Join(errs...)
 	}
 	step("open the guard", r.guard.Sync(ctx, carried.Guard.WithDevices(checked)))
-	step("remove tunnels", r.tunnels.Sweep(ctx))
+	step("remove WireGuard tunnels", r.tunnels.Sweep(ctx))
+	step("remove IPsec tunnels", r.ipsec.Sweep(ctx))
 	return errors.Join(errs...)
 }

@@ -134,6 +134,29 @@ func (t tunnels) Adjust(_ context.Context, want []plan.Tunnel) error {
 
 func (t tunnels) Sweep(context.Context) error { return t.call("sweep") }
 
+type ipsec struct{ *host }
+
+func (i ipsec) Sync(_ context.Context, want plan.IPsec, closing func([]string) error) error {
+	if err := i.call("ipsec"); err != nil {
+		return err
+	}
+	var missing []string
+	for _, x := range want.Tunnels {
+		if !slices.Contains(i.devices, x.Device) {
+			missing = append(missing, x.Device)
+		}
+	}
+	if len(missing) > 0 {
+		if err := closing(missing); err != nil {
+			return err
+		}
+	}
+	i.devices = append(i.devices, missing...)
+	return nil
+}
+
+func (i ipsec) Sweep(context.Context) error { return i.call("sweepipsec") }
+
 type slowPaths struct{ *host }
 
 func (s slowPaths) Sync(context.Context, []plan.LAN) error { return s.call("slow") }
@@ -155,7 +178,7 @@ func (c classifier) Adjust(_ context.Context, p plan.Classifier, there bool) err
 }
 
 func newReconciler(h *host) *Reconciler {
-	return New(guard{h}, links{h}, tunnels{h}, slowPaths{h}, classifier{h}, h.ledger(), slog.New(slog.DiscardHandler))
+	return New(guard{h}, links{h}, tunnels{h}, ipsec{h}, slowPaths{h}, classifier{h}, h.ledger(), slog.New(slog.DiscardHandler))
 }
 
 func onePlan(flows ...plan.Flow) plan.Plan {
@@ -179,9 +202,9 @@ func TestPassOrder(t *testing.T) {
 		name, want string
 		flows      []plan.Flow
 	}{
-		{"first", "claim arm links tunnels arm slow classifier guard sweep", []plan.Flow{one, two}},
-		{"taking away", "claim arm links tunnels slow classifier guard sweep", []plan.Flow{one}},
-		{"repeat", "claim arm links tunnels slow classifier guard sweep", []plan.Flow{one}},
+		{"first", "claim arm links tunnels arm ipsec slow classifier guard sweep sweepipsec", []plan.Flow{one, two}},
+		{"taking away", "claim arm links tunnels ipsec slow classifier guard sweep sweepipsec", []plan.Flow{one}},
+		{"repeat", "claim arm links tunnels ipsec slow classifier guard sweep sweepipsec", []plan.Flow{one}},
 	} {
 		h.calls = nil
 		if err := r.pass(t.Context(), onePlan(tt.flows...)); err != nil {
@@ -254,6 +277,26 @@ func TestUnjudgedTunnelsStayClosed(t *testing.T) {
 	}
 }
 
+// Devices that are made again are closed before, whatever they encrypt with.
+func TestMadeAgainIsClosedBefore(t *testing.T) {
+	both := onePlan(plan.Flow{Interface: "circ0", Device: "t1"}, plan.Flow{Interface: "circ0", Device: "i1"})
+	both.Tunnels = both.Tunnels[:1]
+	both.IPsec.Tunnels = []plan.IPsecTunnel{{Device: "i1"}}
+	h := &host{flows: both.Guard.Flows}
+	if err := newReconciler(h).pass(t.Context(), both); err != nil {
+		t.Fatal(err)
+	}
+	// It was known before the first of the two that nothing is missing.
+	for i, want := range []int{2, 1, 0} {
+		if len(h.opened[i]) != want {
+			t.Errorf("guard call %d of %q opens %v, want %d flows", i, h.calls, h.opened[i], want)
+		}
+	}
+	if !slices.Equal(h.devices, []string{"t1", "i1"}) {
+		t.Errorf("devices %v, want both", h.devices)
+	}
+}
+
 // A process that died after it had made a device and before anything judged
 // it: the next one opens nothing for that device, whatever else is missing.
 func TestNothingOpensBeforeTheClassifierJudges(t *testing.T) {
@@ -289,7 +332,7 @@ func TestUnknownLeavesThingsAsTheyWere(t *testing.T) {
 	for broken, want := range map[string]string{
 		"claim":      "claim",
 		"arm":        "claim arm",
-		"classifier": "claim arm links tunnels slow classifier",
+		"classifier": "claim arm links tunnels ipsec slow classifier",
 	} {
 		h := &host{}
 		r := newReconciler(h)
@@ -348,7 +391,7 @@ func TestRunRetriesAndReports(t *testing.T) {
 		}
 		before := len(h.calls)
 		time.Sleep(10 * resync)
-		if passes := (len(h.calls) - before) / 7; passes < 8 || passes > 11 {
+		if passes := (len(h.calls) - before) / 9; passes < 8 || passes > 11 {
 			t.Errorf("%d passes in ten resync periods", passes)
 		}
 		if reports != 2 {

@@ -185,3 +185,11 @@ func (g Group) IPsecWaits(t Tunnel, identities []Identity) string {
 	}
 	return "waits for a certificate of " + g.IPsec.LocalID
 }
+
+// IPsecProbe is a tunnel's probe address (ProbeAddresses) by IPsec: by WireGuard it
+// has another, since both may stand side by side on one host.
+func IPsecProbe(a netip.Addr) netip.Addr {
+	b := a.As16()
+	b[14] = 1
+	return netip.AddrFrom16(b)
+}
