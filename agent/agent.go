@@ -21,10 +21,10 @@ import (
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/liveness"
 	"github.com/circuitseal/circuitseal/agent/offline"
+	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/agent/priority"
 	"github.com/circuitseal/circuitseal/agent/reconcile"
 	"github.com/circuitseal/circuitseal/agent/uplink"
-	"github.com/circuitseal/circuitseal/agent/wireguard"
 	"github.com/circuitseal/circuitseal/proto/desired"
 	"github.com/circuitseal/circuitseal/proto/sealed"
 )
@@ -36,6 +36,8 @@ type Config struct {
 	// ExternalWireGuard tells that a service manager runs the WireGuard process,
 	// where one is needed, and that the agent must not start it.
 	ExternalWireGuard bool
+	// ExternalCharon tells the same of strongSwan's charon.
+	ExternalCharon bool
 	// SecretKeyFile holds the key that encrypts secrets at rest; empty for the
 	// service manager's credential "secret-key" or the instance's own file.
 	SecretKeyFile string
@@ -53,11 +55,6 @@ func IdentityDir(i instance.Instance) string { return filepath.Join(i.StateDir()
 
 // identityDir is the directory of the identity in a state directory.
 const identityDir = "identity"
-
-// wireguardKeys is the directory of tunnels' private keys in a state directory.
-const wireguardKeys = "wireguard"
-
-func keyDir(i instance.Instance) string { return filepath.Join(i.StateDir(), wireguardKeys) }
 
 // RequireRoot says what the agent needs root for.
 func RequireRoot() error {
@@ -115,7 +112,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	} else if done {
 		log.Info("the last good state is encrypted now", "secret_key", secrets.First())
 	}
-	keys, err := wireguard.OpenKeys(keyDir(c.Instance), secrets)
+	keys, err := openKeys(c.Instance, secrets)
 	if err != nil {
 		return err
 	}
@@ -132,10 +129,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 
 	n := &node{
-		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels, hooks: d.hooks,
+		config: c, log: log, kept: kept, keys: keys, guard: d.guard, classifier: d.classifier, tunnels: d.tunnels, ipsec: d.ipsec, hooks: d.hooks,
 		positions: map[uint64]desired.Position{}, unread: unread, scrapes: scrapes{address: c.MetricsListen, log: log},
 		contact: contact, aged: make(chan struct{}, 1),
-		loop: reconcile.New(d.guard, d.links, d.tunnels, d.slowPaths, d.classifier, d.drift, log), drift: d.drift,
+		loop: reconcile.New(d.guard, d.links, d.tunnels, d.ipsec, d.slowPaths, d.classifier, d.drift, log), drift: d.drift,
 	}
 	n.probes = liveness.New(liveness.Config{Namespace: d.main, OnChange: n.probed, Log: log})
 	n.uplink = uplink.New(uplink.Config{
@@ -165,8 +162,11 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("watch the guard: %w", err), socket.Close())
 	}
-	g.Go(func() error { return n.loop.Run(ctx, n.passed) })
+	g.Go(func() error { return n.loop.Run(ctx, func(changed bool) { n.passed(ctx, changed) }) })
 	g.Go(func() error { return d.tunnels.Run(ctx, n.probes.Silent) })
+	g.Go(func() error {
+		return d.ipsec.Run(ctx, func(tunnel string, since time.Time) bool { return n.probes.Silent(plan.IPsecKey(tunnel), since) })
+	})
 	g.Go(func() error { return n.probes.Run(ctx) })
 	g.Go(func() error { return n.uplink.Run(ctx) })
 	g.Go(func() error { return n.watchAge(ctx) })

@@ -9,6 +9,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/classifier"
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/guard"
+	"github.com/circuitseal/circuitseal/agent/ipsec"
 	"github.com/circuitseal/circuitseal/agent/link"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/rcu"
@@ -25,6 +26,7 @@ type drivers struct {
 	guard      *guard.Guard
 	links      *link.Driver
 	tunnels    *wireguard.Driver
+	ipsec      *ipsec.Driver
 	slowPaths  *slowpath.Driver
 	classifier *classifier.Classifier
 	// drift has what they changed.
@@ -34,7 +36,7 @@ type drivers struct {
 // openDrivers makes the circuit namespace and the bpffs when they are missing,
 // and nothing else. The caller closes what it returns, which with an error of
 // the classifier is all the others.
-func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, err error) {
+func openDrivers(c Config, keys keys, log *slog.Logger) (d *drivers, err error) {
 	d = &drivers{drift: drift.New()}
 	defer func() {
 		if err != nil && d.tunnels == nil {
@@ -70,7 +72,10 @@ func openDrivers(c Config, keys *wireguard.Keys, log *slog.Logger) (d *drivers, 
 		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Name: c.Instance.Namespace(), Drift: d.drift, Log: log,
 	})
 	d.tunnels = wireguard.New(wireguard.Config{
-		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys, External: c.ExternalWireGuard, Drift: d.drift, Log: log,
+		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys.wireguard, External: c.ExternalWireGuard, Drift: d.drift, Log: log,
+	})
+	d.ipsec = ipsec.New(ipsec.Config{
+		Main: d.main, Circuit: d.circuit, Instance: c.Instance, Keys: keys.ipsec, External: c.ExternalCharon, Drift: d.drift, Log: log,
 	})
 	d.slowPaths = slowpath.New(slowpath.Config{Main: d.main, Instance: c.Instance, Drift: d.drift, Log: log})
 	if d.classifier, err = classifier.New(classifier.Config{Instance: c.Instance, Hooks: d.hooks, Drift: d.drift, Log: log}); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/circuitseal/circuitseal/agent/classifier"
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/guard"
+	"github.com/circuitseal/circuitseal/agent/ipsec"
 	"github.com/circuitseal/circuitseal/agent/lastgood"
 	"github.com/circuitseal/circuitseal/agent/liveness"
 	"github.com/circuitseal/circuitseal/agent/offline"
@@ -33,10 +34,11 @@ type node struct {
 	config     Config
 	log        *slog.Logger
 	kept       *lastgood.Store
-	keys       *wireguard.Keys
+	keys       keys
 	guard      *guard.Guard
 	classifier *classifier.Classifier
 	tunnels    *wireguard.Driver
+	ipsec      *ipsec.Driver
 	probes     *liveness.Monitor
 	loop       *reconcile.Reconciler
 	drift      *drift.Ledger
@@ -48,6 +50,8 @@ type node struct {
 	making sync.Mutex
 	// steering keeps an older look at the probes from overwriting a newer one.
 	steering sync.Mutex
+	// gateways are those that answer IKE, by plan.Member's key.
+	gateways map[string]bool
 	ready    sync.Once
 
 	// contact is when the controller was last heard of; aged wakes watchAge.
@@ -58,13 +62,11 @@ type node struct {
 	plan plan.Plan
 	// header and state are what the plan was made of, overdue the groups that were
 	// without their controller for too long then.
-	header  desired.Header
-	state   desired.State
-	overdue []desired.Group
-	// tunnelIDs are all of the state, pending ones included.
-	tunnelIDs []string
-	public    map[string]desired.PublicKey
-	keyError  error
+	header   desired.Header
+	state    desired.State
+	overdue  []desired.Group
+	public   publicKeys
+	keyError error
 	// unread is why the last good state could not be read, until there is another.
 	unread   error
 	rejected *desired.Rejection
@@ -111,21 +113,13 @@ func (n *node) take(h desired.Header, state desired.State) {
 // bring makes the keys that a state names, and hands its plan to the loop. It is
 // called with making held.
 func (n *node) bring(h desired.Header, state desired.State) {
-	var ids []string
-	for _, s := range state.Sections {
-		for _, g := range s.Groups {
-			for _, t := range g.Tunnels {
-				ids = append(ids, t.ID)
-			}
-		}
-	}
-	public, err := n.makeKeys(ids)
+	public, err := n.keys.make(state)
 	overdue, _, _ := n.overdueGroups(state)
 	p := plan.BuildClosed(n.config.Instance, state, closedGroups(overdue))
 
 	n.mu.Lock()
 	n.header, n.state, n.overdue = h, state, overdue
-	n.plan, n.tunnelIDs, n.public, n.keyError, n.unread = p, ids, public, err, nil
+	n.plan, n.public, n.keyError, n.unread = p, public, err, nil
 	n.version++
 	version := n.version
 	n.positions[version] = h.Position
@@ -133,12 +127,6 @@ func (n *node) bring(h desired.Header, state desired.State) {
 
 	n.loop.Want(p, version)
 	n.uplink.Changed()
-}
-
-// makeKeys is called with making held.
-func (n *node) makeKeys(ids []string) (map[string]desired.PublicKey, error) {
-	public, err := n.keys.Ensure(ids)
-	return public, errors.Join(err, n.keys.Forget(ids))
 }
 
 // remakeKeys tries again what take could not do.
@@ -152,9 +140,9 @@ func (n *node) remakeKeys() (done bool) {
 	n.making.Lock()
 	defer n.making.Unlock()
 	n.mu.Lock()
-	ids := n.tunnelIDs
+	state := n.state
 	n.mu.Unlock()
-	public, err := n.makeKeys(ids)
+	public, err := n.keys.make(state)
 	n.mu.Lock()
 	n.public, n.keyError = public, err
 	n.mu.Unlock()
@@ -169,7 +157,7 @@ func (n *node) announce() {
 }
 
 // passed follows every pass of the loop.
-func (n *node) passed(changed bool) {
+func (n *node) passed(ctx context.Context, changed bool) {
 	defer n.announce()
 	version, _ := n.loop.Done()
 	n.mu.Lock()
@@ -185,60 +173,10 @@ func (n *node) passed(changed bool) {
 	n.mu.Unlock()
 	changed = n.remakeKeys() || changed
 	n.probes.Set(targets(p))
+	n.ask(ctx, p.Classifier.Groups)
 	n.steer(p.Classifier.Groups)
 	if changed {
 		n.uplink.Changed()
-	}
-}
-
-func targets(p plan.Plan) []liveness.Target {
-	var out []liveness.Target
-	for _, g := range p.Classifier.Groups {
-		for _, m := range g.Members {
-			out = append(out, liveness.Target{Tunnel: m.Tunnel, Device: m.Device, Local: m.LocalProbe, Remote: m.RemoteProbe})
-		}
-	}
-	return out
-}
-
-// probed moves a group off a tunnel that died, and back: one map write, whatever
-// other groups there are.
-func (n *node) probed(tunnel string, _ bool) {
-	n.mu.Lock()
-	groups := n.plan.Classifier.Groups
-	n.mu.Unlock()
-	n.steer(with(tunnel, groups))
-	n.uplink.Changed()
-}
-
-// with are the groups that have a tunnel.
-func with(tunnel string, groups []plan.Group) []plan.Group {
-	var out []plan.Group
-	for _, g := range groups {
-		if slices.ContainsFunc(g.Members, func(m plan.Member) bool { return m.Tunnel == tunnel }) {
-			out = append(out, g)
-		}
-	}
-	return out
-}
-
-// steer tells groups which of their members are alive. A member of which
-// nothing is known yet keeps what the kernel has from before. It follows every
-// pass for all: a write that failed, or that came before its group, is made up for.
-func (n *node) steer(groups []plan.Group) {
-	n.steering.Lock()
-	defer n.steering.Unlock()
-	health := n.probes.Snapshot()
-	for _, g := range groups {
-		alive := map[uint16]bool{}
-		for _, m := range g.Members {
-			if h := health[m.Tunnel]; h.Known {
-				alive[m.Number] = h.Up
-			}
-		}
-		if err := n.classifier.SetAlive(g.Number, alive); err != nil && !errors.Is(err, os.ErrNotExist) {
-			n.log.Error("group keeps its members", "group", g.ID, "error", err)
-		}
 	}
 }
 
@@ -290,17 +228,29 @@ func (n *node) Status(ctx context.Context) desired.Status {
 			PresharedHeld: t.PresharedHeld, PresharedUsed: t.PresharedUsed,
 		}
 	}
+	charon, err := n.ipsec.Status(ctx)
+	problem("read IPsec tunnels", err)
+	for _, t := range charon {
+		seen[plan.IPsecKey(t.ID)] = report.Tunnel{
+			Backend: t.Backend, Problem: t.Problem, LastHandshake: t.Established,
+			ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
+			PresharedHeld: t.PresharedHeld, PresharedUsed: t.PresharedUsed,
+			Associations: t.Associations, Up: t.Up,
+		}
+	}
 	for id, h := range n.probes.Snapshot() {
 		t := seen[id]
 		t.Up, t.ProbesSent, t.ProbesLost, t.RoundTrip = h.Up, h.Sent, h.Lost, h.RTT
 		seen[id] = t
 	}
-	for id, key := range public {
+	for id, key := range public.tunnels {
 		t := seen[id]
 		t.PublicKey = key
 		seen[id] = t
 	}
 	s.Tunnels = report.Tunnels(p, seen, now)
+	s.IdentityKeys = public.identities
+	s.Charon = n.ipsec.Charon(ctx)
 	s.Capabilities = report.Capabilities(n.hooks.String(), s.Tunnels)
 
 	guards, counters, err := n.guard.Status(ctx)

@@ -79,7 +79,7 @@ func installed(i instance.Instance) (bool, error) {
 
 // takeOff goes from the top down.
 func takeOff(ctx context.Context, c Config) (err error) {
-	d, err := openDrivers(c, nil, c.Log)
+	d, err := openDrivers(c, keys{}, c.Log)
 	if d == nil {
 		return err
 	}
@@ -101,7 +101,8 @@ func takeOff(ctx context.Context, c Config) (err error) {
 			return d.classifier.Remove(ctx)
 		}},
 		{"remove slow paths", d.slowPaths.Remove},
-		{"remove tunnels", d.tunnels.Remove},
+		{"remove IPsec tunnels", d.ipsec.Remove},
+		{"remove WireGuard tunnels", d.tunnels.Remove},
 		{"give circuit interfaces back", d.links.Release},
 		{"remove the guard", d.guard.Remove},
 	} {

@@ -71,17 +71,19 @@ func hasSealed(dir string) (bool, error) {
 	if found, err := identity.Sealed(filepath.Join(dir, identityDir)); found || err != nil {
 		return found, err
 	}
-	keys, err := filepath.Glob(filepath.Join(dir, wireguardKeys, "*.key"))
-	if err != nil {
-		return false, err
-	}
-	for _, k := range keys {
-		b, err := os.ReadFile(k)
+	for _, keys := range []string{wireguardKeys, ipsecKeys} {
+		files, err := filepath.Glob(filepath.Join(dir, keys, "*.key"))
 		if err != nil {
 			return false, err
 		}
-		if sealed.Is(b) {
-			return true, nil
+		for _, k := range files {
+			b, err := os.ReadFile(k)
+			if err != nil {
+				return false, err
+			}
+			if sealed.Is(b) {
+				return true, nil
+			}
 		}
 	}
 	return false, nil

@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,20 +42,24 @@ var (
 	tunnelOutDesc    = description("tunnel_sent_bytes_total", "Bytes sent into the tunnel.", tunnelLabels()...)
 	tunnelProbesDesc = description("tunnel_probes_sent_total", "Probes sent through the tunnel.", tunnelLabels()...)
 	tunnelLostDesc   = description("tunnel_probes_lost_total", "Probes that were not answered in time.", tunnelLabels()...)
+	tunnelWeakDesc   = description("tunnel_weak", "1 while an SA of the tunnel is weaker than its crypto profile; it is taken down.", tunnelLabels()...)
 	tunnelDelayDesc  = description("tunnel_probe_round_trip_seconds", "Round trip of the last probe that was answered; absent before the first.", tunnelLabels()...)
 	guardDesc        = description("guard_layer_alive", "1 while a layer of the guard closes the circuit interface.", "interface", "layer")
 	repairsDesc      = description("repairs_total", "What somebody else changed and the agent put right, by driver and kind.", "what")
 	packetsDesc      = description("packets_total", "Packets that the guard and the classifier have counted, by what became of them.", "counter", "interface")
 )
 
-// tunnelLabels are the parts of a tunnel's ID.
-func tunnelLabels() []string { return []string{"customer", "connection", "circuit", "link"} }
+// idLabels are the parts of a tunnel's ID.
+func idLabels() []string { return []string{"customer", "connection", "circuit", "link"} }
+
+// tunnelLabels are those parts and the protocol: a tunnel that changes it has both.
+func tunnelLabels() []string { return append(idLabels(), "protocol") }
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		infoDesc, epochDesc, revisionDesc, rejectedDesc, problemsDesc,
-		tunnelUpDesc, tunnelShakeDesc, tunnelInDesc, tunnelOutDesc, tunnelProbesDesc, tunnelLostDesc, tunnelDelayDesc,
+		tunnelUpDesc, tunnelShakeDesc, tunnelInDesc, tunnelOutDesc, tunnelProbesDesc, tunnelLostDesc, tunnelDelayDesc, tunnelWeakDesc,
 		guardDesc, packetsDesc, repairsDesc,
 	} {
 		out <- d
@@ -80,16 +85,21 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	gauge(rejectedDesc, truth(s.Rejection != nil))
 	gauge(problemsDesc, float64(len(s.Problems)))
 	for _, t := range s.Tunnels {
-		parts := strings.SplitN(t.ID, "/", len(tunnelLabels()))
-		if len(parts) != len(tunnelLabels()) {
+		parts := strings.SplitN(t.ID, "/", len(idLabels()))
+		if len(parts) != len(idLabels()) {
 			continue
 		}
+		parts = append(parts, t.Protocol.String())
 		gauge(tunnelUpDesc, truth(t.Phase == desired.PhaseUp), append(parts, t.Backend)...)
 		if !t.LastHandshake.IsZero() {
 			gauge(tunnelShakeDesc, float64(t.LastHandshake.UnixMilli())/1e3, parts...)
 		}
 		if t.RoundTrip > 0 {
 			gauge(tunnelDelayDesc, t.RoundTrip.Seconds(), parts...)
+		}
+		if t.Protocol == desired.ProtocolIPsec {
+			weak := slices.ContainsFunc(t.Associations, func(a desired.SecurityAssociation) bool { return a.Weakness != "" })
+			gauge(tunnelWeakDesc, truth(weak), parts...)
 		}
 		count(tunnelInDesc, t.ReceivedBytes, parts...)
 		count(tunnelOutDesc, t.SentBytes, parts...)

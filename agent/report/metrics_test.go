@@ -22,11 +22,15 @@ func TestMetrics(t *testing.T) {
 		Rejection: &desired.Rejection{Reason: "is older"}, Problems: []string{"one", "two"},
 		Tunnels: []desired.TunnelStatus{
 			{
-				ID: "contoso/hq/er1/primary", Phase: desired.PhaseUp, Backend: "wireguard-kernel",
+				ID: "contoso/hq/er1/primary", Protocol: desired.ProtocolWireGuard, Phase: desired.PhaseUp, Backend: "wireguard-kernel",
 				LastHandshake: time.UnixMilli(1_700_000_000_500), ReceivedBytes: 1, SentBytes: 2,
 				ProbesSent: 4, ProbesLost: 3, RoundTrip: 1500 * time.Microsecond,
 			},
-			{ID: "contoso/hq/er1/secondary", Phase: desired.PhasePending},
+			{ID: "contoso/hq/er1/secondary", Protocol: desired.ProtocolIPsec, Phase: desired.PhasePending},
+			{
+				ID: "contoso/hq/er1/primary", Protocol: desired.ProtocolIPsec, Phase: desired.PhaseDown, Backend: "ipsec-kernel",
+				Associations: []desired.SecurityAssociation{{}, {Weakness: "no PPK"}},
+			},
 		},
 		Guards:   []desired.GuardStatus{{Interface: "er0", Layer: "ebpf", Alive: true}, {Interface: "er0", Layer: "nftables"}},
 		Counters: []desired.Counter{{Name: "guard_out_dropped_no_mark", Interface: "er0", Packets: 5}},
@@ -63,24 +67,30 @@ func TestMetrics(t *testing.T) {
 		circuitseal_repairs_total{what="link/route"} 7
 		# HELP circuitseal_tunnel_last_handshake_timestamp_seconds When the last handshake was, since the epoch; absent before the first.
 		# TYPE circuitseal_tunnel_last_handshake_timestamp_seconds gauge
-		circuitseal_tunnel_last_handshake_timestamp_seconds{circuit="er1",connection="hq",customer="contoso",link="primary"} 1.7000000005e+09
+		circuitseal_tunnel_last_handshake_timestamp_seconds{circuit="er1",connection="hq",customer="contoso",link="primary",protocol="wireguard"} 1.7000000005e+09
 		# HELP circuitseal_tunnel_probe_round_trip_seconds Round trip of the last probe that was answered; absent before the first.
 		# TYPE circuitseal_tunnel_probe_round_trip_seconds gauge
-		circuitseal_tunnel_probe_round_trip_seconds{circuit="er1",connection="hq",customer="contoso",link="primary"} 0.0015
+		circuitseal_tunnel_probe_round_trip_seconds{circuit="er1",connection="hq",customer="contoso",link="primary",protocol="wireguard"} 0.0015
 		# HELP circuitseal_tunnel_probes_lost_total Probes that were not answered in time.
 		# TYPE circuitseal_tunnel_probes_lost_total counter
-		circuitseal_tunnel_probes_lost_total{circuit="er1",connection="hq",customer="contoso",link="primary"} 3
-		circuitseal_tunnel_probes_lost_total{circuit="er1",connection="hq",customer="contoso",link="secondary"} 0
+		circuitseal_tunnel_probes_lost_total{circuit="er1",connection="hq",customer="contoso",link="primary",protocol="ipsec"} 0
+		circuitseal_tunnel_probes_lost_total{circuit="er1",connection="hq",customer="contoso",link="primary",protocol="wireguard"} 3
+		circuitseal_tunnel_probes_lost_total{circuit="er1",connection="hq",customer="contoso",link="secondary",protocol="ipsec"} 0
 		# HELP circuitseal_tunnel_up 1 while the tunnel's probe is answered.
 		# TYPE circuitseal_tunnel_up gauge
-		circuitseal_tunnel_up{backend="",circuit="er1",connection="hq",customer="contoso",link="secondary"} 0
-		circuitseal_tunnel_up{backend="wireguard-kernel",circuit="er1",connection="hq",customer="contoso",link="primary"} 1
+		circuitseal_tunnel_up{backend="",circuit="er1",connection="hq",customer="contoso",link="secondary",protocol="ipsec"} 0
+		circuitseal_tunnel_up{backend="ipsec-kernel",circuit="er1",connection="hq",customer="contoso",link="primary",protocol="ipsec"} 0
+		circuitseal_tunnel_up{backend="wireguard-kernel",circuit="er1",connection="hq",customer="contoso",link="primary",protocol="wireguard"} 1
+		# HELP circuitseal_tunnel_weak 1 while an SA of the tunnel is weaker than its crypto profile; it is taken down.
+		# TYPE circuitseal_tunnel_weak gauge
+		circuitseal_tunnel_weak{circuit="er1",connection="hq",customer="contoso",link="primary",protocol="ipsec"} 1
+		circuitseal_tunnel_weak{circuit="er1",connection="hq",customer="contoso",link="secondary",protocol="ipsec"} 0
 	`
 	if err := testutil.CollectAndCompare(m, strings.NewReader(want),
 		"circuitseal_agent_info", "circuitseal_agent_problems", "circuitseal_agent_state_epoch", "circuitseal_agent_state_rejected",
 		"circuitseal_agent_state_revision", "circuitseal_guard_layer_alive", "circuitseal_packets_total", "circuitseal_repairs_total",
 		"circuitseal_tunnel_last_handshake_timestamp_seconds", "circuitseal_tunnel_probe_round_trip_seconds",
-		"circuitseal_tunnel_probes_lost_total", "circuitseal_tunnel_up"); err != nil {
+		"circuitseal_tunnel_probes_lost_total", "circuitseal_tunnel_up", "circuitseal_tunnel_weak"); err != nil {
 		t.Error(err)
 	}
 	problems, err := testutil.CollectAndLint(m)
@@ -99,10 +109,10 @@ func TestMetricsKnowTheStatus(t *testing.T) {
 		known []string
 	}{
 		// Time is the scrape's own. A tunnel's ID is its labels, its problem is
-		// text, its key is nobody's business here, and how old pre-shared keys are is
-		// the controller's to say.
-		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Capabilities", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters", "Drift"}},
-		{reflect.TypeFor[desired.TunnelStatus](), []string{"ID", "Phase", "Backend", "PublicKey", "LastHandshake", "ReceivedBytes", "SentBytes", "ProbesSent", "ProbesLost", "RoundTrip", "Problem", "PresharedKeyGenerations", "PresharedKeyUsed"}},
+		// text, its key is nobody's business here, and how old keys of several
+		// ends are is the controller's to say.
+		{reflect.TypeFor[desired.Status](), []string{"Version", "Kernel", "Capabilities", "Time", "Acknowledged", "Applied", "Rejection", "Problems", "Tunnels", "Guards", "Counters", "Drift", "Charon", "IdentityKeys"}},
+		{reflect.TypeFor[desired.TunnelStatus](), []string{"ID", "Phase", "Backend", "PublicKey", "LastHandshake", "ReceivedBytes", "SentBytes", "ProbesSent", "ProbesLost", "RoundTrip", "Problem", "PresharedKeyGenerations", "PresharedKeyUsed", "Protocol", "Associations", "Retiring"}},
 	} {
 		for _, f := range reflect.VisibleFields(c.of) {
 			if !slices.Contains(c.known, f.Name) {

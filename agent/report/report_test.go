@@ -16,7 +16,7 @@ func TestTunnels(t *testing.T) {
 	peer := netip.MustParseAddrPort("172.20.255.4:51820")
 	p := plan.Plan{
 		Tunnels: []plan.Tunnel{{ID: "t", Device: "cs-main-1", Peer: peer}},
-		Pending: []plan.Pending{{ID: "p", Reason: "waits for the peer's public key"}},
+		Pending: []plan.Pending{{ID: "p", Protocol: desired.ProtocolWireGuard, Reason: "waits for the peer's public key"}},
 	}
 	key := desired.PublicKey{1}
 	tests := []struct {
@@ -42,6 +42,44 @@ func TestTunnels(t *testing.T) {
 			}
 			if got[1].Phase != desired.PhasePending || got[1].PublicKey != key || !strings.Contains(got[1].Problem, "waits for") {
 				t.Errorf("pending: %+v", got[1])
+			}
+		})
+	}
+}
+
+// A tunnel that changes its protocol has both, told apart.
+func TestTunnelsByBothProtocols(t *testing.T) {
+	remote := netip.MustParseAddr("172.20.255.4")
+	p := plan.Plan{
+		Tunnels: []plan.Tunnel{{ID: "t", Retiring: true}},
+		IPsec: plan.IPsec{Tunnels: []plan.IPsecTunnel{
+			{ID: "t", Remote: remote, Policy: desired.IPsecPolicy{RemoteID: "weu.contoso.example"}},
+		}},
+		Pending: []plan.Pending{{ID: "p", Protocol: desired.ProtocolIPsec, Reason: "waits for a certificate"}},
+	}
+	sa := []desired.SecurityAssociation{{IKE: "aes256gcm16-prfsha384-ecp384", IKEAge: time.Minute}}
+	for _, tt := range []struct {
+		name  string
+		seen  Tunnel
+		phase desired.Phase
+		says  string
+	}{
+		{"nothing", Tunnel{}, desired.PhaseDown, "no SA with 172.20.255.4: is weu.contoso.example running, and does the link carry UDP ports 500 and 4500, and ESP?"},
+		{"the driver knows", Tunnel{Problem: "the peer chose no proposal"}, desired.PhaseDown, "the peer chose no proposal"},
+		{"no answer", Tunnel{Associations: sa}, desired.PhaseDown, "there is an SA with 172.20.255.4 since 1m0s"},
+		{"up", Tunnel{Associations: sa, Up: true}, desired.PhaseUp, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := Tunnels(p, map[string]Tunnel{"t": {Up: true, PublicKey: desired.PublicKey{1}}, plan.IPsecKey("t"): tt.seen}, time.Now())
+			if len(got) != 3 || got[0].Protocol != desired.ProtocolWireGuard || !got[0].Retiring || got[0].Phase != desired.PhaseUp {
+				t.Fatalf("got %+v", got)
+			}
+			i := got[1]
+			if i.Protocol != desired.ProtocolIPsec || i.Retiring || i.Phase != tt.phase || !strings.Contains(i.Problem, tt.says) || (tt.says == "") != (i.Problem == "") || len(i.Associations) != len(tt.seen.Associations) {
+				t.Errorf("got %+v", i)
+			}
+			if got[2].Phase != desired.PhasePending || got[2].Protocol != desired.ProtocolIPsec {
+				t.Errorf("pending: %+v", got[2])
 			}
 		})
 	}

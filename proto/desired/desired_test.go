@@ -78,6 +78,9 @@ func fill(v reflect.Value, n *int) {
 	case *Phase:
 		*x = PhaseUp
 		return
+	case *Protocol:
+		*x = ProtocolIPsec
+		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:

@@ -26,6 +26,20 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("protocol %d", uint8(p))
 }
 
+// MarshalText is String, so that JSON shows the word.
+func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (p *Protocol) UnmarshalText(b []byte) error {
+	for q := ProtocolWireGuard; q <= ProtocolIPsec; q++ {
+		if string(b) == q.String() {
+			*p = q
+			return nil
+		}
+	}
+	return fmt.Errorf("protocol %.64q is unknown to this version", b)
+}
+
 // Authentication is how the ends of an IKE SA prove who they are. The zero
 // value is invalid.
 type Authentication uint8

@@ -89,8 +89,9 @@ type Rejection struct {
 
 // TunnelStatus is one tunnel as the data plane sees it.
 type TunnelStatus struct {
-	ID    string `json:"id"`
-	Phase Phase  `json:"phase"`
+	ID       string   `json:"id"`
+	Protocol Protocol `json:"protocol,omitempty"`
+	Phase    Phase    `json:"phase"`
 	// Backend is wireguard-kernel, wireguard-userspace, ipsec-kernel or
 	// ipsec-libipsec.
 	Backend string `json:"backend,omitempty"`

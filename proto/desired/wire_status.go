@@ -51,7 +51,7 @@ func (s Status) ToWire() *v1.NodeStatus {
 
 func tunnelStatusToWire(t TunnelStatus) *v1.TunnelStatus {
 	w := &v1.TunnelStatus{
-		Id: clip(t.ID), Phase: v1.TunnelPhase(t.Phase), Backend: clip(t.Backend),
+		Id: clip(t.ID), Protocol: v1.TunnelProtocol(t.Protocol), Phase: v1.TunnelPhase(t.Phase), Backend: clip(t.Backend),
 		LastHandshake: timeToWire(t.LastHandshake),
 		ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
 		ProbesSent: t.ProbesSent, ProbesLost: t.ProbesLost,
@@ -155,10 +155,15 @@ func readTunnelStatus(r *reader, t *v1.TunnelStatus) TunnelStatus {
 	if phase < PhasePending || phase > PhaseUp {
 		r.fail("phase", fmt.Errorf("%d is unknown to this version", t.GetPhase()))
 	}
+	// 0 is from an agent that knows WireGuard only.
+	protocol := Protocol(narrow[uint8](r, "protocol", uint32(t.GetProtocol())))
+	if protocol > ProtocolIPsec {
+		r.fail("protocol", fmt.Errorf("%d is unknown to this version", t.GetProtocol()))
+	}
 	r.limit("preshared_key_generations", len(t.GetPresharedKeyGenerations()), maxStatusGenerations)
 	r.limit("associations", len(t.GetAssociations()), maxStatusAssociations)
 	return TunnelStatus{
-		ID: r.text("id", t.GetId()), Phase: phase, Backend: r.text("backend", t.GetBackend()),
+		ID: r.text("id", t.GetId()), Protocol: protocol, Phase: phase, Backend: r.text("backend", t.GetBackend()),
 		PublicKey:     key,
 		LastHandshake: timeFromWire(r, "last_handshake", t.GetLastHandshake()),
 		ReceivedBytes: t.GetReceivedBytes(), SentBytes: t.GetSentBytes(),

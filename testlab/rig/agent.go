@@ -174,9 +174,12 @@ func (r *Rig) signalAgent(h netns.Host, send func(*netns.Process) error) error {
 // encrypts.
 func (r *Rig) TunnelDevices(ctx context.Context, h netns.Host) ([]string, error) {
 	return r.devices(ctx, h, func(name string) bool {
-		number, ok := strings.CutPrefix(name, "cs-"+r.Lab.Instance(h)+"-")
-		_, err := strconv.ParseUint(number, 10, 32)
-		return ok && err == nil
+		rest, ok := strings.CutPrefix(name, "cs-"+r.Lab.Instance(h))
+		if !ok || rest == "" || rest[0] != '-' && rest[0] != '~' {
+			return false
+		}
+		_, err := strconv.ParseUint(rest[1:], 10, 32)
+		return err == nil
 	})
 }
 

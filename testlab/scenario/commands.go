@@ -42,6 +42,8 @@ func (x *session) commands() map[string]script.Cmd {
 		"apply":       command("file...", "apply documents", x.apply),
 		"agent":       quiet("start|ready|stop|kill|freeze|thaw|alive|ended appliance...", "run agents", x.agent),
 		"wireguard":   quiet("kill|running appliance", "end what encrypts without a warning, or make sure that it is there", x.wireGuard),
+		"charon":      quiet("kill|stop|running appliance", "end strongSwan's daemon, without a warning or with one, or wait until one runs", x.charon),
+		"swanctl":     command("appliance args...", "run strongSwan's own command line against an appliance's daemon", x.swanctl),
 		"tunnels":     quiet("appliance count [within=20s]", "wait until so many tunnels are up", x.tunnels),
 		"reach":       command("from to [-6] [-udp] [within=10s]", "test that a host is reached", x.reach),
 		"unreachable": quiet("from to [-6] [-udp] [for=1s] [within=0s]", "test that a host is not reached for a time, which begins within another", x.unreachable),

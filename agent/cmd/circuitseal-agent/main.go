@@ -135,8 +135,8 @@ func noSubcommand(c *cobra.Command, args []string) error {
 
 func runCommand(o *options) *cobra.Command {
 	var (
-		external bool
-		metrics  string
+		externalWireGuard, externalCharon bool
+		metrics                           string
 	)
 	c := &cobra.Command{
 		Use:   "run",
@@ -150,7 +150,7 @@ without its controller. When it stops, tunnels and guard stay as they are.`,
 				return err
 			}
 			return agent.Run(c.Context(), agent.Config{
-				Instance: i, Version: version, ExternalWireGuard: external, MetricsListen: metrics, Log: log,
+				Instance: i, Version: version, ExternalWireGuard: externalWireGuard, ExternalCharon: externalCharon, MetricsListen: metrics, Log: log,
 				SecretKeyFile: o.secretKey,
 				Ready: func() {
 					if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -160,7 +160,8 @@ without its controller. When it stops, tunnels and guard stay as they are.`,
 			})
 		},
 	}
-	c.Flags().BoolVar(&external, "external-wireguard", false, "a service manager runs the WireGuard process where one is needed; do not start it")
+	c.Flags().BoolVar(&externalCharon, "external-charon", false, "a service manager runs strongSwan's charon for this agent; do not start it")
+	c.Flags().BoolVar(&externalWireGuard, "external-wireguard", false, "a service manager runs the WireGuard process where one is needed; do not start it")
 	c.Flags().StringVar(&metrics, "metrics-listen", "", "`address` at which Prometheus may scrape /metrics, such as 127.0.0.1:9468; anybody who reaches it may read it")
 	return c
 }

@@ -901,8 +901,10 @@ type TunnelStatus struct {
 	// What was negotiated, for each SA that carries the tunnel now, the newest
 	// first.
 	Associations []*SecurityAssociation `protobuf:"bytes,14,rep,name=associations,proto3" json:"associations,omitempty"`
-	// The protocol is on its way out; see Group.retiring.
-	Retiring      bool `protobuf:"varint,15,opt,name=retiring,proto3" json:"retiring,omitempty"`
+	// The protocol is on its way out; see Group.retiring. A tunnel that changes its
+	// protocol has two entries.
+	Retiring      bool           `protobuf:"varint,15,opt,name=retiring,proto3" json:"retiring,omitempty"`
+	Protocol      TunnelProtocol `protobuf:"varint,16,opt,name=protocol,proto3,enum=circuitseal.v1.TunnelProtocol" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1040,6 +1042,13 @@ func (x *TunnelStatus) GetRetiring() bool {
 		return x.Retiring
 	}
 	return false
+}
+
+func (x *TunnelStatus) GetProtocol() TunnelProtocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return TunnelProtocol_TUNNEL_PROTOCOL_UNSPECIFIED
 }
 
 // SecurityAssociation is an ESP SA and the IKE SA that it belongs to, as they
@@ -1395,7 +1404,7 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\"Y\n" +
 	"\tRejection\x124\n" +
 	"\bposition\x18\x01 \x01(\v2\x18.circuitseal.v1.PositionR\bposition\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xf8\x04\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb4\x05\n" +
 	"\fTunnelStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x1b.circuitseal.v1.TunnelPhaseR\x05phase\x12\x18\n" +
@@ -1417,7 +1426,8 @@ const file_circuitseal_v1_agent_proto_rawDesc = "" +
 	"\x19preshared_key_generations\x18\f \x03(\x04R\x17presharedKeyGenerations\x12,\n" +
 	"\x12preshared_key_used\x18\r \x01(\x04R\x10presharedKeyUsed\x12G\n" +
 	"\fassociations\x18\x0e \x03(\v2#.circuitseal.v1.SecurityAssociationR\fassociations\x12\x1a\n" +
-	"\bretiring\x18\x0f \x01(\bR\bretiring\"\xeb\x03\n" +
+	"\bretiring\x18\x0f \x01(\bR\bretiring\x12:\n" +
+	"\bprotocol\x18\x10 \x01(\x0e2\x1e.circuitseal.v1.TunnelProtocolR\bprotocol\"\xeb\x03\n" +
 	"\x13SecurityAssociation\x12\x10\n" +
 	"\x03ike\x18\x01 \x01(\tR\x03ike\x12\x10\n" +
 	"\x03esp\x18\x02 \x01(\tR\x03esp\x12\x10\n" +
@@ -1488,6 +1498,7 @@ var file_circuitseal_v1_agent_proto_goTypes = []any{
 	(*Envelope)(nil),              // 17: circuitseal.v1.Envelope
 	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(TunnelProtocol)(0),           // 20: circuitseal.v1.TunnelProtocol
 }
 var file_circuitseal_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: circuitseal.v1.SessionRequest.status:type_name -> circuitseal.v1.NodeStatus
@@ -1508,19 +1519,20 @@ var file_circuitseal_v1_agent_proto_depIdxs = []int32{
 	18, // 15: circuitseal.v1.TunnelStatus.last_handshake:type_name -> google.protobuf.Timestamp
 	19, // 16: circuitseal.v1.TunnelStatus.round_trip:type_name -> google.protobuf.Duration
 	14, // 17: circuitseal.v1.TunnelStatus.associations:type_name -> circuitseal.v1.SecurityAssociation
-	19, // 18: circuitseal.v1.SecurityAssociation.ike_age:type_name -> google.protobuf.Duration
-	19, // 19: circuitseal.v1.SecurityAssociation.esp_age:type_name -> google.protobuf.Duration
-	1,  // 20: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
-	3,  // 21: circuitseal.v1.AgentService.Renew:input_type -> circuitseal.v1.RenewRequest
-	5,  // 22: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
-	2,  // 23: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
-	4,  // 24: circuitseal.v1.AgentService.Renew:output_type -> circuitseal.v1.RenewResponse
-	6,  // 25: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
-	23, // [23:26] is the sub-list for method output_type
-	20, // [20:23] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	20, // 18: circuitseal.v1.TunnelStatus.protocol:type_name -> circuitseal.v1.TunnelProtocol
+	19, // 19: circuitseal.v1.SecurityAssociation.ike_age:type_name -> google.protobuf.Duration
+	19, // 20: circuitseal.v1.SecurityAssociation.esp_age:type_name -> google.protobuf.Duration
+	1,  // 21: circuitseal.v1.AgentService.Enrol:input_type -> circuitseal.v1.EnrolRequest
+	3,  // 22: circuitseal.v1.AgentService.Renew:input_type -> circuitseal.v1.RenewRequest
+	5,  // 23: circuitseal.v1.AgentService.Session:input_type -> circuitseal.v1.SessionRequest
+	2,  // 24: circuitseal.v1.AgentService.Enrol:output_type -> circuitseal.v1.EnrolResponse
+	4,  // 25: circuitseal.v1.AgentService.Renew:output_type -> circuitseal.v1.RenewResponse
+	6,  // 26: circuitseal.v1.AgentService.Session:output_type -> circuitseal.v1.SessionResponse
+	24, // [24:27] is the sub-list for method output_type
+	21, // [21:24] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_circuitseal_v1_agent_proto_init() }

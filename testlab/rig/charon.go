@@ -1,0 +1,56 @@
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+)
+
+// CharonPIDs are the processes of strongSwan's daemon on an appliance.
+func (r *Rig) CharonPIDs(h netns.Host) []int {
+	var found []int
+	for _, pid := range r.Lab.Residents(h) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if err == nil && strings.HasPrefix(string(b), "charon") {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+// EndCharon ends strongSwan's daemon on an appliance by a signal, and waits until
+// it is gone.
+func (r *Rig) EndCharon(ctx context.Context, h netns.Host, by unix.Signal) error {
+	pids := r.CharonPIDs(h)
+	if len(pids) == 0 {
+		return fmt.Errorf("end charon on %s: it does not run", h)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, by); err != nil {
+			return fmt.Errorf("end process %d: %w", pid, err)
+		}
+	}
+	return until(ctx, r.slow.Longer(10*time.Second), "charon is gone", func() error {
+		for _, pid := range r.CharonPIDs(h) {
+			if slices.Contains(pids, pid) {
+				return errors.New("it is still there")
+			}
+		}
+		return nil
+	})
+}
+
+// Swanctl runs strongSwan's own command line against the charon of an appliance.
+func (r *Rig) Swanctl(ctx context.Context, h netns.Host, args ...string) (netns.Output, error) {
+	socket := filepath.Join("/run/circuitseal", r.Lab.Instance(h), "charon.vici")
+	return r.Lab.Run(ctx, h, netns.Spec{Path: "swanctl", Args: append(slices.Clone(args), "--uri", "unix://"+socket)})
+}
