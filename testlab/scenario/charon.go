@@ -51,3 +51,33 @@ func (x *session) swanctl(s *script.State, args []string) (output, error) {
 	defer cancel()
 	return x.rig.Swanctl(ctx, netns.Host(args[0]), args[1:]...)
 }
+
+// strongSwan runs strongSwan without an agent, as an administrator would.
+func (x *session) strongSwan(s *script.State, args []string) (output, error) {
+	if x.rig == nil {
+		return output{}, errNoLab
+	}
+	if len(args) < 2 {
+		return output{}, script.ErrUsage
+	}
+	h := netns.Host(args[1])
+	running := x.plain[h]
+	switch {
+	case args[0] == "start" && len(args) == 3 && running == nil:
+		started, err := x.rig.StartStrongSwan(s.Context(), h, s.Path(args[2]), !x.has("kernel-esp"))
+		x.plain[h] = started
+		return output{}, err
+	case running == nil:
+		return output{}, fmt.Errorf("no strongSwan runs on %s: say `strongswan start %s DIRECTORY`", h, h)
+	case args[0] == "stop" && len(args) == 2:
+		delete(x.plain, h)
+		return output{}, running.Stop()
+	case args[0] == "load" && len(args) == 2:
+		return output{}, running.Load(s.Context())
+	case args[0] == "ctl" && len(args) > 2:
+		ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(30*time.Second))
+		defer cancel()
+		return running.Control(ctx, args[2:]...)
+	}
+	return output{}, script.ErrUsage
+}

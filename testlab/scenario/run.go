@@ -72,7 +72,7 @@ func Run(ctx context.Context, c Config, s Scenario, log io.Writer) Result {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Slow.Longer(s.Limit))
 	defer cancel()
-	session := &session{config: c, name: s.Name, witnesses: map[netns.Host]*rig.Witness{}}
+	session := &session{config: c, name: s.Name, witnesses: map[netns.Host]*rig.Witness{}, plain: map[netns.Host]*rig.StrongSwan{}}
 	err := session.run(ctx, s, log)
 	result.FramesInClear = session.inClear
 	result.Backends = slices.Sorted(slices.Values(session.backends))
@@ -96,6 +96,8 @@ type session struct {
 	traffic *rig.Datagrams
 	// witnesses look until they are asked.
 	witnesses map[netns.Host]*rig.Witness
+	// plain are strongSwans without an agent.
+	plain map[netns.Host]*rig.StrongSwan
 	// inClear and backends are for the result.
 	inClear *uint64
 	// moved is how far the clock was set.
