@@ -87,7 +87,7 @@ test-kernel: deps kernelvm-deps build ## Run the tests that need a kernel on one
 	$(BIN)/kernelvm test $(if $(KERNEL),--kernel $(KERNEL)) $(PKG)
 
 .PHONY: bench-tunnel
-bench-tunnel: deps build ## Goodput through both agents against WireGuard configured by hand
+bench-tunnel: deps build ## Goodput through both agents against WireGuard and strongSwan configured by hand
 	$(BIN)/bench tunnel
 
 .PHONY: bench-tenancy

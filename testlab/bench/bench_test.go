@@ -33,16 +33,20 @@ func TestByHandCarries(t *testing.T) {
 		t.Fatalf("build the lab's programs: %v: %s", err, out)
 	}
 	c := Config{Log: slog.New(slog.DiscardHandler), Bin: bin, Self: filepath.Join(bin, "bench"), Logs: t.TempDir(), Duration: 300 * time.Millisecond, Flows: 1}
-	r, err := ByHand(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	if g, err := goodput(t.Context(), r, c); err != nil || g == 0 {
-		t.Errorf("goodput %g, %v", g, err)
+	for _, c.Protocol = range []string{WireGuard, IPsec} {
+		t.Run(c.Protocol, func(t *testing.T) {
+			r, err := ByHand(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			if g, err := goodput(t.Context(), r, c); err != nil || g == 0 {
+				t.Errorf("goodput %g, %v", g, err)
+			}
+		})
 	}
 }

@@ -30,10 +30,17 @@ type side struct {
 	key, otherKey wgtypes.Key
 }
 
+// circuits are the circuit interfaces of the primary link as an administrator
+// would configure them.
+var circuits = map[netns.Host][]string{
+	netns.Prem: {"addr add 172.16.10.1/30 dev circ0", "link set circ0 up", "route add 172.20.255.4 via 172.16.10.2"},
+	netns.NVA:  {"addr add 172.20.255.4/28 dev circ0", "link set circ0 up", "route add 172.16.10.0/30 via 172.20.255.1"},
+}
+
 // byHand configures WireGuard in a lab as an administrator would: circuit
 // interfaces in the main namespace, kernel routes and forwarding, the MSS
 // clamped. One tunnel, over the primary link.
-func byHand(ctx context.Context, r *rig.Rig, self string) error {
+func byHand(ctx context.Context, r *rig.Rig, c Config) error {
 	keys := [2]wgtypes.Key{}
 	for i := range keys {
 		k, err := wgtypes.GeneratePrivateKey()
@@ -44,15 +51,13 @@ func byHand(ctx context.Context, r *rig.Rig, self string) error {
 	}
 	sides := []side{
 		{host: netns.Prem, device: "wg" + r.Lab.ID() + "p", remote: netns.NVAFirst, far: "10.2.0.0/16",
-			circuit: []string{"addr add 172.16.10.1/30 dev circ0", "link set circ0 up", "route add 172.20.255.4 via 172.16.10.2"},
-			key:     keys[0], otherKey: keys[1].PublicKey()},
+			circuit: circuits[netns.Prem], key: keys[0], otherKey: keys[1].PublicKey()},
 		{host: netns.NVA, device: "wg" + r.Lab.ID() + "n", remote: netns.PremPrimary, far: "10.1.0.0/16",
-			circuit: []string{"addr add 172.20.255.4/28 dev circ0", "link set circ0 up", "route add 172.16.10.0/30 via 172.20.255.1"},
-			key:     keys[1], otherKey: keys[0].PublicKey()},
+			circuit: circuits[netns.NVA], key: keys[1], otherKey: keys[0].PublicKey()},
 	}
 	var errs []error
 	for _, s := range sides {
-		if err := s.up(ctx, r, self); err != nil {
+		if err := s.up(ctx, r, c); err != nil {
 			errs = append(errs, fmt.Errorf("set up WireGuard by hand on %s: %w", s.host, err))
 		}
 	}
@@ -67,18 +72,36 @@ const clamp = `table inet byhand {
 }
 `
 
-func (s side) up(ctx context.Context, r *rig.Rig, self string) error {
-	socket := "/var/run/wireguard/" + s.device + ".sock"
-	if err := r.Lab.Adopt(socket); err != nil {
-		return err
-	}
+func (s side) up(ctx context.Context, r *rig.Rig, c Config) error {
 	if err := r.Lab.IP(ctx, s.host, s.circuit...); err != nil {
 		return err
 	}
 	if err := r.Lab.NFT(ctx, s.host, clamp); err != nil {
 		return err
 	}
-	p, err := r.Lab.Start(s.host, netns.Spec{Name: "byhand-" + string(s.host), Path: self, Args: []string{"wireguard", s.device}})
+	make := s.serve
+	if c.KernelWireGuard {
+		make = s.inKernel
+	}
+	if err := make(ctx, r, c); err != nil {
+		return err
+	}
+	return r.Lab.IP(ctx, s.host, "link set "+s.device+" up", "route add "+s.far+" dev "+s.device)
+}
+
+func (s side) inKernel(ctx context.Context, r *rig.Rig, c Config) error {
+	if err := r.Lab.IP(ctx, s.host, fmt.Sprintf("link add %s mtu %d type wireguard", s.device, c.InnerMTU)); err != nil {
+		return err
+	}
+	return r.Lab.Do(s.host, s.configure)
+}
+
+func (s side) serve(ctx context.Context, r *rig.Rig, c Config) error {
+	socket := "/var/run/wireguard/" + s.device + ".sock"
+	if err := r.Lab.Adopt(socket); err != nil {
+		return err
+	}
+	p, err := r.Lab.Start(s.host, netns.Spec{Name: "byhand-" + string(s.host), Path: c.Self, Args: []string{"wireguard", s.device}})
 	if err != nil {
 		return err
 	}
@@ -89,7 +112,7 @@ func (s side) up(ctx context.Context, r *rig.Rig, self string) error {
 		return err
 	}
 	// As many packets may wait as in the product's TUN: that is not compared.
-	return r.Lab.IP(ctx, s.host, "link set "+s.device+" txqueuelen 2048", "link set "+s.device+" up", "route add "+s.far+" dev "+s.device)
+	return r.Lab.IP(ctx, s.host, "link set "+s.device+" txqueuelen 2048")
 }
 
 func awaitSocket(ctx context.Context, p *netns.Process, path string) error {
@@ -109,7 +132,8 @@ func awaitSocket(ctx context.Context, p *netns.Process, path string) error {
 	}
 }
 
-// configure speaks to the control socket, which is a file and needs no namespace.
+// configure speaks to the control socket, which is a file and needs no namespace,
+// or to the kernel in the namespace that it is called in.
 func (s side) configure() error {
 	c, err := wgctrl.New()
 	if err != nil {

@@ -1,10 +1,11 @@
 // Bench measures the product.
 //
-//	bench tunnel [--pairs 15] [--duration 3s] [--flows 1]
+//	bench tunnel [--protocol wireguard,ipsec] [--pairs 15] [--duration 3s] [--flows 1]
 //	bench tenancy [--customers 200] [--sample 4] [--changes 9] [--fuzz 1000]
 //
-// The first compares goodput through both agents with that through the same user-space
-// WireGuard configured by hand, and writes build/bench/tunnel.json. The second
+// The first compares goodput through both agents with that through the same
+// WireGuard and strongSwan configured by hand, and writes what came out to
+// build/bench/tunnel.json, one line for each of what encrypts. The second
 // stands many customers on two nodes, and writes build/bench/tenancy.json. The command
 // `bench wireguard NAME` is that WireGuard; the benchmark starts it by itself.
 package main
@@ -15,16 +16,20 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/circuitseal/circuitseal/testlab/bench"
 	"github.com/circuitseal/circuitseal/testlab/netns"
 	"github.com/circuitseal/circuitseal/testlab/rig"
+	"github.com/circuitseal/circuitseal/testlab/scenario"
 )
 
 func main() {
@@ -56,8 +61,10 @@ func tunnel(ctx context.Context, args []string) error {
 	if why := netns.Missing(); why != "" {
 		return errors.New(why)
 	}
-	c := bench.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	c := bench.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), InnerMTU: wireGuardMTU}
 	f := flag.NewFlagSet("bench tunnel", flag.ContinueOnError)
+	protocols := f.String("protocol", bench.WireGuard+","+bench.IPsec, "what to measure")
+	slow := f.Float64("slow", 1, "how many times longer than usual things may take")
 	f.IntVar(&c.Pairs, "pairs", 15, "pairs of measurements")
 	f.DurationVar(&c.Duration, "duration", 3*time.Second, "length of each measurement")
 	f.IntVar(&c.Flows, "flows", 1, "TCP streams")
@@ -82,11 +89,43 @@ func tunnel(ctx context.Context, args []string) error {
 	if err := os.RemoveAll(c.Logs); err != nil {
 		return fmt.Errorf("remove old logs: %w", err)
 	}
-	result, err := bench.Tunnel(ctx, c, os.Stdout)
+	have, err := scenario.Facilities(ctx, false)
 	if err != nil {
 		return err
 	}
-	return errors.Join(write(*out, []bench.Comparison{result}), result.Print(os.Stdout))
+	c.KernelESP, c.KernelWireGuard = slices.Contains(have, "kernel-esp"), slices.Contains(have, "kernel-wireguard")
+	c.Slow = rig.Slow(*slow)
+	for _, c.Protocol = range strings.Split(*protocols, ",") {
+		if c.Protocol != bench.WireGuard && c.Protocol != bench.IPsec {
+			return fmt.Errorf("--protocol %q: want %s, %s or both", c.Protocol, bench.WireGuard, bench.IPsec)
+		}
+		result, err := bench.Tunnel(ctx, c, os.Stdout)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(keep(*out, result), result.Print(os.Stdout)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keep puts a result into the list in a file, in the place of an earlier one of the
+// same backend.
+func keep(path string, result bench.Comparison) error {
+	var all []bench.Comparison
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("read results before: %w", err)
+	default:
+		if err := json.Unmarshal(b, &all); err != nil {
+			return fmt.Errorf("read results before, in %s: %w", path, err)
+		}
+	}
+	all = slices.DeleteFunc(all, func(c bench.Comparison) bool { return c.Backend == result.Backend })
+	return write(path, append(all, result))
 }
 
 // write keeps a result as JSON.
