@@ -36,6 +36,12 @@ const (
 	TunnelAddress Kind = "wireguard/address"
 	TunnelRoute   Kind = "wireguard/route"
 
+	IPsecDevice     Kind = "ipsec/device"
+	IPsecAddress    Kind = "ipsec/address"
+	IPsecRoute      Kind = "ipsec/route"
+	IPsecConnection Kind = "ipsec/connection"
+	IPsecSecret     Kind = "ipsec/secret"
+
 	SlowDevice  Kind = "slowpath/device"
 	SlowAddress Kind = "slowpath/address"
 	SlowRoute   Kind = "slowpath/route"
@@ -278,6 +284,8 @@ func advice(k Kind) string {
 		return "nothing but the agent may configure the circuit namespace: see with `ip -n NAMESPACE monitor` who does, and have it leave the interface unmanaged"
 	case driver == "wireguard":
 		return "have network managers leave devices unmanaged whose names begin with cs-"
+	case driver == "ipsec":
+		return "have network managers leave devices unmanaged whose names begin with cs-, and have nothing else load or clear what charon has under such names"
 	case driver == "slowpath":
 		return "nothing but the agent may configure the namespace of the slow path and its devices, whose names begin with cs-"
 	}

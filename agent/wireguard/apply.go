@@ -15,6 +15,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -83,7 +84,7 @@ func (d *Driver) take(ctx context.Context, s *session, w want, x step) error {
 		if err != nil {
 			return err
 		}
-		return d.config.Main.Do(func() error { return makeQuiet(s.main, l) })
+		return d.config.Main.Do(func() error { return netdev.MakeQuiet(s.main, l) })
 	case setMTU, addAddress, removeAddress, setUp, addRoute, removeRoute:
 		return d.network(s, w, x)
 	}

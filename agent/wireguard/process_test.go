@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/outlive"
 )
 
 // TestProcessOutlivesAgent kills the agent that started the process: traffic
@@ -29,7 +31,7 @@ func TestProcessOutlivesAgent(t *testing.T) {
 	p.b.run(t)
 	p.b.sync(t, b)
 
-	agent := exec.Command(self, "agent", string(p.a.inst), p.a.mainName, p.a.keyDir)
+	agent := exec.Command(outlive.Self, "agent", string(p.a.inst), p.a.mainName, p.a.keyDir)
 	input, err := json.Marshal(a)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +214,7 @@ func TestOnlyOneProcess(t *testing.T) {
 	if got := p.a.process(t); got != pid {
 		t.Errorf("another process %d took the place of %d", got, pid)
 	}
-	second := exec.Command(self, "wireguard", "--instance", string(p.a.inst))
+	second := exec.Command(outlive.Self, "wireguard", "--instance", string(p.a.inst))
 	out, err := second.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), ErrRunning.Error()) {
 		t.Errorf("a second process: %v, %s", err, out)

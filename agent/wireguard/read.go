@@ -138,7 +138,7 @@ func (d *Driver) readLinks(n netns.Namespace, where place, devices map[string]de
 			}
 			x := devices[i.Name]
 			x.place, x.index, x.mtu, x.up = where, i.Index, i.MTU, i.Flags&unix.IFF_UP != 0
-			x.quiet = where == inMain && isQuiet(view, i.Name)
+			x.quiet = where == inMain && netdev.IsQuiet(view, i.Name)
 			x.backend = UserSpace
 			if i.Kind == "wireguard" {
 				x.backend = Kernel
@@ -255,49 +255,4 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 	ones, _ := n.Mask.Size()
 	a, _ := netip.AddrFromSlice(n.IP)
 	return netip.PrefixFrom(a.Unmap(), ones)
-}
-
-// quiet are the settings of a device in the main namespace: its one address is
-// the probe's, so it needs IPv6 (which a host may have off by default), and no
-// link-local address. The address mode comes first: enabling IPv6 would make one.
-var quiet = []netdev.Setting{
-	{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.NoAddress},
-	{Family: netdev.IPv6, Name: "accept_ra", Value: 0},
-	{Family: netdev.IPv6, Name: "disable_ipv6", Value: 0},
-}
-
-// isQuiet works on the calling thread's namespace, which is that of the view. What
-// the view does not tell is asked for: older kernels leave the address mode out
-// with the statistics (inet6_fill_ifla6_attrs in net/ipv6/addrconf.c).
-func isQuiet(v netdev.View, name string) bool {
-	for _, s := range quiet {
-		have, ok := v.Get(name, s.Family, s.Name)
-		if !ok {
-			var err error
-			if have, ok, err = netdev.Of(name, s); err != nil {
-				return false
-			}
-		}
-		if !ok || have != s.Value {
-			return false
-		}
-	}
-	return true
-}
-
-// makeQuiet writes only what differs: the kernel takes the lock of all network
-// configuration for these, and has a writer of a sysctl turn in circles until it
-// is free, where one of netlink sleeps. It works on the calling thread's
-// namespace.
-func makeQuiet(h *netlink.Handle, l netlink.Link) error {
-	// What netlink refuses, an older kernel takes by its sysctl.
-	_ = h.LinkSetIP6AddrGenMode(l, netdev.NoAddress)
-	if !netdev.Known(netdev.IPv6) {
-		return errors.New("the kernel has no IPv6, which the tunnels' probes need: boot without ipv6.disable=1")
-	}
-	var errs []error
-	for _, s := range quiet {
-		errs = append(errs, netdev.Ensure(l.Attrs().Name, s, func(netdev.Setting) {}))
-	}
-	return errors.Join(errs...)
 }

@@ -109,11 +109,11 @@ func TestQuietWithoutView(t *testing.T) {
 	}
 	var loud, silent bool
 	err = n.Do(func() error {
-		loud = isQuiet(netdev.View{}, "quiet0")
-		if err := makeQuiet(h, veth); err != nil {
+		loud = netdev.IsQuiet(netdev.View{}, "quiet0")
+		if err := netdev.MakeQuiet(h, veth); err != nil {
 			return err
 		}
-		silent = isQuiet(netdev.View{}, "quiet0")
+		silent = netdev.IsQuiet(netdev.View{}, "quiet0")
 		return nil
 	})
 	if err != nil || loud || !silent {

@@ -1,35 +1,24 @@
 package wireguard
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
+	"github.com/circuitseal/circuitseal/agent/outlive"
 )
 
-const (
-	// enteredEnv stops a process that cannot get into its namespace from
-	// executing itself for ever.
-	enteredEnv = "CIRCUITSEAL_WIREGUARD_ENTERED"
-
-	self = "/proc/self/exe"
-	// startTimeout is how long a new process may take until it answers.
-	startTimeout = 5 * time.Second
-	logLimit     = 1 << 20
-)
+// enteredEnv stops a process that cannot get into its namespace from executing
+// itself for ever.
+const enteredEnv = "CIRCUITSEAL_WIREGUARD_ENTERED"
 
 // Spawn starts the WireGuard process of an instance and returns when it
 // answers; when one runs already it does nothing. command is what to execute,
@@ -43,97 +32,23 @@ func Spawn(ctx context.Context, inst instance.Instance, command []string, log *s
 		return err
 	}
 	if len(command) == 0 {
-		// Not os.Executable: after an upgrade its path is gone or another build.
-		command = []string{self, "wireguard", "--instance", string(inst)}
+		command = []string{outlive.Self, "wireguard", "--instance", string(inst)}
 	}
 	if err := os.MkdirAll(inst.RunDir(), 0o700); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
-	path := filepath.Join(inst.RunDir(), "wireguard.log")
-	output, err := openLog(path)
-	if err != nil {
-		return fmt.Errorf("start the WireGuard process: %w", err)
-	}
-	defer func() { _ = output.Close() }()
-	// Not CommandContext: the process must not end with its starter's context.
-	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = output, output
-	cmd.Env = environment()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the WireGuard process: %w", err)
-	}
-	log.Info("WireGuard process started", "pid", cmd.Process.Pid)
-	ended := make(chan error, 1)
-	go func() {
-		err := cmd.Wait()
-		log.Info("WireGuard process ended", "pid", cmd.Process.Pid, "status", cmd.ProcessState.String())
-		ended <- err
-	}()
-	return awaitAnswer(ctx, inst, ended, path)
-}
-
-func awaitAnswer(ctx context.Context, inst instance.Instance, ended <-chan error, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		c, err := dial(ctx, inst)
-		if err == nil {
-			return c.Close()
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("start the WireGuard process: no answer within %s: %w", startTimeout, err)
-		case end := <-ended:
-			// Another starter may have been faster.
-			if c, err := dial(ctx, inst); err == nil {
-				return c.Close()
+	return outlive.Process{
+		Name:    "the WireGuard process",
+		Command: command,
+		Log:     filepath.Join(inst.RunDir(), "wireguard.log"),
+		Answers: func(ctx context.Context) error {
+			c, err := dial(ctx, inst)
+			if err != nil {
+				return err
 			}
-			return fmt.Errorf("start the WireGuard process: it ended (%w); the end of %s: %s", orDone(end), path, lastLine(path))
-		case <-tick.C:
-		}
-	}
-}
-
-func orDone(err error) error {
-	if err == nil {
-		return errors.New("exit status 0")
-	}
-	return err
-}
-
-// environment keeps what the process reads and nothing that the caller's
-// service manager meant for the caller.
-func environment() []string {
-	var env []string
-	for _, e := range os.Environ() {
-		name, _, _ := strings.Cut(e, "=")
-		if name == "PATH" || strings.HasPrefix(name, "CIRCUITSEAL_") && name != enteredEnv {
-			env = append(env, e)
-		}
-	}
-	return env
-}
-
-func openLog(path string) (*os.File, error) {
-	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
-	if info, err := os.Stat(path); err == nil && info.Size() > logLimit {
-		flags |= os.O_TRUNC
-	}
-	return os.OpenFile(path, flags, 0o600)
-}
-
-func lastLine(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	b = bytes.TrimSpace(b)
-	b = b[bytes.LastIndexByte(b, '\n')+1:]
-	return string(b[:min(len(b), 500)])
+			return c.Close()
+		},
+	}.Start(ctx, log, enteredEnv)
 }
 
 // enterNamespace returns when the whole process is in the circuit namespace.
@@ -170,6 +85,6 @@ func enterNamespace(inst instance.Instance) error {
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close inherited files: %w", err)
 	}
-	err = unix.Exec(self, os.Args, append(os.Environ(), enteredEnv+"=1"))
+	err = unix.Exec(outlive.Self, os.Args, append(os.Environ(), enteredEnv+"=1"))
 	return fmt.Errorf("execute again in circuit namespace %s: %w", inst.Namespace(), err)
 }

@@ -1,0 +1,138 @@
+package ipsec
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
+)
+
+const (
+	// settles is how long a new SA carries packets before the one that it replaces
+	// goes: what the far end has sent by that is on its way.
+	settles = 2 * time.Second
+	// handover is how long an SA of a connection that was replaced may be what the
+	// policy does not allow any more, while the ends take up the new one after
+	// another.
+	handover = 3 * time.Minute
+	// childless is how long an IKE SA may be without an ESP SA.
+	childless = 20 * time.Second
+	// forsaken is after how long the answering end ends duplicates, too: the other
+	// one's agent may be dead.
+	forsaken = 2 * time.Minute
+	// connecting is how long an attempt may go on before it is begun anew: the far
+	// end may have come back meanwhile, and charon asks every 5 s.
+	connecting = time.Minute
+)
+
+// view is what there is to know of a tunnel when its next steps are decided.
+type view struct {
+	tunnel  plan.IPsecTunnel
+	backend Backend
+	// name is that of its connection as it is to be.
+	name connectionName
+	// sas are all of the tunnel, with the names of their connections.
+	sas []namedSA
+	// silent tells that nothing comes back through the tunnel of what was sent.
+	silent bool
+	// due tells that it is time for another attempt.
+	due bool
+}
+
+type namedSA struct {
+	ikeSA
+	connection connectionName
+	// seen is for how long it has been what it is now: of an old connection,
+	// childless, or connecting.
+	seen time.Duration
+}
+
+// verdict is what is to be done, and what to say.
+type verdict struct {
+	initiate  bool
+	terminate []termination
+	// up is the SA that counts, nil for none.
+	up *ikeSA
+	// weakness is in what up, or what was taken down, is weaker than the policy.
+	weakness string
+	// quiet tells that nothing is left to do.
+	quiet bool
+}
+
+type termination struct {
+	id  uint64
+	why string
+}
+
+// decide is pure. The end that initiates is the one that chooses among several
+// SAs: the youngest stays, the others go once it has settled. Both ends doing so
+// could each end the one that the other keeps. The answering end waits longer and
+// chooses by the same order.
+func decide(v view) verdict {
+	var d verdict
+	end := func(s namedSA, why string) { d.terminate = append(d.terminate, termination{s.id, why}) }
+	var up []namedSA
+	begun := false
+	for _, s := range v.sas {
+		current := s.connection == v.name
+		switch {
+		case s.state == ikeDeleting || s.state == ikeRekeyed:
+		case s.up():
+			weak := judge(v.tunnel, v.backend, s.ikeSA)
+			distrusted := s.connection.trust != v.name.trust
+			switch {
+			case weak != "" && current:
+				d.weakness = weak
+				end(s, "it is weaker than its policy: "+weak)
+			case (weak != "" || distrusted) && s.seen > handover:
+				end(s, fmt.Sprintf("the policy has changed %s ago, and it has not: %s", s.seen.Round(time.Second), cmp.Or(weak, "other identities or certificates are trusted now")))
+			default:
+				up = append(up, s)
+			}
+		case s.established && s.seen > childless:
+			end(s, "it has no ESP SA")
+		case s.established:
+			begun = begun || current
+		case !current:
+			end(s, "its connection was replaced")
+		case s.initiator && s.seen > connecting && v.due:
+			end(s, "it does not get anywhere")
+		default:
+			begun = begun || s.initiator
+		}
+	}
+	slices.SortFunc(up, func(a, b namedSA) int { return younger(v.name, a, b) })
+	for i, s := range up {
+		if i == 0 {
+			d.up = &s.ikeSA
+			continue
+		}
+		best := up[0]
+		settled := best.connection == v.name && best.age >= settles
+		if settled && (v.tunnel.Initiates || best.age >= forsaken) {
+			end(s, fmt.Sprintf("IKE SA %d has taken over", best.id))
+		}
+	}
+	currentUp := len(up) > 0 && up[0].connection == v.name
+	d.initiate = v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
+	d.quiet = currentUp && len(up) == 1 && len(d.terminate) == 0 && !v.silent
+	if d.up != nil {
+		d.weakness = judge(v.tunnel, v.backend, *d.up)
+	}
+	return d
+}
+
+// younger sorts the SA first that stays: one of the connection as it is to be,
+// then the last one established, and by a number that both ends know among those
+// of the same second.
+func younger(name connectionName, a, b namedSA) int {
+	rank := func(s namedSA) int {
+		if s.connection == name {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.age, b.age), cmp.Compare(a.spis[0], b.spis[0]))
+}

@@ -1,0 +1,228 @@
+package ipsec
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/netns"
+)
+
+const (
+	dialTimeout = 3 * time.Second
+	// callTimeout bounds one request. charon answers within milliseconds, but a
+	// list of SAs waits for those that are being worked at.
+	callTimeout = 20 * time.Second
+)
+
+// errNotRunning means that nobody listens on the VICI socket.
+var errNotRunning = errors.New("charon does not run")
+
+// client is a VICI session with a charon that is in the circuit namespace. It is
+// for one goroutine at a time; after an error of a call it is of no use any more,
+// except for one that charon answered with.
+type client struct {
+	session *vici.Session
+	conn    *pacedConn
+	pid     int
+}
+
+// dial connects, and refuses a charon elsewhere: its SAs would be elsewhere, too.
+// The error wraps errNotRunning where nobody listens.
+func dial(ctx context.Context, socket string, circuit netns.Namespace) (*client, error) {
+	c := &client{}
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", errNotRunning, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect to charon: %w", err)
+	}
+	if c.pid, err = peerOf(conn.(*net.UnixConn)); err == nil {
+		err = inNamespace(c.pid, circuit)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("charon at %s: %w", socket, err), conn.Close())
+	}
+	c.conn = newPacedConn(conn)
+	c.session, err = vici.NewSession(vici.WithDialContext(func(context.Context, string, string) (net.Conn, error) { return c.conn, nil }))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("connect to charon: %w", err), conn.Close())
+	}
+	return c, nil
+}
+
+func (c *client) Close() error { return c.session.Close() }
+
+// peerOf asks the kernel who listens at the other end (unix(7), SO_PEERCRED).
+func peerOf(c *net.UnixConn) (pid int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var (
+		who  *unix.Ucred
+		werr error
+	)
+	if err := raw.Control(func(fd uintptr) { who, werr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if werr != nil {
+		return 0, fmt.Errorf("ask who listens: %w", werr)
+	}
+	if who.Uid != 0 && int(who.Uid) != os.Geteuid() {
+		return 0, fmt.Errorf("who listens is user %d and not root", who.Uid)
+	}
+	return int(who.Pid), nil
+}
+
+func inNamespace(pid int, circuit netns.Namespace) error {
+	var have, want unix.Stat_t
+	path := "/proc/" + strconv.Itoa(pid) + "/ns/net"
+	if err := unix.Stat(path, &have); err != nil {
+		return fmt.Errorf("look for the namespace of process %d: %w", pid, err)
+	}
+	if err := unix.Fstat(circuit.FD(), &want); err != nil {
+		return fmt.Errorf("stat the circuit namespace: %w", err)
+	}
+	if have.Dev != want.Dev || have.Ino != want.Ino {
+		return fmt.Errorf("process %d is not in the circuit namespace: its SAs would be where clear packets are; start it with `ip netns exec`, or leave the socket out so that the agent runs its own", pid)
+	}
+	return nil
+}
+
+// call asks and waits for the answer. An error of charon's own says what it was
+// about, without the message, which may hold secrets.
+func (c *client) call(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	out, err := c.session.Call(ctx, command, in)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", command, err)
+	}
+	return out, nil
+}
+
+// stream asks, and gives what charon tells to each before it answers. govici keeps
+// no more than 128 messages that nobody has taken and drops the others without a
+// word, so that they are not read sooner than they are taken.
+func (c *client) stream(ctx context.Context, command, event string, in *vici.Message, each func(*vici.Message) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c.conn.pace(true)
+	defer c.conn.pace(false)
+	var errs []error
+	for m, err := range c.session.CallStreaming(ctx, command, event, in) {
+		c.conn.taken()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", command, err))
+			break
+		}
+		if err := m.Err(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", command, err))
+			continue
+		}
+		if err := each(m); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", command, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// window is how many packets may be on their way between reader and taker; see
+// stream.
+const window = 64
+
+// pacedConn counts packets as govici reads them: a length of four bytes, then as
+// many.
+type pacedConn struct {
+	net.Conn
+	mu     sync.Mutex
+	more   *sync.Cond
+	paced  bool
+	credit int
+	// length is what has been read of a packet's length, left what has not been of
+	// its rest. One goroutine reads.
+	length []byte
+	left   uint32
+}
+
+func newPacedConn(c net.Conn) *pacedConn {
+	p := &pacedConn{Conn: c}
+	p.more = sync.NewCond(&p.mu)
+	return p
+}
+
+func (p *pacedConn) Read(b []byte) (int, error) {
+	if p.left == 0 && len(p.length) == 0 {
+		p.mu.Lock()
+		for p.paced && p.credit <= 0 {
+			p.more.Wait()
+		}
+		p.credit--
+		p.mu.Unlock()
+	}
+	n, err := p.Conn.Read(b)
+	for _, x := range b[:n] {
+		if p.left > 0 {
+			p.left -= min(p.left, uint32(n))
+			break
+		}
+		if p.length = append(p.length, x); len(p.length) == lengthSize {
+			p.left, p.length = binary.BigEndian.Uint32(p.length), nil
+		}
+	}
+	return n, err
+}
+
+const lengthSize = 4
+
+func (p *pacedConn) pace(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paced, p.credit = on, window
+	p.more.Broadcast()
+}
+
+func (p *pacedConn) taken() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.credit++
+	p.more.Broadcast()
+}
+
+func (p *pacedConn) Close() error {
+	p.pace(false)
+	return p.Conn.Close()
+}
+
+// section makes a message of keys and values: strings, lists, sections. Setting
+// these cannot fail.
+func section(pairs ...any) *vici.Message {
+	m := vici.NewMessage()
+	for i := 0; i+1 < len(pairs); i += 2 {
+		switch v := pairs[i+1].(type) {
+		case string:
+			if v == "" {
+				continue
+			}
+		case []string:
+			if len(v) == 0 {
+				continue
+			}
+		}
+		_ = m.Set(pairs[i].(string), pairs[i+1])
+	}
+	return m
+}
