@@ -35,6 +35,14 @@ func (b Backend) String() string {
 	return "automatic"
 }
 
+// kind is that of the devices in the main namespace.
+func (b Backend) kind() string {
+	if b == Libipsec {
+		return kindVeth
+	}
+	return kindXFRM
+}
+
 var probe = sync.OnceValues(probeKernel)
 
 // resolve turns Automatic into what the kernel can do.

@@ -84,6 +84,9 @@ func configuration(backend Backend, socket string) string {
 		agent {
 			path = stderr
 			default = 1
+			# A line for each packet would be too many.
+			net = 0
+			enc = 0
 			time_format = %%Y-%%m-%%dT%%H:%%M:%%S
 			time_add_ms = yes
 			ike_name = yes

@@ -18,7 +18,7 @@ const (
 	// another.
 	handover = 3 * time.Minute
 	// childless is how long an IKE SA may be without an ESP SA.
-	childless = 20 * time.Second
+	childless = 5 * time.Second
 	// forsaken is after how long the answering end ends duplicates, too: the other
 	// one's agent may be dead.
 	forsaken = 2 * time.Minute

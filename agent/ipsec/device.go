@@ -179,8 +179,11 @@ func single(a netip.Addr) []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
 }
 
-// kindXFRM is what the kernel calls XFRM interfaces.
-const kindXFRM = "xfrm"
+// What the kernel calls XFRM interfaces, and pairs of Ethernet interfaces.
+const (
+	kindXFRM = "xfrm"
+	kindVeth = "veth"
+)
 
 // deviceOf tells which tunnel a device of ours is for.
 func deviceOf(inst instance.Instance, name string) (number uint16, ok bool) {
@@ -337,6 +340,9 @@ func (d *Driver) takeDevice(h *hostNetlink, x deviceStep) error {
 // belongs to the namespace that it is made in, unlike WireGuard's, which remembers
 // who asked.
 func (d *Driver) createDevice(h *hostNetlink, name string, number uint16, mtu int) error {
+	if d.backend == Libipsec {
+		return d.createPair(h, name, mtu)
+	}
 	err := h.circuit.LinkAdd(&netlink.Xfrmi{
 		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu, ParentIndex: loopback},
 		Ifid:      instance.InterfaceID(number),
@@ -349,6 +355,14 @@ func (d *Driver) createDevice(h *hostNetlink, name string, number uint16, mtu in
 		return err
 	}
 	return h.circuit.LinkSetNsFd(l, d.config.Main.FD())
+}
+
+// createPair makes the way from the main namespace to libipsec's TUN in the circuit
+// one.
+func (d *Driver) createPair(h *hostNetlink, name string, mtu int) error {
+	return h.main.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, PeerName: name, PeerNamespace: netlink.NsFd(d.config.Circuit.FD()),
+	})
 }
 
 // loopback is the index of every namespace's loopback interface (LOOPBACK_IFINDEX).

@@ -80,21 +80,25 @@ func readKernel(h *netlink.Handle) (map[uint16]kernelSAs, error) {
 // before it tells of it.
 const orphanAge = 15 * time.Second
 
-// orphans are those that charon does not know though it knows others.
-func (k kernelSAs) orphans(known []ikeSA, now time.Time) []netlink.XfrmState {
+// orphans are those that charon does not know; young tells that there are some of
+// which that is not sure yet.
+func (k kernelSAs) orphans(known []ikeSA, now time.Time) (orphans []netlink.XfrmState, young bool) {
 	spis := map[uint32]bool{}
 	for _, s := range known {
 		for _, c := range s.children {
 			spis[c.spiIn], spis[c.spiOut] = true, true
 		}
 	}
-	var out []netlink.XfrmState
 	for _, s := range k.states {
-		if !spis[uint32(s.Spi)] && now.Unix()-int64(s.Statistics.AddTime) > int64(orphanAge/time.Second) {
-			out = append(out, s)
+		switch {
+		case spis[uint32(s.Spi)]:
+		case now.Unix()-int64(s.Statistics.AddTime) > int64(orphanAge/time.Second):
+			orphans = append(orphans, s)
+		default:
+			young = true
 		}
 	}
-	return out
+	return orphans, young
 }
 
 func removeSA(h *netlink.Handle, s netlink.XfrmState) error {

@@ -106,17 +106,18 @@ func Serve(inst instance.Instance) error {
 // /run, and keep as it is: charon's own files are there, and services that it would
 // reach are not.
 func hideRun(keep string) error {
-	keptFD, err := unix.Open(keep, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", keep, err)
-	}
-	defer func() { _ = unix.Close(keptFD) }()
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	// In this mount namespace: what belongs to another cannot be mounted here.
+	keptFD, err := unix.Open(keep, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", keep, err)
+	}
+	defer func() { _ = unix.Close(keptFD) }()
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755,size=1m"); err != nil {
 		return fmt.Errorf("mount an empty /run: %w", err)
 	}

@@ -1,0 +1,409 @@
+package ipsec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/drift"
+	"github.com/circuitseal/circuitseal/agent/outlive"
+)
+
+func (d *Driver) socketPath() string {
+	if d.want.Socket != "" {
+		return d.want.Socket
+	}
+	return d.config.Instance.CharonSocket()
+}
+
+// session is the open one, or a new one. It starts charon when none runs and that
+// is for the driver to do; start tells that it is needed. It is called with mu
+// held.
+func (d *Driver) session(ctx context.Context, start bool) (*client, error) {
+	if d.open != nil && d.socket == d.socketPath() && d.alive(ctx) {
+		return d.open, nil
+	}
+	d.hangUp()
+	socket := d.socketPath()
+	c, err := dial(ctx, socket, d.config.Circuit)
+	if errors.Is(err, errNotRunning) && start {
+		switch {
+		case d.want.Socket != "":
+			return nil, fmt.Errorf("%w; the policy names the charon at %s, which is not the agent's to start", err, socket)
+		case d.config.External:
+			return nil, fmt.Errorf("%w, and the agent does not start it, since a service manager does: see that its unit circuitseal-charon@%s runs", err, d.config.Instance)
+		}
+		if err := d.spawn(ctx); err != nil {
+			return nil, err
+		}
+		c, err = dial(ctx, socket, d.config.Circuit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.open, d.socket = c, socket
+	return c, nil
+}
+
+// alive asks for what costs nothing. A session ends without a word.
+func (d *Driver) alive(ctx context.Context) bool {
+	_, err := d.open.call(ctx, "version", nil)
+	return err == nil
+}
+
+// hangUp ends the session after an error, with which its answers would not be to
+// the questions any more.
+func (d *Driver) hangUp() {
+	if d.open != nil {
+		_ = d.open.Close()
+		d.open = nil
+	}
+}
+
+// ask is a call of which an error that charon did not answer with ends the session.
+func (d *Driver) ask(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
+	if d.open == nil {
+		return nil, errNotRunning
+	}
+	out, err := d.open.call(ctx, command, in)
+	if err != nil && out == nil {
+		d.hangUp()
+	}
+	return out, err
+}
+
+// spawn starts the instance's charon and returns when it answers.
+func (d *Driver) spawn(ctx context.Context) error {
+	inst := d.config.Instance
+	if _, err := findDaemon(); err != nil {
+		return err
+	}
+	command := d.config.Command
+	if len(command) == 0 {
+		command = []string{outlive.Self, "charon", "--instance", string(inst)}
+	}
+	if err := os.MkdirAll(inst.RunDir(), 0o700); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	return outlive.Process{
+		Name: "charon", Command: command, Log: d.logPath(),
+		Answers: func(ctx context.Context) error {
+			c, err := dial(ctx, inst.CharonSocket(), d.config.Circuit)
+			if err != nil {
+				return err
+			}
+			return c.Close()
+		},
+	}.Start(ctx, d.config.Log)
+}
+
+func (d *Driver) logPath() string { return filepath.Join(d.config.Instance.RunDir(), "charon.log") }
+
+// stopCharon ends the instance's own charon, gracefully: it removes its SAs. One
+// that somebody else runs is not ours to end.
+func (d *Driver) stopCharon(ctx context.Context) error {
+	c, err := dial(ctx, d.config.Instance.CharonSocket(), d.config.Circuit)
+	if errors.Is(err, errNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	pid := c.pid
+	_ = c.Close()
+	// A number may be another process's by now; a descriptor is not.
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end charon: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := inNamespace(pid, d.config.Circuit); err != nil {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("end charon: %w", err)
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for charon's end: %w", err)
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("wait for charon's end: %w", ctx.Err())
+		}
+	}
+}
+
+// syncCharon brings charon what it lacks. Without tunnels none is started.
+func (d *Driver) syncCharon(ctx context.Context) error {
+	want := wanted{connections: map[uint16]connection{}, initiates: map[uint16]bool{}, keys: map[string]identityKey{}}
+	for n, t := range d.tunnels {
+		if t.problem != "" {
+			continue
+		}
+		want.connections[n] = t.connection
+		want.initiates[n] = t.Initiates
+	}
+	for _, n := range keyNames(d.want.Identities) {
+		if key, err := d.config.Keys.key(n); err == nil {
+			want.keys[key.id] = key
+		}
+	}
+	if _, err := d.session(ctx, len(want.connections) > 0); err != nil {
+		if errors.Is(err, errNotRunning) && len(want.connections) == 0 {
+			return nil
+		}
+		return err
+	}
+	have, err := d.readHeld(ctx)
+	if err != nil {
+		return err
+	}
+	now, later := diffLoads(d.config.Instance, want, have, d.loaded)
+	// What is there of a tunnel that has a problem stays as it is.
+	now, later = d.keepProblems(now), d.keepProblems(later)
+	if d.want.Socket == "" {
+		for _, id := range have.keys {
+			if _, ok := want.keys[id]; !ok {
+				later = append(later, load{verb: unloadKey, name: id})
+			}
+		}
+	}
+	d.laterLoads = later
+	return d.applyLoads(ctx, want, now)
+}
+
+func (d *Driver) keepProblems(loads []load) []load {
+	var out []load
+	for _, l := range loads {
+		if t, ok := d.tunnels[l.number]; ok && l.number != 0 && t.problem != "" {
+			continue
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+func (d *Driver) readHeld(ctx context.Context) (held, error) {
+	var h held
+	for _, q := range []struct {
+		command, key string
+		to           *[]string
+	}{{"get-conns", "conns", &h.connections}, {"get-shared", "keys", &h.secrets}, {"get-keys", "keys", &h.keys}} {
+		m, err := d.ask(ctx, q.command, nil)
+		if err != nil {
+			return held{}, err
+		}
+		*q.to = stringsOf(m, q.key)
+	}
+	return h, nil
+}
+
+// applyLoads takes the steps in order. Of a tunnel of which one fails the others are
+// left out. An error that is not charon's answer ends it all: the next Sync goes on
+// from what charon has then.
+func (d *Driver) applyLoads(ctx context.Context, want wanted, loads []load) error {
+	var errs []error
+	failed := map[uint16]bool{}
+	for _, l := range loads {
+		if failed[l.number] {
+			continue
+		}
+		id := "(none)"
+		if t, ok := d.tunnels[l.number]; ok {
+			id = t.ID
+		}
+		d.config.Log.Debug("IPsec", "tunnel", id, "change", l.String())
+		if err := d.takeLoad(ctx, want, l); err != nil {
+			if l.number != 0 {
+				failed[l.number] = true
+			}
+			errs = append(errs, fmt.Errorf("tunnel %s: %s: %w", id, l, err))
+			if d.open == nil {
+				break
+			}
+			continue
+		}
+		if l.verb != initiate {
+			d.config.Drift.Note(l.verb.kind(), l)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (v loadVerb) kind() drift.Kind {
+	switch v {
+	case loadKey, loadSecret, unloadSecret, unloadKey:
+		return drift.IPsecSecret
+	case loadConnection, initiate, unloadConnection:
+	}
+	return drift.IPsecConnection
+}
+
+func (d *Driver) takeLoad(ctx context.Context, want wanted, l load) error {
+	command, in := "", (*vici.Message)(nil)
+	switch l.verb {
+	case loadKey:
+		der, err := want.keys[l.name].der()
+		if err != nil {
+			return err
+		}
+		command, in = "load-key", section("type", "ecdsa", "data", der)
+	case loadSecret:
+		s := l.secret
+		command, in = "load-shared", section("id", s.id, "type", s.kind, "data", s.data(), "owners", s.owners)
+	case loadConnection:
+		command, in = "load-conn", want.connections[l.number].message
+	case initiate:
+		t := d.tunnels[l.number]
+		t.attempt(time.Now())
+		return d.initiate(ctx, t)
+	case unloadConnection:
+		command, in = "unload-conn", section("name", l.name)
+	case unloadSecret:
+		command, in = "unload-shared", section("id", l.name)
+	case unloadKey:
+		command, in = "unload-key", section("id", l.name)
+	}
+	_, err := d.ask(ctx, command, in)
+	switch {
+	case err != nil && d.open != nil && (l.verb == unloadConnection || l.verb == unloadSecret || l.verb == unloadKey):
+		// What is gone already is gone.
+		d.config.Log.Debug("IPsec", "change", l.String(), "error", err)
+		return nil
+	case err != nil:
+		return err
+	case l.verb == loadSecret:
+		d.loaded[l.name] = l.secret.key
+	case l.verb == unloadSecret:
+		delete(d.loaded, l.name)
+	}
+	return nil
+}
+
+// initiate does not wait: eight that do would take all of charon's threads that
+// the answers need.
+func (d *Driver) initiate(ctx context.Context, t *tunnel) error {
+	name := t.connection.name.in(d.config.Instance)
+	_, err := d.ask(ctx, "initiate", section("ike", name, "child", childName(t.connection.generation), "timeout", "-1"))
+	return err
+}
+
+// terminate does not wait either.
+func (d *Driver) terminate(ctx context.Context, id uint64) error {
+	m, err := d.ask(ctx, "terminate", section("ike-id", strconv.FormatUint(id, 10), "timeout", "-1"))
+	if err != nil && m != nil && strings.Contains(err.Error(), "no matching SAs") {
+		return nil
+	}
+	return err
+}
+
+// listSAs are those of our connections.
+func (d *Driver) listSAs(ctx context.Context) (map[uint16][]namedSA, error) {
+	if d.open == nil {
+		return nil, errNotRunning
+	}
+	all := map[uint16][]namedSA{}
+	err := d.open.stream(ctx, "list-sas", "list-sa", nil, func(m *vici.Message) error {
+		sas, err := parseSAs(m)
+		if err != nil {
+			return err
+		}
+		for _, s := range sas {
+			if n, ours := parseName(d.config.Instance, s.name); ours {
+				all[n.number] = append(all[n.number], namedSA{ikeSA: s, connection: n})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		d.hangUp()
+		return nil, err
+	}
+	return all, nil
+}
+
+func (d *Driver) sweepCharon(ctx context.Context) error {
+	if !d.unswept {
+		return nil
+	}
+	if _, err := d.session(ctx, false); err != nil {
+		if errors.Is(err, errNotRunning) {
+			d.unswept = false
+			return nil
+		}
+		return err
+	}
+	errs := []error{d.applyLoads(ctx, wanted{}, d.laterLoads)}
+	d.laterLoads = nil
+	if d.open == nil {
+		return errors.Join(errs...)
+	}
+	sas, err := d.listSAs(ctx)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for n, list := range sas {
+		if _, ok := d.tunnels[n]; ok {
+			continue
+		}
+		for _, s := range list {
+			if s.state == ikeDeleting {
+				continue
+			}
+			d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its tunnel is not wanted")
+			errs = append(errs, d.terminate(ctx, s.id))
+		}
+	}
+	err = errors.Join(errs...)
+	d.unswept = err != nil
+	return err
+}
+
+// algorithms are the keywords of get-algorithms, sorted.
+func algorithms(m *vici.Message) map[string]bool {
+	out := map[string]bool{}
+	names := func(key string) []string {
+		s, _ := m.Get(key).(*vici.Message)
+		if s == nil {
+			return nil
+		}
+		return s.Keys()
+	}
+	for _, kind := range []string{"encryption", "aead"} {
+		for _, n := range names(kind) {
+			c, ok := ciphers[n]
+			switch {
+			case !ok:
+			case !c.sized:
+				out[c.keyword] = true
+			default:
+				for _, size := range keySizes {
+					out[cipherKeyword(n, size)] = true
+				}
+			}
+		}
+	}
+	for kind, known := range map[string]map[string]string{"integrity": signers, "prf": prfs, "dh": groups, "ke": groups} {
+		for _, n := range names(kind) {
+			if k, ok := known[n]; ok {
+				out[k] = true
+			}
+		}
+	}
+	return out
+}

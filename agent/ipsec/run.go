@@ -1,0 +1,392 @@
+package ipsec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/outlive"
+)
+
+const (
+	// lookEvery is how often SAs are looked at though nothing was heard of them, and
+	// lookUneasy while any is not as it is to be.
+	lookEvery  = 10 * time.Second
+	lookUneasy = time.Second
+	// calm is how long events are collected before a look: a thousand tunnels that
+	// come up tell of it one by one.
+	calm = 100 * time.Millisecond
+	// firstRetry and lastRetry are how long after an attempt the next is made: the
+	// ends are configured one after the other.
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 30 * time.Second
+	// hearing is how long a new SA may be silent; a silent one is given up for a new
+	// one not sooner than that after the last.
+	hearing = 5 * time.Second
+	// lastSilent bounds how often a tunnel that stays silent begins anew.
+	firstSilent = 15 * time.Second
+	// another is after how many failures the other pre-shared key is tried.
+	another = 3
+	// redial is how long after an error of the session of events the next is made.
+	redial = time.Second
+)
+
+// attempt notes that one is made, and when the next may be.
+func (t *tunnel) attempt(now time.Time) {
+	t.wait = min(max(2*t.wait, firstRetry), lastRetry)
+	t.next = now.Add(spread(t.wait))
+}
+
+// spread draws from [d/2, 3d/2), so that the tunnels of a link that was dead do not
+// all come at once.
+func spread(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// Run keeps tunnels up until ctx ends, and returns its error: it begins those that
+// have no SA and are this end's to begin, begins anew, beside the old one, what is
+// silent or belongs to a connection that was replaced, ends what was taken over, is
+// double, or is weaker than its policy, starts charon again and loads everything
+// when it died, and then removes what the one that died has left in the kernel.
+// silent reports whether nothing has come back through a tunnel of what was sent
+// since then; nil where nobody asks. It must not call the driver.
+func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.Time) bool) error {
+	noises := make(chan vici.Event, 4096)
+	go d.listen(ctx, noises)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	next := time.Now()
+	sooner := func(in time.Duration) {
+		if at := time.Now().Add(in); at.Before(next) {
+			next = at
+			timer.Reset(in)
+		}
+	}
+	// A look at a thousand takes a while, and of charon, too.
+	pause := calm
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-d.kick:
+			sooner(pause)
+		case e := <-noises:
+			if e.Name == eventLog {
+				d.hear(e.Message)
+			} else {
+				sooner(pause)
+			}
+		case now := <-timer.C:
+			wait := lookEvery
+			if uneasy := d.look(ctx, now, silent); uneasy {
+				wait = lookUneasy
+			}
+			pause = max(calm, 4*time.Since(now))
+			wait = max(wait, pause)
+			next = time.Now().Add(wait)
+			timer.Reset(wait)
+		}
+	}
+}
+
+// What charon tells to who subscribes.
+const (
+	eventLog   = "log"
+	eventIKE   = "ike-updown"
+	eventChild = "child-updown"
+)
+
+// listen hears charon's events, in a session of its own, until ctx ends.
+func (d *Driver) listen(ctx context.Context, to chan<- vici.Event) {
+	for ctx.Err() == nil {
+		if err := d.listenOnce(ctx, to); err != nil && !errors.Is(err, errNotRunning) {
+			d.config.Log.Debug("listen to charon", "error", err)
+		}
+		d.wake()
+		select {
+		case <-ctx.Done():
+		case <-time.After(redial):
+		}
+	}
+}
+
+func (d *Driver) listenOnce(ctx context.Context, to chan<- vici.Event) error {
+	d.mu.Lock()
+	socket := d.socketPath()
+	d.mu.Unlock()
+	c, err := dial(ctx, socket, d.config.Circuit)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	events := make(chan vici.Event, cap(to))
+	c.session.NotifyEvents(events)
+	if err := c.session.Subscribe(eventLog, eventIKE, eventChild); err != nil {
+		return fmt.Errorf("subscribe: %w", err)
+	}
+	check := time.NewTicker(lookEvery)
+	defer check.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case e, ok := <-events:
+			if !ok {
+				return errNotRunning
+			}
+			if e.Name == eventLog && !worthHearing(e.Message) {
+				continue
+			}
+			select {
+			case to <- e:
+			case <-ctx.Done():
+			}
+		case <-check.C:
+			d.mu.Lock()
+			other := d.socketPath() != socket
+			d.mu.Unlock()
+			if other {
+				return nil
+			}
+		}
+	}
+}
+
+func worthHearing(m *vici.Message) bool {
+	n, ok := parseNoise(m)
+	if !ok {
+		return false
+	}
+	_, generation := n.generation()
+	_, sentence := n.reason()
+	return generation || sentence != ""
+}
+
+// hear takes one line of charon's log.
+func (d *Driver) hear(m *vici.Message) {
+	n, ok := parseNoise(m)
+	if !ok {
+		return
+	}
+	name, ok := parseName(d.config.Instance, n.connection)
+	if !ok {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t, ok := d.tunnels[name.number]
+	if !ok {
+		return
+	}
+	if g, ok := n.generation(); ok {
+		if number, err := strconv.ParseUint(g, 10, 64); err == nil {
+			t.used[n.ike], t.lastUsed = number, number
+		}
+		return
+	}
+	if rank, sentence := n.reason(); sentence != "" && rank <= t.rank {
+		t.reason, t.rank = sentence, rank
+	}
+}
+
+// look sees to all tunnels once, and reports whether any is not as it is to be.
+func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (uneasy bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.synced || len(d.tunnels) == 0 {
+		return false
+	}
+	if err := outlive.TrimLog(d.logPath()); err != nil {
+		d.config.Log.Warn("shorten charon's log", "error", err)
+	}
+	if d.open == nil || !d.alive(ctx) {
+		// It may have died, and then knows nothing of any tunnel.
+		d.hangUp()
+		if err := d.syncCharon(ctx); err != nil {
+			d.config.Log.Warn("bring charon back", "error", err)
+			return true
+		}
+	}
+	sas, err := d.listSAs(ctx)
+	if err != nil {
+		d.config.Log.Warn("look at SAs", "error", err)
+		return true
+	}
+	for _, t := range d.sortedTunnels() {
+		if t.problem != "" {
+			continue
+		}
+		if !d.lookAt(ctx, now, t, sas[t.Number], silent) {
+			uneasy = true
+		}
+		if d.open == nil {
+			return true
+		}
+	}
+	if err := d.removeOrphans(sas, now); err != nil {
+		d.config.Log.Warn("remove SAs that a charon before this one has left", "error", err)
+	}
+	return uneasy
+}
+
+// lookAt reports whether the tunnel is as it is to be.
+func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []namedSA, silent func(string, time.Time) bool) (done bool) {
+	log := d.config.Log.With("tunnel", t.ID)
+	t.observe(sas, now)
+	v := view{
+		tunnel: t.IPsecTunnel, backend: d.backend, name: t.connection.name, sas: sas, due: !now.Before(t.next),
+		silent: silent != nil && t.silent(sas, now, func(since time.Time) bool { return silent(t.ID, since) }),
+	}
+	r := decide(v)
+	if r.up != nil {
+		if r.weakness == "" {
+			t.weakness = ""
+		}
+		t.reason, t.rank = "", len(reasons)
+		if r.quiet {
+			t.failures, t.wait, t.next = 0, 0, time.Time{}
+		}
+	}
+	if r.weakness != "" {
+		t.weakness = r.weakness
+	}
+	for _, x := range r.terminate {
+		log.Info("IPsec: end an SA", "ike", x.id, "why", x.why)
+		if err := d.terminate(ctx, x.id); err != nil {
+			log.Warn("IPsec: end an SA", "ike", x.id, "error", err)
+		}
+	}
+	if r.initiate && d.open != nil {
+		if r.up == nil {
+			t.failures++
+			d.turn(ctx, t)
+		}
+		t.attempt(now)
+		if r.up != nil && v.silent {
+			t.next = now.Add(max(t.next.Sub(now), firstSilent))
+		}
+		log.Debug("IPsec: initiate", "connection", t.connection.name.in(d.config.Instance), "silent", v.silent)
+		if err := d.initiate(ctx, t); err != nil {
+			log.Warn("IPsec: initiate", "error", err)
+		}
+	}
+	return r.quiet || !t.Initiates && r.up != nil && len(r.terminate) == 0
+}
+
+// observe keeps since when SAs have been in a state that must not last, and what
+// generations of pre-shared keys are in use.
+func (t *tunnel) observe(sas []namedSA, now time.Time) {
+	seen, used := map[uint64]sighting{}, map[uint64]uint64{}
+	for i, s := range sas {
+		what := ""
+		switch {
+		case !s.established:
+			what = s.state
+		case !s.up():
+			what = "childless"
+		case s.connection != t.connection.name:
+			what = "replaced by " + t.connection.name.whole
+		}
+		if what != "" {
+			was := t.seen[s.id]
+			if was.what != what {
+				was = sighting{what, now}
+			}
+			seen[s.id] = was
+			sas[i].seen = now.Sub(was.since)
+		}
+		g := t.used[s.id]
+		if c := s.child(); g == 0 && c != nil {
+			if g = generationOf(c.name); g == 0 && s.ppk && len(t.used) > 0 {
+				// A rekeyed IKE SA has another number; one that was authenticated anew would
+				// have told.
+				g = t.lastUsed
+			}
+		}
+		if g != 0 {
+			used[s.id] = g
+		}
+	}
+	t.seen, t.used = seen, used
+}
+
+// silent reports that the SA which counts is silent, and old enough to be heard.
+func (t *tunnel) silent(sas []namedSA, now time.Time, ask func(since time.Time) bool) bool {
+	for _, s := range sas {
+		if s.up() && s.connection == t.connection.name && s.age < hearing {
+			return false
+		}
+	}
+	for _, s := range sas {
+		if s.up() && s.connection == t.connection.name {
+			return ask(now.Add(-hearing))
+		}
+	}
+	return false
+}
+
+// turn goes over to the tunnel's other pre-shared key when attempts fail: the far
+// end may have only that.
+func (d *Driver) turn(ctx context.Context, t *tunnel) {
+	if len(t.PresharedKeys) < 2 || t.failures%another != 0 {
+		return
+	}
+	failures, next, wait, reason, rank := t.failures, t.next, t.wait, t.reason, t.rank
+	t.preferred = 1 - t.preferred
+	err := d.prepare(t, d.want, map[string]string{})
+	if err == nil {
+		err = d.syncCharon(ctx)
+	}
+	if err != nil {
+		d.config.Log.Warn("IPsec: try the other pre-shared key", "tunnel", t.ID, "error", err)
+	}
+	t.failures, t.next, t.wait, t.reason, t.rank = failures, next, wait, reason, rank
+}
+
+// removeOrphans removes from the kernel what no charon knows, of tunnels that are up
+// again: what is left of one that was killed.
+func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
+	if d.backend != Kernel || d.open == nil || d.flushed == d.open.pid {
+		return nil
+	}
+	h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	states, err := readKernel(h)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	waits := false
+	for n, k := range states {
+		if _, wanted := d.tunnels[n]; !wanted {
+			continue
+		}
+		var known []ikeSA
+		up := false
+		for _, s := range sas[n] {
+			known = append(known, s.ikeSA)
+			up = up || s.up() && s.age >= settles
+		}
+		orphans, young := k.orphans(known, now)
+		waits = waits || young
+		if !up {
+			waits = waits || len(orphans) > 0
+			continue
+		}
+		for _, s := range orphans {
+			d.config.Log.Info("IPsec: remove an SA that no charon knows", "tunnel", d.tunnels[n].ID, "spi", fmt.Sprintf("%#x", uint32(s.Spi)))
+			errs = append(errs, removeSA(h, s))
+		}
+	}
+	if !waits && len(errs) == 0 {
+		d.flushed = d.open.pid
+	}
+	return errors.Join(errs...)
+}
