@@ -2,11 +2,8 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -250,7 +247,6 @@ func (n *node) Status(ctx context.Context) desired.Status {
 	}
 	s.Tunnels = report.Tunnels(p, seen, now)
 	s.IdentityKeys = public.identities
-	s.Charon = n.ipsec.Charon(ctx)
 	s.Capabilities = report.Capabilities(n.hooks.String(), s.Tunnels)
 
 	guards, counters, err := n.guard.Status(ctx)

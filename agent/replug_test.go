@@ -185,7 +185,7 @@ func TestReplugged(t *testing.T) {
 		}
 	})
 	links := link.New(link.Config{Main: main, Circuit: circuit, Instance: i, Log: log})
-	loop := reconcile.New(g, links, nothing{}, noPaths{}, noJudge{}, drift.New(), log)
+	loop := reconcile.New(g, links, nothing{}, noIPsec{}, noPaths{}, noJudge{}, drift.New(), log)
 	ctx, cancel := context.WithCancel(t.Context())
 	changes, err := links.Watch(ctx)
 	must(err)
@@ -225,3 +225,8 @@ func TestReplugged(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 }
+
+type noIPsec struct{}
+
+func (noIPsec) Sync(context.Context, plan.IPsec, func([]string) error) error { return nil }
+func (noIPsec) Sweep(context.Context) error                                  { return nil }
