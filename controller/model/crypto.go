@@ -1,11 +1,10 @@
 package model
 
-import "slices"
+import "github.com/circuitseal/circuitseal/controller/profile"
 
 // CryptoProfileSpec is a customer's own list of what IKEv2 and ESP may
-// negotiate, the best first. It is kept and checked, and nothing is negotiated by
-// it as yet: no EncryptionPolicy may name it until agents make IPsec tunnels.
-// Algorithms have the names of strongSwan's proposals.
+// negotiate, the best first; an EncryptionPolicy puts it in force. Algorithms
+// have the names of strongSwan's proposals.
 type CryptoProfileSpec struct {
 	// IKE are proposals for IKE SAs.
 	IKE []IKEProposal `json:"ike"`
@@ -38,15 +37,23 @@ type ESPProposal struct {
 	KeyExchange string `json:"keyExchange"`
 	// AdditionalKeyExchange is a second one beside it (RFC 9370).
 	AdditionalKeyExchange string `json:"additionalKeyExchange,omitempty"`
+	// ESN says whether sequence numbers have 64 bits (RFC 4303, section 2.2.1):
+	// required or off; required when left out. Who can take both writes two
+	// proposals.
+	ESN ESN `json:"esn,omitempty"`
 }
 
-// Profiles that exist without a document.
-var builtInProfiles = []string{
-	"azure-vpngw", "bsi-tr-02102-3", "cnsa1", "nist-800-77r1", "pq-hybrid-commercial", "rfc8221-8247",
-}
+// ESN is whether an ESP SA has extended sequence numbers.
+type ESN string
+
+// Whether.
+const (
+	ESNRequired ESN = "required"
+	ESNOff      ESN = "off"
+)
 
 // BuiltInProfiles are the names of the crypto profiles that need no document.
-func BuiltInProfiles() []string { return slices.Clone(builtInProfiles) }
+func BuiltInProfiles() []string { return profile.Names() }
 
 // LifetimesSpec is when keys are replaced, whichever comes first.
 type LifetimesSpec struct {
@@ -79,14 +86,35 @@ type ExternalSpec struct {
 	// Authentication is psk or certificate.
 	Authentication GatewayAuthentication `json:"authentication"`
 	// Identity is the gateway's in IKE: a DNS name or an address, exactly as it
-	// sends it; required with certificate.
+	// sends it; required with certificate. Left out, it is the address of each
+	// tunnel's far end.
 	Identity string `json:"identity,omitempty"`
+	// Authorities are the certificates of those who issue the gateway's, as PEM;
+	// required with certificate.
+	Authorities string `json:"authorities,omitempty"`
+	// Certificates are the only ones that the gateway may show, as PEM: one, or two
+	// while it changes from one to the other. Left out, any by its authorities with
+	// its identity will do.
+	Certificates string `json:"certificates,omitempty"`
+	// TrafficSelectors are route-based (everything, and routes decide) or
+	// policy-based (the prefixes of both sites); route-based for Azure VPN Gateways
+	// and policy-based for others when left out.
+	TrafficSelectors TrafficSelectors `json:"trafficSelectors,omitempty"`
 	// DPDTimeout is after how long without an answer the gateway is dead, 9s to
 	// 1h; 45s when left out.
 	DPDTimeout Duration `json:"dpdTimeout,omitempty"`
 	// IPsecPolicy is a custom policy of an Azure VPN Gateway, in its own words.
 	IPsecPolicy *AzureIPsecPolicy `json:"ipsecPolicy,omitempty"`
 }
+
+// TrafficSelectors are what a gateway negotiates (RFC 7296, section 2.9).
+type TrafficSelectors string
+
+// What.
+const (
+	RouteBased  TrafficSelectors = "route-based"
+	PolicyBased TrafficSelectors = "policy-based"
+)
 
 // GatewayType is a kind of external gateway.
 type GatewayType string

@@ -184,6 +184,9 @@ type NodeSpec struct {
 	// OnDuplicateIdentity is what happens when two hosts show the node's
 	// identity at once; empty is alarm.
 	OnDuplicateIdentity DuplicateAction `json:"onDuplicateIdentity,omitempty"`
+	// CharonSocket is the VICI socket of a strongSwan that runs already, in the
+	// node's circuit namespace. Left out, the agent runs one of its own.
+	CharonSocket string `json:"charonSocket,omitempty"`
 }
 
 // DuplicateAction is what happens when two hosts show one identity at once. The
@@ -248,8 +251,8 @@ type EndpointSpec struct {
 	Site string `json:"site"`
 	// Node carries the endpoint (a managed endpoint); either this or external.
 	Node string `json:"node,omitempty"`
-	// External is the endpoint's gateway where no agent of ours runs. It can be
-	// written ahead: connections to it are refused as yet.
+	// External is the endpoint's gateway where no agent of ours runs; connections
+	// to it take protocol ipsec.
 	External *ExternalSpec `json:"external,omitempty"`
 	// Underlay are the outer addresses of the endpoint's tunnels.
 	Underlay []UnderlaySpec `json:"underlay"`
@@ -264,11 +267,14 @@ type UnderlaySpec struct {
 	Circuit string `json:"circuit,omitempty"`
 	// Link is primary or secondary.
 	Link LinkName `json:"link,omitempty"`
+	// TranslatedTo is the address as the far end sees it, where something between
+	// the two translates addresses one to one.
+	TranslatedTo netip.Addr `json:"translatedTo,omitzero"`
 }
 
 // EncryptionPolicySpec says how a connection is encrypted.
 type EncryptionPolicySpec struct {
-	// Protocol is wireguard or ipsec. Refused as yet is ipsec.
+	// Protocol is wireguard or ipsec.
 	Protocol Protocol `json:"protocol"`
 	// PathMTU is the largest outer packet in bytes, 1280 to 9000. The default
 	// of 1400 is what ExpressRoute's gateway passes unfragmented.
@@ -278,19 +284,23 @@ type EncryptionPolicySpec struct {
 	MaxOfflineAge Duration `json:"maxOfflineAge,omitempty"`
 	// OfflineAction is what they do then; needed with MaxOfflineAge.
 	OfflineAction OfflineAction `json:"offlineAction,omitempty"`
-	// PSKRotation is how often the pre-shared keys of WireGuard tunnels change,
-	// 5m to 24h; 1h when left out.
+	// PSKRotation is how often the pre-shared keys of WireGuard tunnels change, and
+	// those that IPsec mixes in (RFC 8784), 5m to 24h; 1h when left out.
 	PSKRotation Duration `json:"pskRotation,omitempty"`
 	// CryptoProfile is what IKEv2 and ESP may negotiate: a built-in profile
-	// (BuiltInProfiles) or a CryptoProfile of the customer. Refused as yet: agents
-	// make no IPsec tunnels, and WireGuard has one suite only.
+	// (BuiltInProfiles) or a CryptoProfile of the customer; cnsa1 when left out,
+	// and azure-vpngw for Azure VPN Gateways. WireGuard has one suite only, and is
+	// refused where the profile forbids it.
 	CryptoProfile string `json:"cryptoProfile,omitempty"`
-	// Lifetimes is when the keys of IPsec tunnels are replaced. Refused as yet:
-	// agents make none.
+	// Lifetimes is when the keys of IPsec tunnels are replaced.
 	Lifetimes *LifetimesSpec `json:"lifetimes,omitempty"`
-	// PostQuantum is required or preferred. Refused as yet: agents cannot show that
-	// it holds.
+	// PostQuantum is required or preferred. WireGuard's pre-shared keys are enough.
+	// IPsec mixes pre-shared keys in (RFC 8784): with required there is no tunnel
+	// without, unless each of the profile's proposals has ML-KEM.
 	PostQuantum PostQuantum `json:"postQuantum,omitempty"`
+	// UDPEncapsulation is auto, ESP in UDP where a NAT is found, or always, where a
+	// load balancer lies between; auto when left out. It is for IPsec.
+	UDPEncapsulation UDPEncapsulation `json:"udpEncapsulation,omitempty"`
 }
 
 // OfflineAction is what nodes do when they have not heard of the controller for
@@ -302,6 +312,15 @@ type OfflineAction string
 const (
 	OfflineContinue OfflineAction = "continue"
 	OfflineClose    OfflineAction = "close"
+)
+
+// UDPEncapsulation is when ESP is in UDP (RFC 3948).
+type UDPEncapsulation string
+
+// When.
+const (
+	UDPAuto   UDPEncapsulation = "auto"
+	UDPAlways UDPEncapsulation = "always"
 )
 
 // DefaultPSKRotation is how often pre-shared keys change where the policy says

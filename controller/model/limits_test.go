@@ -71,8 +71,8 @@ func TestTunnels(t *testing.T) {
 		t.Fatalf("problems: %+v", problems)
 	}
 	want := []Tunnel{
-		{ID: "c/k/er/primary", Circuit: "er", Link: Primary, Ends: [2]End{{"azure", "nva", addr("10.9.0.4"), false}, {"hq", "prem", addr("10.0.0.1"), true}}},
-		{ID: "c/k/er/secondary", Circuit: "er", Link: Secondary, Ends: [2]End{{"azure", "nva", addr("10.9.0.5"), false}, {"hq", "prem", addr("10.0.0.5"), true}}},
+		{ID: "c/k/er/primary", Circuit: "er", Link: Primary, Ends: [2]End{{"azure", "nva", addr("10.9.0.4"), false, netip.Addr{}}, {"hq", "prem", addr("10.0.0.1"), true, netip.Addr{}}}},
+		{ID: "c/k/er/secondary", Circuit: "er", Link: Secondary, Ends: [2]End{{"azure", "nva", addr("10.9.0.5"), false, netip.Addr{}}, {"hq", "prem", addr("10.0.0.5"), true, netip.Addr{}}}},
 	}
 	if len(got) != len(want) || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -32,7 +32,7 @@ func References(d Document) iter.Seq[Reference] {
 		case *EndpointSpec:
 			w.endpoint(s)
 		case *EncryptionPolicySpec:
-			if s.CryptoProfile != "" && !slices.Contains(builtInProfiles, s.CryptoProfile) {
+			if s.CryptoProfile != "" && !slices.Contains(BuiltInProfiles(), s.CryptoProfile) {
 				w.own("spec.cryptoProfile", KindCryptoProfile, s.CryptoProfile)
 			}
 		case *ConnectionSpec:

@@ -43,6 +43,11 @@ func TestReferencesOfSamples(t *testing.T) {
 			"spec.encryptionPolicy EncryptionPolicy/contoso/standard",
 			"spec.endpoints[0] Endpoint/contoso/hq", "spec.endpoints[1] Endpoint/contoso/vnet-weu", "spec.circuits[0] Circuit/contoso/er-ams",
 		},
+		"Connection/contoso/hq-uks": {
+			"spec.encryptionPolicy EncryptionPolicy/contoso/gateways",
+			"spec.endpoints[0] Endpoint/contoso/hq", "spec.endpoints[1] Endpoint/contoso/vpngw-uks", "spec.circuits[0] Circuit/contoso/er-ams",
+		},
+		"EncryptionPolicy/contoso/strict-ipsec": {"spec.cryptoProfile CryptoProfile/contoso/strict"},
 		"SecurityRuleSet/contoso/hq-outbound": {
 			"spec.rules[0].destinationSites[0] Site/contoso/vnet-weu", "spec.rules[0].serviceChain ServiceChain/contoso/inspect",
 			"spec.rules[2].destinationSites[0] Site/contoso/vnet-weu",
@@ -85,9 +90,9 @@ func texts(v reflect.Value, f func(string)) {
 func TestNoReferenceIsForgotten(t *testing.T) {
 	// How many texts of each kind are no references: words, host names, ports.
 	want := map[model.Kind]int{
-		model.KindCustomer: 2, model.KindCircuit: 2, model.KindSite: 1, model.KindNode: 4, model.KindEndpoint: 11,
-		model.KindEncryptionPolicy: 7, model.KindConnection: 0, model.KindSecurityRuleSet: 7, model.KindAppliance: 6,
-		model.KindServiceChain: 2, model.KindExemption: 3, model.KindCryptoProfile: 9,
+		model.KindCustomer: 2, model.KindCircuit: 2, model.KindSite: 1, model.KindNode: 5, model.KindEndpoint: 14,
+		model.KindEncryptionPolicy: 8, model.KindConnection: 0, model.KindSecurityRuleSet: 7, model.KindAppliance: 6,
+		model.KindServiceChain: 2, model.KindExemption: 3, model.KindCryptoProfile: 10,
 	}
 	for _, kind := range model.Kinds() {
 		n := 0

@@ -19,12 +19,27 @@ type Tunnel struct {
 // End is one end of a tunnel.
 type End struct {
 	Endpoint string
-	Node     string
-	Address  netip.Addr
+	// Node is empty for a gateway without our agent.
+	Node    string
+	Address netip.Addr
 	// Bound reports whether the address lies on the tunnel's link alone; if not,
 	// it reaches both links and the other end's is bound.
 	Bound bool
+	// Translated is what the far end sees in place of Address; not valid where it
+	// sees that.
+	Translated netip.Addr
 }
+
+// Seen is the address by which the far end knows this one.
+func (e End) Seen() netip.Addr {
+	if e.Translated.IsValid() {
+		return e.Translated
+	}
+	return e.Address
+}
+
+// External reports whether no agent of ours is at this end.
+func (e End) External() bool { return e.Node == "" }
 
 // Tunnels derives the tunnels of a connection, one for each link of each of its
 // circuits, sorted by ID. An end's address for a link is the one bound to that
@@ -101,7 +116,7 @@ func (p *pinning) pin(circuit string, link LinkName, l LinkSpec) {
 			p.problems = append(p.problems, e.missing(p.connection, circuit, link, l))
 		}
 		whole = whole && ok && a.IsValid()
-		t.Ends[i] = End{Endpoint: e.key.Name, Node: e.node, Address: a, Bound: !e.free()}
+		t.Ends[i] = End{Endpoint: e.key.Name, Node: e.node, Address: a, Bound: !e.free(), Translated: e.translated[a]}
 	}
 	if !whole {
 		return
@@ -122,9 +137,11 @@ type binding struct {
 	key  Key
 	node string
 	// bound has the addresses that are bound; unbound the others, in order.
-	bound    map[circuitLink]netip.Addr
-	unbound  []netip.Addr
-	problems []Problem
+	bound   map[circuitLink]netip.Addr
+	unbound []netip.Addr
+	// translated has what the far end sees of those that are translated.
+	translated map[netip.Addr]netip.Addr
+	problems   []Problem
 }
 
 type circuitLink struct {
@@ -135,7 +152,7 @@ type circuitLink struct {
 // bind sorts an endpoint's underlay addresses. Its problems depend on the
 // endpoint alone.
 func bind(key Key, s *EndpointSpec) binding {
-	b := binding{key: key, node: s.Node, bound: map[circuitLink]netip.Addr{}}
+	b := binding{key: key, node: s.Node, bound: map[circuitLink]netip.Addr{}, translated: map[netip.Addr]netip.Addr{}}
 	problem := func(field, value, message, hint string) {
 		b.problems = append(b.problems, Problem{
 			Document: key.String(), Field: field, Value: Shorten(value), Message: message, Hint: hint,
@@ -155,6 +172,9 @@ func bind(key Key, s *EndpointSpec) binding {
 			continue
 		}
 		seen[u.Address] = field
+		if u.TranslatedTo.IsValid() {
+			b.translated[u.Address] = u.TranslatedTo
+		}
 		switch {
 		case u.Circuit == "" && u.Link == "":
 			if firstUnbound == "" {

@@ -310,12 +310,9 @@ func (c *checker) link(k Key, field string, l LinkSpec) {
 
 func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
 	known := enum(c, k, "spec.protocol", s.Protocol, ProtocolWireGuard, ProtocolIPsec)
-	if s.Protocol == ProtocolIPsec {
-		c.add(k, "spec.protocol", string(s.Protocol), "agents cannot make IPsec tunnels yet", string(ProtocolWireGuard))
-	}
 	c.offline(k, s)
 	c.duration(k, "spec.pskRotation", s.PSKRotation, "5m", "24h")
-	c.ipsecOnly(k, s)
+	c.ipsec(k, s)
 	if s.PathMTU == 0 || !c.between(k, "spec.pathMTU", s.PathMTU, MinPathMTU, MaxPathMTU, " bytes") {
 		return
 	}

@@ -45,17 +45,17 @@ func (c *checker) ends(k Key, s *ConnectionSpec) {
 		c.add(k, list, strings.Join(s.Endpoints, ", "), fmt.Sprintf("has %d endpoints; a connection has exactly two", n), "the two endpoints, such as [hq, vnet-weu]")
 	}
 	var specs []*EndpointSpec
-	for i, name := range s.Endpoints {
+	for _, name := range s.Endpoints {
 		key := Key{Kind: KindEndpoint, Customer: k.Customer, Name: name}
 		if e, ok := Lookup[*EndpointSpec](c.docs, key); ok {
 			specs = append(specs, e)
-			c.notYet(k, at(list, i), e.External != nil, "agents of this version cannot make tunnels to gateways without our agent yet")
 		}
 	}
 	if len(s.Endpoints) != 2 || len(specs) != 2 {
 		return
 	}
 	a, b := specs[0], specs[1]
+	c.encrypted(k, s, specs)
 	switch last := at(list, 1); {
 	case s.Endpoints[0] == s.Endpoints[1]:
 		c.add(k, last, s.Endpoints[1], "is the same endpoint twice", "an endpoint at the other site")
@@ -214,7 +214,7 @@ func (c *checker) oneFar(fars map[string]far, k Key, t Tunnel, node string, in I
 	if in.Link != nil || !e.Bound {
 		return
 	}
-	place := node + "\x00" + in.Name + "\x00" + e.Address.String()
+	place := node + "\x00" + in.Name + "\x00" + e.Seen().String()
 	mine := far{LinkID(k.Customer, t.Circuit, t.Link), k}
 	first, taken := fars[place]
 	if !taken {
@@ -232,7 +232,7 @@ func (c *checker) oneFar(fars map[string]far, k Key, t Tunnel, node string, in I
 	if first.connection.Customer == mine.connection.Customer {
 		other = "link " + first.link + " for " + first.connection.String()
 	}
-	c.add(mine.connection, "spec.endpoints", e.Address.String(),
+	c.add(mine.connection, "spec.endpoints", e.Seen().String(),
 		"is the far underlay address over link "+mine.link+", and over "+other+" as well: the router behind interface "+quoted(in.Name)+" of node "+quoted(node)+" sends both the same way, so they cannot be pinned to different links",
 		"an underlay address of its own for every link that the node reaches")
 }
@@ -246,7 +246,7 @@ type place struct {
 // oneFarNode reports a far address that a node is to find at two nodes behind
 // the same circuit: its packets reach one of them only.
 func (c *checker) oneFarNode(places map[string]place, k Key, t Tunnel, node string, e End) {
-	id := node + "\x00" + k.Customer + "\x00" + t.Circuit + "\x00" + e.Address.String()
+	id := node + "\x00" + k.Customer + "\x00" + t.Circuit + "\x00" + e.Seen().String()
 	mine := place{e.Node, k}
 	first, taken := places[id]
 	if !taken {
@@ -259,7 +259,7 @@ func (c *checker) oneFarNode(places map[string]place, k Key, t Tunnel, node stri
 	if blamed, _ := c.newer(first.connection, k); blamed == first.connection {
 		first, mine = mine, first
 	}
-	c.add(mine.connection, "spec.endpoints", e.Address.String(),
+	c.add(mine.connection, "spec.endpoints", e.Seen().String(),
 		"is the underlay address of node "+quoted(mine.node)+", and for "+first.connection.String()+" of node "+quoted(first.node)+": over circuit "+quoted(t.Circuit)+" node "+quoted(node)+" reaches one of the two only",
 		"nodes with underlay addresses of their own")
 }

@@ -59,7 +59,7 @@ var (
 const maxProposals = 16
 
 func (c *checker) cryptoProfile(k Key, s *CryptoProfileSpec) {
-	if slices.Contains(builtInProfiles, k.Name) {
+	if slices.Contains(BuiltInProfiles(), k.Name) {
 		c.add(k, "metadata.name", k.Name, "is the name of a profile that exists without a document", "another name")
 	}
 	if c.proposals(k, "spec.ike", len(s.IKE)) {
@@ -75,6 +75,9 @@ func (c *checker) cryptoProfile(k Key, s *CryptoProfileSpec) {
 			field := at("spec.esp", i)
 			c.cipher(k, field, p.Encryption, p.Integrity)
 			c.exchange(k, field, p.KeyExchange, p.AdditionalKeyExchange)
+			if p.ESN != "" {
+				enum(c, k, field+".esn", p.ESN, ESNRequired, ESNOff)
+			}
 		}
 	}
 }
@@ -111,6 +114,15 @@ func (c *checker) exchange(k Key, field, first, additional string) {
 
 // pick reports an algorithm that does not exist or that the floor forbids.
 func (c *checker) pick(k Key, field, word string, from map[string]algorithm) bool {
+	return c.pickOf(k, field, word, from, "is known and refused: it ", "is no algorithm that this field takes")
+}
+
+// pickAzure reports a word that Azure does not know, or knows and the floor forbids.
+func (c *checker) pickAzure(k Key, field, word string, from map[string]algorithm) bool {
+	return c.pickOf(k, field, word, from, "is known to Azure and refused by this project's floor: it ", "is nothing that Azure takes here")
+}
+
+func (c *checker) pickOf(k Key, field, word string, from map[string]algorithm, refused, unknown string) bool {
 	if a, ok := from[word]; ok && a.forbidden == "" {
 		return true
 	}
@@ -125,63 +137,15 @@ func (c *checker) pick(k Key, field, word string, from map[string]algorithm) boo
 	case word == "":
 		c.add(k, field, "", "is required", oneOf(good))
 	case known:
-		c.add(k, field, word, "is known and refused: it "+a.forbidden, oneOf(good))
+		c.add(k, field, word, refused+a.forbidden, oneOf(good))
 	default:
 		hint := oneOf(good)
 		if near := Nearest(word, good); near != "" {
 			hint = "did you mean " + quoted(near) + "?"
 		}
-		c.add(k, field, word, "is no algorithm that this field takes", hint)
+		c.add(k, field, word, unknown, hint)
 	}
 	return false
-}
-
-// ipsecOnly checks the fields of a policy that IPsec and post-quantum exchanges
-// need.
-func (c *checker) ipsecOnly(k Key, s *EncryptionPolicySpec) {
-	const yet = "agents of this version cannot "
-	c.notYet(k, "spec.cryptoProfile", s.CryptoProfile != "", yet+"make tunnels by a crypto profile yet, and WireGuard has one suite only")
-	c.notYet(k, "spec.lifetimes", s.Lifetimes != nil, yet+"keep lifetimes of keys yet, and WireGuard has its own")
-	if s.PostQuantum != "" && enum(c, k, "spec.postQuantum", s.PostQuantum, PostQuantumRequired, PostQuantumPreferred) {
-		c.notYet(k, "spec.postQuantum", true, yet+"show that a tunnel stands against a later quantum attacker yet")
-	}
-	if s.PSKRotation != "" && s.Protocol == ProtocolIPsec {
-		c.add(k, "spec.pskRotation", string(s.PSKRotation), "is for WireGuard only", "leave it out")
-	}
-	if l := s.Lifetimes; l != nil {
-		c.duration(k, "spec.lifetimes.ike", l.IKE, "10m", "1d")
-		c.duration(k, "spec.lifetimes.time", l.Time, "5m", "1d")
-		if l.Bytes != 0 {
-			c.between(k, "spec.lifetimes.bytes", l.Bytes, 1<<20, 1<<46, " bytes")
-		}
-		if l.Packets != 0 {
-			c.between(k, "spec.lifetimes.packets", l.Packets, 100_000, 1<<32-1, " packets")
-		}
-	}
-}
-
-// external checks a gateway without our agent.
-func (c *checker) external(k Key, s *EndpointSpec) {
-	const field = "spec.external"
-	e := s.External
-	if s.Node != "" {
-		c.add(k, "spec.node", s.Node, "stands beside external: an endpoint is on a node of ours, or is a gateway without our agent", "one of the two")
-	}
-	enum(c, k, field+".type", e.Type, GatewayIKEv2, GatewayAzure)
-	enum(c, k, field+".authentication", e.Authentication, AuthPSK, AuthCertificate)
-	c.duration(k, field+".dpdTimeout", e.DPDTimeout, "9s", "1h")
-	switch {
-	case e.Identity == "" && e.Authentication == AuthCertificate:
-		c.add(k, field+".identity", "", "is required by authentication certificate: any certificate of the same authority would do otherwise", "the gateway's DNS name or address, exactly as it sends it")
-	case e.Identity != "" && !validIdentity(e.Identity):
-		c.add(k, field+".identity", e.Identity, "is neither a DNS name nor an address", "such as gw.example.net, without patterns")
-	}
-	if e.IPsecPolicy != nil {
-		if e.Type == GatewayIKEv2 {
-			c.add(k, field+".ipsecPolicy", "", "is Azure's; other gateways take the proposals of the policy's crypto profile", "type: azure-vpn-gateway, or leave it out")
-		}
-		c.azurePolicy(k, field+".ipsecPolicy", e.IPsecPolicy)
-	}
 }
 
 // validIdentity reports a DNS name without a pattern, or an address.
@@ -207,7 +171,7 @@ func validIdentity(s string) bool {
 // what the floor forbids says why.
 var (
 	azureIKECiphers = map[string]algorithm{
-		"GCMAES256": {}, "GCMAES128": {}, "AES256": {}, "AES192": {}, "AES128": {},
+		"GCMAES256": {aead: true}, "GCMAES128": {aead: true}, "AES256": {}, "AES192": {}, "AES128": {},
 		"DES3": {forbidden: broken}, "DES": {forbidden: broken},
 	}
 	azureIKEIntegrities = map[string]algorithm{
@@ -231,12 +195,12 @@ var (
 )
 
 func (c *checker) azurePolicy(k Key, field string, p *AzureIPsecPolicy) {
-	c.pick(k, field+".ikeEncryption", p.IKEEncryption, azureIKECiphers)
-	c.pick(k, field+".ikeIntegrity", p.IKEIntegrity, azureIKEIntegrities)
-	c.pick(k, field+".dhGroup", p.DHGroup, azureGroups)
-	cipher := c.pick(k, field+".ipsecEncryption", p.IPsecEncryption, azureCiphers)
-	integrity := c.pick(k, field+".ipsecIntegrity", p.IPsecIntegrity, azureIntegrities)
-	c.pick(k, field+".pfsGroup", p.PFSGroup, azurePFS)
+	c.pickAzure(k, field+".ikeEncryption", p.IKEEncryption, azureIKECiphers)
+	c.pickAzure(k, field+".ikeIntegrity", p.IKEIntegrity, azureIKEIntegrities)
+	c.pickAzure(k, field+".dhGroup", p.DHGroup, azureGroups)
+	cipher := c.pickAzure(k, field+".ipsecEncryption", p.IPsecEncryption, azureCiphers)
+	integrity := c.pickAzure(k, field+".ipsecIntegrity", p.IPsecIntegrity, azureIntegrities)
+	c.pickAzure(k, field+".pfsGroup", p.PFSGroup, azurePFS)
 	if gcm := strings.HasPrefix(p.IPsecIntegrity, "GCM"); cipher && integrity && (gcm || azureCiphers[p.IPsecEncryption].aead) && p.IPsecEncryption != p.IPsecIntegrity {
 		c.add(k, field+".ipsecIntegrity", p.IPsecIntegrity, "is not "+p.IPsecEncryption+": Azure wants the same GCM algorithm and key length in both", "the same in ipsecEncryption and ipsecIntegrity, or AES with SHA256")
 	}

@@ -38,6 +38,9 @@ func (c *checker) endpoint(k Key, s *EndpointSpec) {
 			!c.outside4(k, field+".address", u.Address, u.Address.String(), "an IPv4 address of the node's circuit interfaces") {
 			continue
 		}
+		if u.TranslatedTo.IsValid() && c.address(k, field+".translatedTo", u.TranslatedTo) && u.TranslatedTo.Is4() != u.Address.Is4() {
+			c.add(k, field+".translatedTo", u.TranslatedTo.String(), "is of another family than "+u.Address.String()+": what makes IPv4 of IPv6 is no one-to-one translation of addresses", "an address of the same family")
+		}
 		if node != nil {
 			c.underlayOf(k, field, u, s.Node, node, bound)
 		}

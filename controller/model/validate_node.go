@@ -3,8 +3,12 @@ package model
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 )
+
+// maxSocketPath is what the kernel takes (unix(7), sun_path) with its final zero.
+const maxSocketPath = 107
 
 // What a node and an endpoint can have, well below what a state carries. Beyond
 // that, one problem is told and nothing else looks at the list, so that the cost
@@ -50,6 +54,9 @@ func (c *checker) node(k Key, s *NodeSpec) {
 	c.nodeExemptions(k, s.Exemptions)
 	if s.OnDuplicateIdentity != "" {
 		enum(c, k, "spec.onDuplicateIdentity", s.OnDuplicateIdentity, DuplicateAlarm, DuplicateQuarantine)
+	}
+	if p := s.CharonSocket; p != "" && (path.Clean(p) != p || !path.IsAbs(p) || len(p) > maxSocketPath) {
+		c.add(k, "spec.charonSocket", p, fmt.Sprintf("is no absolute path, in its shortest form, of at most %d bytes", maxSocketPath), "such as /run/charon.vici")
 	}
 	const list = "spec.interfaces"
 	switch n := len(s.Interfaces); {

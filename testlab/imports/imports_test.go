@@ -79,6 +79,8 @@ var rules = []rule{
 		why: "liveness measures; who acts on it is the agent's wiring"},
 
 	{from: "controller/model", never: []string{wire, etcd, connect, "os", "net/http"}, why: "the operators' words are neither wire nor disk"},
+	{from: "controller/profile", never: []string{module, etcd, connect, "os", "net", "net/http"},
+		why: "what algorithms may be negotiated depends on nothing of ours"},
 	{from: "controller/document", never: []string{wire, etcd, connect, "os", "net/http"}, why: "documents are text, wherever they lie"},
 	{from: "controller/schema", never: []string{wire, etcd, connect, "net/http", module + "controller/store", module + "controller/api"},
 		why: "what documents look like is read from the model alone"},

@@ -28,7 +28,7 @@ func TestColumnsShowTheSamples(t *testing.T) {
 	must(t, "", "apply", "-f", samples+"/kinds")
 	// Fields that no sample has.
 	empty := map[string]bool{
-		"encryptionpolicies CRYPTO PROFILE": true, "encryptionpolicies PATH MTU": true, "encryptionpolicies PSK ROTATION": true,
+		"encryptionpolicies PATH MTU": true, "encryptionpolicies PSK ROTATION": true,
 		"encryptionpolicies MAX OFFLINE": true, "appliances INSIDE": true, "appliances OUTSIDE": true, "exemptions HOST PORT": true,
 	}
 	for _, kind := range kindNames() {

@@ -171,7 +171,7 @@ func TestExplain(t *testing.T) {
 		{"without spec, in any case", []string{"Site.TYPE"}, 0, []string{"Site.spec.type", "One of: on-premises, azure-vnet."}},
 		{"what is inert as yet", []string{}, 0, []string{"a node's own sockets that may cross a circuit in clear; of no effect as yet\n", "Node is a host with our agent\n"}},
 		{"what is refused as yet", []string{"node.exemptions"}, 0, []string{"Refused as\nyet: agents", "The name of an Exemption."}},
-		{"a duration", []string{"encryptionpolicy.pskRotation"}, 0, []string{"change, 5m to\n24h; 1h when left out.\nBounds: 5m to 24h. Default: 1h."}},
+		{"a duration", []string{"encryptionpolicy.pskRotation"}, 0, []string{"(RFC 8784), 5m to 24h; 1h when left out.\nBounds: 5m to 24h. Default: 1h."}},
 		{"a deep field", []string{"node.spec.interfaces[0].link.circuit"}, 0, []string{"Node.spec.interfaces.link.circuit", "The name of a Circuit."}},
 		{"a group", []string{"node.interfaces.link"}, 0, []string{"FIELDS\n  customer  <text>  required"}},
 		{"all", []string{"circuit", "--recursive"}, 0, []string{"          subnet  <prefix>  required\n"}},
