@@ -113,7 +113,7 @@ func connectionAdvice(c *v1.ConnectionReport, ends tunnelEnds) string {
 	case ends.deaf:
 		return "it was up and is not answered now: see the link and the far node"
 	case ends.reported < 2*int(c.GetTunnelsTotal()):
-		return "keys are made on nodes: it goes on when both of its nodes are enrolled and connected"
+		return "keys are made on nodes: it goes on when its nodes are enrolled and connected"
 	}
 	return ""
 }

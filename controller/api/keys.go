@@ -132,12 +132,14 @@ func (k *keys) preshared(tunnel string, held model.PresharedKeys, r rotate.Repor
 	for i, g := range held.Keys {
 		report := k.aged(&v1.KeyReport{
 			Kind: v1.KeyKind_KEY_KIND_PRESHARED, Name: tunnel, Id: strconv.FormatUint(g.Generation, 10),
-			Places: []string{onController, r.Nodes[0], r.Nodes[1]}, Phase: "current",
+			Places: slices.DeleteFunc([]string{onController, r.Nodes[0], r.Nodes[1]}, func(n string) bool { return n == "" }), Phase: "current",
 		}, g.Made)
 		switch {
 		case i == 0:
 			report.Age, report.Problem = durationpb.New(r.Age), r.Waits
-			report.Due = timestamppb.New(k.now().Add(r.Due))
+			if !r.Asked {
+				report.Due = timestamppb.New(k.now().Add(r.Due))
+			}
 		case held.Phase == model.PresharedPrepare:
 			report.Phase = "next"
 		default:

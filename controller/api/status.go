@@ -68,7 +68,11 @@ func (s *status) report(now *model.Snapshot, name string) report {
 	if r.status != nil {
 		r.tunnels = make(map[string]desired.TunnelStatus, len(r.status.Tunnels))
 		for _, t := range r.status.Tunnels {
-			r.tunnels[t.ID] = t
+			// While its protocol changes a tunnel has two entries: it is as well as the
+			// better of them.
+			if have, ok := r.tunnels[t.ID]; !ok || have.Phase != desired.PhaseUp && (t.Phase == desired.PhaseUp || !t.Retiring) {
+				r.tunnels[t.ID] = t
+			}
 		}
 	}
 	return r
@@ -87,18 +91,28 @@ func connection(now *model.Snapshot, k model.Key, reports map[string]report) *v1
 		return w
 	}
 	for _, e := range tunnels[0].Ends {
+		if e.External() {
+			continue
+		}
 		if sentence := nodeProblem(e.Node, reports[e.Node]); sentence != "" {
 			w.Problems = append(w.Problems, sentence)
 		}
 	}
+	policy, _, _ := now.Protocols(k)
+	wireguard := policy != nil && policy.Protocol == model.ProtocolWireGuard
 	for _, t := range tunnels {
 		up := 0
 		for _, e := range t.Ends {
+			if e.External() {
+				// Nobody there tells us anything: our own end decides.
+				up++
+				continue
+			}
 			r := reports[e.Node]
 			have, told := r.tunnels[t.ID]
 			sentence := ""
 			switch _, key := now.Keys[model.TunnelEnd{Tunnel: t.ID, Node: e.Node}]; {
-			case !key:
+			case wireguard && !key:
 				sentence = fmt.Sprintf("tunnel %s is pending: node %s has not reported its key", t.ID, e.Node)
 			case !r.connected:
 				// Said of the node already.

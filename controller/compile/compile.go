@@ -45,7 +45,7 @@ func compileAll(s *model.Snapshot) map[string]desired.State {
 	}
 	states := make(map[string]desired.State, len(c.builders))
 	for name, b := range c.builders {
-		states[name] = b.state()
+		states[name] = b.state(s.Authorities)
 	}
 	return states
 }
@@ -61,6 +61,7 @@ type builder struct {
 	interfaces map[string]desired.Interface
 	links      map[string]desired.Link
 	sections   map[string]*desired.Section
+	identities map[string]desired.Identity
 }
 
 func (c *compiler) node(name string, spec *model.NodeSpec) {
@@ -69,6 +70,7 @@ func (c *compiler) node(name string, spec *model.NodeSpec) {
 		interfaces: map[string]desired.Interface{},
 		links:      map[string]desired.Link{},
 		sections:   map[string]*desired.Section{},
+		identities: map[string]desired.Identity{},
 	}
 	for _, in := range spec.Interfaces {
 		if in.Role != model.RoleCircuit {
@@ -107,9 +109,8 @@ func (c *compiler) endpoint(k model.Key, spec *model.EndpointSpec) {
 func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
 	docs := c.snapshot.Documents
 	number := c.snapshot.Numbers.Groups[model.GroupID(k.Customer, k.Name)]
-	policy, ok := model.Lookup[*model.EncryptionPolicySpec](docs, model.Key{Kind: model.KindEncryptionPolicy, Customer: k.Customer, Name: spec.EncryptionPolicy})
 	tunnels, _ := model.Tunnels(docs, k)
-	if number == 0 || !ok || len(tunnels) == 0 {
+	if number == 0 || len(tunnels) == 0 {
 		return
 	}
 	// A revoked node has no end: its peer neither opens the tunnel nor sends what
@@ -126,11 +127,21 @@ func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
 			continue
 		}
 		group := desired.Group{ID: model.GroupID(k.Customer, k.Name), Number: number, Remotes: c.prefixes(k.Customer, far.Endpoint)}
-		group.MaxOffline, group.OfflineAction = offline(policy)
+		carried, ok := c.carried(k, tunnels, end)
+		if !ok {
+			continue
+		}
+		group.MaxOffline, group.OfflineAction = offline(carried.policy)
+		if group.Retiring = carried.retiring; carried.ipsec != nil {
+			group.IPsec = &carried.ipsec.policy
+		}
 		for _, t := range tunnels {
-			if made, ok := c.tunnel(k.Customer, b, t, end, policy); ok {
+			if made, ok := c.tunnel(k.Customer, b, t, end, carried); ok {
 				group.Tunnels = append(group.Tunnels, made)
 			}
+		}
+		if len(group.Tunnels) == 0 {
+			group.IPsec, group.Retiring = nil, 0
 		}
 		slices.SortFunc(group.Tunnels, func(a, b desired.Tunnel) int { return cmp.Compare(a.ID, b.ID) })
 		section := b.sections[k.Customer]
@@ -168,7 +179,7 @@ func (c *compiler) prefixes(customer, endpoint string) []netip.Prefix {
 }
 
 // tunnel makes one end of a tunnel, and the link that it runs over.
-func (c *compiler) tunnel(customer string, b *builder, t model.Tunnel, end int, policy *model.EncryptionPolicySpec) (desired.Tunnel, bool) {
+func (c *compiler) tunnel(customer string, b *builder, t model.Tunnel, end int, carried carriage) (desired.Tunnel, bool) {
 	near, far := t.Ends[end], t.Ends[1-end]
 	link := model.LinkID(customer, t.Circuit, t.Link)
 	number, linkNumber := c.snapshot.Numbers.Tunnels[t.ID], c.snapshot.Numbers.Links[link]
@@ -188,14 +199,20 @@ func (c *compiler) tunnel(customer string, b *builder, t model.Tunnel, end int, 
 	probes := [2]netip.Addr{}
 	probes[0], probes[1] = desired.ProbeAddresses(number)
 	port := basePort + number
-	return desired.Tunnel{
+	tunnel := desired.Tunnel{
 		ID: t.ID, Number: number, Link: link,
 		Local:      netip.AddrPortFrom(near.Address, port),
-		Remote:     netip.AddrPortFrom(far.Address, port),
+		Remote:     netip.AddrPortFrom(far.Seen(), port),
 		LocalProbe: probes[end], RemoteProbe: probes[1-end],
-		MTU:       uint16(policy.InnerMTU()),
-		WireGuard: c.wireGuard(t.ID, far.Node),
-	}, true
+		MTU: carried.mtu(near.Address.Is6()),
+	}
+	if carried.wireguard {
+		tunnel.WireGuard = c.wireGuard(t.ID, far.Node)
+	}
+	if carried.ipsec != nil {
+		tunnel.IPsec = c.shared(t.ID, carried.ipsec)
+	}
+	return tunnel, true
 }
 
 // wireGuard is pending until the peer's key and a pre-shared key are there.
@@ -209,8 +226,8 @@ func (c *compiler) wireGuard(tunnel, far string) *desired.WireGuard {
 }
 
 // state sorts what was collected.
-func (b *builder) state() desired.State {
-	var s desired.State
+func (b *builder) state(authorities [][]byte) desired.State {
+	s := desired.State{CharonSocket: b.spec.CharonSocket}
 	for _, in := range b.interfaces {
 		s.Interfaces = append(s.Interfaces, in)
 	}
@@ -221,6 +238,13 @@ func (b *builder) state() desired.State {
 		slices.SortFunc(section.Groups, func(a, b desired.Group) int { return cmp.Compare(a.ID, b.ID) })
 		s.Sections = append(s.Sections, *section)
 	}
+	for _, i := range b.identities {
+		s.Identities = append(s.Identities, i)
+	}
+	if len(s.Identities) > 0 {
+		s.Authorities = authorities
+	}
+	slices.SortFunc(s.Identities, func(a, b desired.Identity) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Interfaces, func(a, b desired.Interface) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Links, func(a, b desired.Link) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(s.Sections, func(a, b desired.Section) int { return cmp.Compare(a.Customer, b.Customer) })

@@ -73,7 +73,9 @@ func sharedFor(tunnel string) model.PresharedKeys {
 
 // TestGolden goes through testdata/*.txtar: files ending in .yaml are documents
 // (the shipped samples where there are none), "keys" has lines "tunnel node"
-// whose keys are known, and NODE.json is that node's state.
+// whose keys are known, "certificates" lines "endpoint node phase" of identities,
+// "settled" lines "connection protocol" of what is known to work, and NODE.json is
+// that node's state.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -88,21 +90,30 @@ func TestGolden(t *testing.T) {
 			var inputs []txtar.File
 			want := map[string]string{}
 			keys := map[model.TunnelEnd]desired.PublicKey{}
+			identities := map[string]model.IdentityCertificates{}
+			settled := map[string]model.Settled{}
 			for _, f := range archive.Files {
 				if name, ok := strings.CutSuffix(f.Name, ".json"); ok {
 					want[name] = string(f.Data)
 					continue
 				}
 				inputs = append(inputs, f)
-				if f.Name == "keys" {
-					for line := range strings.Lines(string(f.Data)) {
-						tunnel, node, _ := strings.Cut(strings.TrimSpace(line), " ")
-						keys[model.TunnelEnd{Tunnel: tunnel, Node: node}] = keyFor(tunnel, node)
+				for line := range strings.Lines(string(f.Data)) {
+					words := strings.Fields(line)
+					switch f.Name {
+					case "keys":
+						keys[model.TunnelEnd{Tunnel: words[0], Node: words[1]}] = keyFor(words[0], words[1])
+					case "certificates":
+						customer, endpoint, _ := strings.Cut(words[0], "/")
+						name := model.IdentityName(customer, endpoint)
+						identities[name] = identityOf(&model.Snapshot{}, name, words[1], model.IdentityPhase(words[2]))
+					case "settled":
+						settled[words[0]] = model.Settled{Policy: model.EncryptionPolicySpec{Protocol: model.Protocol(words[1])}}
 					}
 				}
 			}
 			var sources []document.Source
-			parts := slices.DeleteFunc(slices.Clone(inputs), func(f txtar.File) bool { return f.Name == "keys" })
+			parts := slices.DeleteFunc(slices.Clone(inputs), func(f txtar.File) bool { return !strings.HasSuffix(f.Name, ".yaml") })
 			if len(parts) == 0 {
 				parts = samples(t)
 			}
@@ -110,7 +121,8 @@ func TestGolden(t *testing.T) {
 				sources = append(sources, document.Source{Name: f.Name, Text: string(f.Data)})
 			}
 			s := snapshot(t, sources...)
-			s.Keys = keys
+			s.Keys, s.Identities, s.Settled = keys, identities, settled
+			s.Authorities = [][]byte{certificateOf("issuing"), certificateOf("root")}
 			s.PresharedKeys = map[string]model.PresharedKeys{}
 			for id := range s.Numbers.Tunnels {
 				s.PresharedKeys[id] = sharedFor(id)
@@ -165,7 +177,8 @@ func readable(s desired.State) any {
 		ID      string
 		Number  uint32
 		Remotes []netip.Prefix
-		Offline string `json:",omitempty"`
+		Offline string   `json:",omitempty"`
+		IPsec   []string `json:",omitempty"`
 		Tunnels []string
 	}
 	type section struct {
@@ -177,6 +190,23 @@ func readable(s desired.State) any {
 	var out struct {
 		Interfaces, Links []string
 		Sections          []section
+		Identities        []string `json:",omitempty"`
+		Authorities       []string `json:",omitempty"`
+		CharonSocket      string   `json:",omitempty"`
+	}
+	out.CharonSocket = s.CharonSocket
+	for _, i := range s.Identities {
+		text := i.Name + ":"
+		for _, c := range i.Certificates {
+			text += fmt.Sprintf(" generation %d", c.Generation)
+			if len(c.Certificate) == 0 {
+				text += " (not issued)"
+			}
+		}
+		out.Identities = append(out.Identities, text)
+	}
+	for _, a := range s.Authorities {
+		out.Authorities = append(out.Authorities, nameIn(a))
 	}
 	for _, i := range s.Interfaces {
 		out.Interfaces = append(out.Interfaces, strings.TrimSpace(fmt.Sprintf("%s %s %v %s", i.Name, i.Role, i.Addresses, i.Customer)))
@@ -198,9 +228,18 @@ func readable(s desired.State) any {
 			if g.MaxOffline != 0 {
 				og.Offline = fmt.Sprintf("%s after %s", g.OfflineAction, g.MaxOffline)
 			}
+			if g.IPsec != nil {
+				og.IPsec = negotiated(g)
+			}
 			for _, tn := range g.Tunnels {
 				key := "pending"
-				if !tn.Pending() {
+				if tn.IPsec != nil {
+					key = fmt.Sprintf("ipsec with %v", tn.IPsec.PresharedKeys)
+				}
+				if tn.IPsec != nil && tn.WireGuard != nil {
+					key += " and wireguard"
+				}
+				if tn.WireGuard != nil && !tn.WireGuard.Pending() {
 					key = "peer " + strings.TrimRight(string(tn.WireGuard.PeerKey[:]), "\x00")
 				}
 				og.Tunnels = append(og.Tunnels, fmt.Sprintf("%s #%d on %s: %s -> %s, probe %s -> %s, mtu %d, %s",
@@ -211,6 +250,37 @@ func readable(s desired.State) any {
 		out.Sections = append(out.Sections, o)
 	}
 	return out
+}
+
+// negotiated is a group's policy in lines.
+func negotiated(g desired.Group) []string {
+	p := g.IPsec
+	names := func(list [][]byte) (out []string) {
+		for _, der := range list {
+			out = append(out, nameIn(der))
+		}
+		return out
+	}
+	lines := []string{
+		fmt.Sprintf("profile %s, %s, %q to %q", p.Profile, p.Authentication, p.LocalID, p.RemoteID),
+		fmt.Sprintf("ike %s", strings.Join(p.IKEProposals, ", ")),
+		fmt.Sprintf("esp %s", strings.Join(p.ESPProposals, ", ")),
+		fmt.Sprintf("for %s and %s, %d bytes, %d packets, dpd %s", p.IKELifetime, p.ESPLifetime, p.ESPBytes, p.ESPPackets, p.DPDDelay),
+		fmt.Sprintf("ppk %t, udp %t, external %t", p.PPKRequired, p.UDPEncapsulation, p.External),
+	}
+	if g.Retiring != 0 {
+		lines = append(lines, "retiring "+g.Retiring.String())
+	}
+	if len(p.LocalSelectors) > 0 {
+		lines = append(lines, fmt.Sprintf("from %v to %v", p.LocalSelectors, p.RemoteSelectors))
+	}
+	if len(p.PeerCertificates) > 0 {
+		lines = append(lines, fmt.Sprintf("pins %q", names(p.PeerCertificates)))
+	}
+	if len(p.PeerAuthorities) > 0 {
+		lines = append(lines, fmt.Sprintf("by %q", names(p.PeerAuthorities)))
+	}
+	return lines
 }
 
 // A snapshot that was never validated or numbered must not end the controller.

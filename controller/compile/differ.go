@@ -1,9 +1,11 @@
 package compile
 
 import (
+	"bytes"
 	"iter"
 	"maps"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/circuitseal/circuitseal/controller/model"
@@ -142,6 +144,42 @@ func (d *differ) keys() {
 
 func (d *differ) presharedKeys() {
 	d.customersOf(changedKeys(d.before.PresharedKeys, d.after.PresharedKeys))
+}
+
+// identities are compared as they count: one whose node was enrolled anew is none.
+func (d *differ) identities() {
+	good := func(s *model.Snapshot) map[string]model.IdentityCertificates {
+		all := make(map[string]model.IdentityCertificates, len(s.Identities))
+		for name := range s.Identities {
+			if own, ok := s.Identity(name); ok {
+				own.Revision = 0
+				all[name] = own
+			}
+		}
+		return all
+	}
+	for name := range changedKeys(good(d.before), good(d.after)) {
+		if k, ok := model.EndpointOfIdentity(name); ok {
+			d.customers[k.Customer] = true
+		}
+	}
+	if !slices.EqualFunc(d.before.Authorities, d.after.Authorities, bytes.Equal) {
+		for customer := range d.is.customers {
+			d.customers[customer] = true
+		}
+	}
+}
+
+// settled does not count at which revision something was.
+func (d *differ) settled() {
+	good := func(s *model.Snapshot) map[string]model.Settled {
+		all := make(map[string]model.Settled, len(s.Settled))
+		for id, was := range s.Settled {
+			all[id] = model.Settled{Policy: was.Policy}
+		}
+		return all
+	}
+	d.customersOf(changedKeys(good(d.before), good(d.after)))
 }
 
 // changedKeys are those at which two maps differ.

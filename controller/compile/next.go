@@ -46,6 +46,8 @@ func Next(before *Result, s *model.Snapshot) *Result {
 	d.numbers()
 	d.keys()
 	d.presharedKeys()
+	d.identities()
+	d.settled()
 	d.revocations()
 
 	touched := set{}
@@ -116,7 +118,7 @@ func join(own desired.State, parts []desired.State) desired.State {
 	for _, l := range own.Links {
 		links[l.ID] = l
 	}
-	var s desired.State
+	s := desired.State{CharonSocket: own.CharonSocket}
 	for _, p := range parts {
 		for _, in := range p.Interfaces {
 			if in.Role != desired.RoleCircuit {
@@ -127,7 +129,12 @@ func join(own desired.State, parts []desired.State) desired.State {
 			links[l.ID] = l
 		}
 		s.Sections = append(s.Sections, p.Sections...)
+		s.Identities = append(s.Identities, p.Identities...)
+		if len(p.Authorities) > 0 {
+			s.Authorities = p.Authorities
+		}
 	}
+	slices.SortFunc(s.Identities, func(a, b desired.Identity) int { return cmp.Compare(a.Name, b.Name) })
 	s.Interfaces = sortedValues(interfaces, func(a, b desired.Interface) int { return cmp.Compare(a.Name, b.Name) })
 	s.Links = sortedValues(links, func(a, b desired.Link) int { return cmp.Compare(a.ID, b.ID) })
 	return s

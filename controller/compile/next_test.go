@@ -82,8 +82,9 @@ func TestNextIsCompile(t *testing.T) {
 // or gone, numbers given anew, documents read again, or nothing at all.
 func step(rt *rapid.T, t testing.TB, s *model.Snapshot) *model.Snapshot {
 	next := &model.Snapshot{Epoch: s.Epoch, Revision: s.Revision + 1, Documents: maps.Clone(s.Documents), Keys: maps.Clone(s.Keys), Numbers: s.Numbers,
-		Enrolments: maps.Clone(s.Enrolments), Revocations: maps.Clone(s.Revocations), PresharedKeys: maps.Clone(s.PresharedKeys)}
-	switch rapid.IntRange(0, 10).Draw(rt, "step") {
+		Enrolments: maps.Clone(s.Enrolments), Revocations: maps.Clone(s.Revocations), PresharedKeys: maps.Clone(s.PresharedKeys),
+		Identities: maps.Clone(s.Identities), Authorities: s.Authorities, Settled: maps.Clone(s.Settled)}
+	switch rapid.IntRange(0, 12).Draw(rt, "step") {
 	case 0:
 	case 1:
 		next.Documents = clone(t, s.Documents)
@@ -109,6 +110,10 @@ func step(rt *rapid.T, t testing.TB, s *model.Snapshot) *model.Snapshot {
 				}
 			}
 		}
+	case 11:
+		certify(rt, next)
+	case 12:
+		unsettle(rt, next)
 	case 4:
 		// As after a restore: everything has another number.
 		old := model.Numbers{Links: map[string]uint16{}, Tunnels: map[string]uint16{}, Groups: map[string]uint32{}, Tenants: map[string]uint32{}}
@@ -274,6 +279,14 @@ func TestNextCompilesWhatAChangeCanTouch(t *testing.T) {
 	enrolled := *s
 	enrolled.Revision, enrolled.Epoch = 9, 2
 	enrolled.Enrolments = map[string]model.Enrolment{"shared": {Serial: "a"}}
+	certified := *s
+	certified.Identities = map[string]model.IdentityCertificates{"hq.customer-5.circuitseal.internal": identityOf(s, "hq.customer-5", "shared", model.IdentitySteady)}
+	stale := *s
+	stale.Identities = map[string]model.IdentityCertificates{"hq.customer-5.circuitseal.internal": {Node: "shared", Enrolment: "another"}}
+	changing := *s
+	changing.Settled = map[string]model.Settled{"customer-5/hq-vnet": {Policy: model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec}}}
+	socket := node("shared")
+	socket.CharonSocket = "/run/charon.vici"
 	again := *s
 	again.Documents = clone(t, s.Documents)
 	gone := *s
@@ -291,6 +304,10 @@ func TestNextCompilesWhatAChangeCanTouch(t *testing.T) {
 		{"a LAN for one more customer on the shared node", with(s, model.KindNode, "", "shared", onboarded), []string{"shared"}},
 		{"the LAN of one customer on the shared node", with(s, model.KindNode, "", "shared", moved), []string{"nva-customer-7", "shared"}},
 		{"a key that a node reported", &reported, []string{"nva-customer-5", "shared"}},
+		{"a certificate of an endpoint", &certified, []string{"nva-customer-5", "shared"}},
+		{"a certificate that no longer counts", &stale, nil},
+		{"a connection that changes its protocol", &changing, []string{"nva-customer-5", "shared"}},
+		{"another strongSwan on the shared node", with(s, model.KindNode, "", "shared", socket), []string{"shared"}},
 		{"an enrolment, a revision and an epoch", &enrolled, nil},
 		{"documents that were read again", &again, nil},
 		{"a customer without anything", with(s, model.KindCustomer, "", "tailspin", &model.CustomerSpec{Model: model.ConnectTo}), nil},
@@ -315,9 +332,9 @@ func TestPartsAreOfWholeSnapshots(t *testing.T) {
 		of   reflect.Type
 		want []string
 	}{
-		{reflect.TypeFor[model.Snapshot](), []string{"Epoch", "Revision", "Documents", "Numbers", "Keys", "PresharedKeys", "Enrolments", "Revocations"}},
+		{reflect.TypeFor[model.Snapshot](), []string{"Epoch", "Revision", "Documents", "Numbers", "Keys", "PresharedKeys", "Identities", "Authorities", "Settled", "Enrolments", "Revocations"}},
 		{reflect.TypeFor[model.Numbers](), []string{"Tenants", "Links", "Groups", "Tunnels"}},
-		{reflect.TypeFor[desired.State](), []string{"Interfaces", "Links", "Sections"}},
+		{reflect.TypeFor[desired.State](), []string{"Interfaces", "Links", "Sections", "Identities", "Authorities", "CharonSocket"}},
 	} {
 		var got []string
 		for f := range tt.of.Fields() {

@@ -48,6 +48,24 @@ func customerPart(s *model.Snapshot, r *reach, name string, numbers model.Number
 		Documents: map[model.Key]model.Document{}, Numbers: numbers, Keys: keys,
 		Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
 		PresharedKeys: map[string]model.PresharedKeys{},
+		Identities:    map[string]model.IdentityCertificates{}, Authorities: s.Authorities,
+		Settled: map[string]model.Settled{},
+	}
+	for id := range numbers.Groups {
+		if settled, ok := s.Settled[id]; ok {
+			part.Settled[id] = settled
+		}
+	}
+	for _, k := range r.customers[name] {
+		if k.Kind != model.KindEndpoint {
+			continue
+		}
+		id := model.IdentityName(k.Customer, k.Name)
+		if own, ok := s.Identity(id); ok {
+			// Whether its enrolment is good was judged just now.
+			own.Enrolment, own.Revision = "", 0
+			part.Identities[id] = own
+		}
 	}
 	// A tunnel without a number has none either.
 	for id := range numbers.Tunnels {
@@ -83,7 +101,7 @@ func put(part, s *model.Snapshot, keys ...model.Key) {
 // others, links of others, and interfaces that carry only such.
 func seenBy(spec *model.NodeSpec, customer string) *model.NodeSpec {
 	seen := *spec
-	seen.Interfaces = nil
+	seen.Interfaces, seen.CharonSocket = nil, ""
 	for _, in := range spec.Interfaces {
 		if lan := spec.LANCustomer(in); lan != "" && lan != customer {
 			continue

@@ -28,9 +28,15 @@ func world(t *rapid.T) map[model.Key]model.Document {
 	for c := range rapid.IntRange(1, 3).Draw(t, "customers") {
 		customer := fmt.Sprintf("customer-%d", c)
 		put(model.KindCustomer, "", customer, &model.CustomerSpec{Model: model.ConnectThrough})
-		put(model.KindEncryptionPolicy, customer, "policy", &model.EncryptionPolicySpec{
-			Protocol: model.ProtocolWireGuard, PathMTU: rapid.SampledFrom([]int{0, 1340, 1400, 1500, 9000}).Draw(t, "mtu"),
-		})
+		policy := &model.EncryptionPolicySpec{
+			Protocol: model.ProtocolWireGuard, PathMTU: rapid.SampledFrom([]int{0, 1344, 1400, 1500, 9000}).Draw(t, "mtu"),
+		}
+		if rapid.Bool().Draw(t, "ipsec") {
+			policy.Protocol = model.ProtocolIPsec
+			policy.CryptoProfile = rapid.SampledFrom([]string{"", "bsi-tr-02102-3", "pq-hybrid-commercial"}).Draw(t, "profile")
+			policy.PostQuantum = rapid.SampledFrom([]model.PostQuantum{"", model.PostQuantumRequired, model.PostQuantumPreferred}).Draw(t, "post-quantum")
+		}
+		put(model.KindEncryptionPolicy, customer, "policy", policy)
 		prem := &model.NodeSpec{Owner: customer, Interfaces: []model.InterfaceSpec{{Name: "lan0", Role: model.RoleLAN}, {Name: "mgmt0", Role: model.RoleManagement}}}
 		hq := &model.EndpointSpec{Site: "hq", Node: "prem-" + customer}
 		var circuits []string
@@ -115,6 +121,8 @@ func TestCompileProperties(t *testing.T) {
 				s.PresharedKeys[id] = sharedFor(id)
 			}
 		}
+		certify(t, s)
+		unsettle(t, s)
 		states := compile.Compile(s)
 		if diff := cmp.Diff(states, compile.Compile(s), comparer); diff != "" {
 			t.Fatalf("compiled twice:\n%s", diff)
@@ -141,8 +149,10 @@ var comparer = cmp.Options{
 }
 
 type end struct {
-	node   string
-	tunnel desired.Tunnel
+	node       string
+	tunnel     desired.Tunnel
+	group      desired.Group
+	identities []desired.Identity
 }
 
 // check holds for the states of every valid snapshot.
@@ -175,7 +185,7 @@ func check(t *rapid.T, s *model.Snapshot, states map[string]desired.State) {
 				}
 				for _, tn := range g.Tunnels {
 					used[tn.Link] = true
-					ends[tn.ID] = append(ends[tn.ID], end{node, tn})
+					ends[tn.ID] = append(ends[tn.ID], end{node, tn, g, state.Identities})
 				}
 			}
 		}
@@ -216,7 +226,25 @@ func mirrored(t *rapid.T, s *model.Snapshot, id string, ends []end) {
 		a.LocalProbe != b.RemoteProbe || a.RemoteProbe != b.LocalProbe || a.Local.Port() != b.Local.Port() {
 		t.Fatalf("the ends of %s do not agree:\n%+v\n%+v", id, a, b)
 	}
+	customer, connection, _ := strings.Cut(id, "/")
+	connection, _, _ = strings.Cut(connection, "/")
+	policy, retiring, ok := s.Protocols(model.Key{Kind: model.KindConnection, Customer: customer, Name: connection})
+	if !ok {
+		t.Fatalf("%s has no policy", id)
+	}
 	for i, e := range ends {
+		for _, protocol := range []model.Protocol{model.ProtocolWireGuard, model.ProtocolIPsec} {
+			want := policy.Protocol == protocol || retiring != nil && retiring.Protocol == protocol
+			if has := protocol == model.ProtocolWireGuard && e.tunnel.WireGuard != nil || protocol == model.ProtocolIPsec && e.tunnel.IPsec != nil; has != want {
+				t.Fatalf("%s at %s has %s: %t, want %t", id, e.node, protocol, has, want)
+			}
+		}
+		if e.tunnel.IPsec != nil {
+			negotiates(t, s, id, e, ends[1-i])
+		}
+		if e.tunnel.WireGuard == nil {
+			continue
+		}
 		want := s.Keys[model.TunnelEnd{Tunnel: id, Node: ends[1-i].node}]
 		shared := s.PresharedKeys[id].Desired()
 		if want.IsZero() || len(shared) == 0 {
@@ -228,6 +256,45 @@ func mirrored(t *rapid.T, s *model.Snapshot, id string, ends []end) {
 		if !slices.Equal(e.tunnel.WireGuard.PresharedKeys, shared) {
 			t.Fatalf("%s at %s has pre-shared keys %v, want %v", id, e.node, e.tunnel.WireGuard.PresharedKeys, shared)
 		}
+	}
+}
+
+// negotiates holds for both ends of an IPsec tunnel.
+func negotiates(t *rapid.T, s *model.Snapshot, id string, near, far end) {
+	mine, theirs := near.group.IPsec, far.group.IPsec
+	if mine.LocalID != theirs.RemoteID || mine.RemoteID != theirs.LocalID || mine.Authentication != theirs.Authentication ||
+		!slices.Equal(mine.IKEProposals, theirs.IKEProposals) || !slices.Equal(mine.ESPProposals, theirs.ESPProposals) ||
+		mine.PPKRequired != theirs.PPKRequired || near.group.Retiring != far.group.Retiring {
+		t.Fatalf("the ends of %s negotiate other things:\n%+v\n%+v", id, mine, theirs)
+	}
+	if !slices.Equal(near.tunnel.IPsec.PresharedKeys, far.tunnel.IPsec.PresharedKeys) {
+		t.Fatalf("the ends of %s have other pre-shared keys", id)
+	}
+	if mine.PPKRequired && !slices.Equal(near.tunnel.IPsec.PresharedKeys, s.PresharedKeys[id].Desired()) {
+		t.Fatalf("%s requires a pre-shared key and has %v", id, near.tunnel.IPsec.PresharedKeys)
+	}
+	// What the far end may prove itself by is what this one takes, and nothing else.
+	var shown [][]byte
+	for _, i := range far.identities {
+		if i.Name != theirs.LocalID {
+			continue
+		}
+		for _, c := range i.Certificates {
+			if len(c.Certificate) > 0 {
+				shown = append(shown, c.Certificate)
+			}
+		}
+	}
+	in := func(list [][]byte, der []byte) bool {
+		return slices.ContainsFunc(list, func(x []byte) bool { return string(x) == string(der) })
+	}
+	for _, der := range shown {
+		if !in(mine.PeerCertificates, der) {
+			t.Fatalf("%s at %s does not take %s", id, near.node, nameIn(der))
+		}
+	}
+	if len(shown) != len(mine.PeerCertificates) {
+		t.Fatalf("%s at %s takes %d certificates, and there are %d", id, near.node, len(mine.PeerCertificates), len(shown))
 	}
 }
 
@@ -321,6 +388,9 @@ func change(t *rapid.T, docs map[model.Key]model.Document) {
 		}
 	case *model.EncryptionPolicySpec:
 		spec.PathMTU = rapid.IntRange(1270, 9010).Draw(t, "path mtu")
+		if which == 0 {
+			spec.Protocol = rapid.SampledFrom([]model.Protocol{model.ProtocolWireGuard, model.ProtocolIPsec}).Draw(t, "protocol")
+		}
 	case *model.ConnectionSpec:
 		switch which {
 		case 0:

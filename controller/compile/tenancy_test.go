@@ -39,6 +39,8 @@ func TestStatesOfCustomersKeepApart(t *testing.T) {
 				}
 			}
 		}
+		certify(t, snapshot)
+		unsettle(t, snapshot)
 		for name, state := range compile.Compile(snapshot) {
 			node, _ := model.Lookup[*model.NodeSpec](docs, model.Key{Kind: model.KindNode, Name: name})
 			served := map[string]bool{node.Owner: node.Owner != model.OwnerProvider}
@@ -53,9 +55,31 @@ func TestStatesOfCustomersKeepApart(t *testing.T) {
 					t.Fatalf("node %s of %s, which does not serve %s, is told of it: %s", name, node.Owner, k.Name, text)
 				}
 			}
+			for _, i := range state.Identities {
+				if k, ok := model.EndpointOfIdentity(i.Name); !ok || !served[k.Customer] || !strings.HasPrefix(nameIn(i.Certificates[0].Certificate), i.Name) {
+					t.Fatalf("node %s, which does not serve it, is to be %s", name, i.Name)
+				}
+			}
 			for _, s := range state.Sections {
 				for _, g := range s.Groups {
+					if g.IPsec != nil {
+						for _, pin := range g.IPsec.PeerCertificates {
+							if !strings.Contains(nameIn(pin), "."+s.Customer+"."+model.IdentityDomain+" ") {
+								t.Fatalf("node %s, section of %s: takes the certificate of %s", name, s.Customer, nameIn(pin))
+							}
+						}
+					}
 					for _, x := range g.Tunnels {
+						if x.IPsec != nil {
+							for _, secret := range x.IPsec.PresharedKeys {
+								if owner := secrets[secret.Key]; owner != s.Customer {
+									t.Fatalf("node %s, section of %s: tunnel %s has a pre-shared key of %q", name, s.Customer, x.ID, owner)
+								}
+							}
+						}
+						if x.WireGuard == nil {
+							continue
+						}
 						if owner, ok := owners[x.WireGuard.PeerKey]; !ok || owner != s.Customer {
 							t.Fatalf("node %s, section of %s: tunnel %s has a key of %q", name, s.Customer, x.ID, owner)
 						}

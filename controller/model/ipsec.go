@@ -172,7 +172,20 @@ func (e *ExternalSpec) DPDDelay() time.Duration {
 	return usual
 }
 
-// LifetimeIKE, LifetimeESP, bytes and packets of a policy, with the defaults of its
+// Bytes is after how many an ESP SA is replaced: what a policy says, or a little
+// before an Azure gateway would do so itself; 0 where nobody says.
+func (e *ExternalSpec) Bytes(policy uint64) uint64 {
+	if e.Type != GatewayAzure {
+		return policy
+	}
+	most := uint64(e.Azure().SADataSizeKilobytes) * 1024 / 10 * 9
+	if policy == 0 {
+		return most
+	}
+	return min(policy, most)
+}
+
+// LifetimesUnder are the lifetimes of a policy, with the defaults of its
 // profile applied; 0 bytes or packets where nobody says.
 func (s *EncryptionPolicySpec) LifetimesUnder(p profile.Profile) (ike, esp time.Duration, bytes, packets uint64) {
 	ike, esp = p.LifetimeIKE(), p.LifetimeESP()

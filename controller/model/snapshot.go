@@ -19,6 +19,13 @@ type Snapshot struct {
 	Keys map[TunnelEnd]desired.PublicKey
 	// PresharedKeys are the secrets that both ends of a tunnel have, by its ID.
 	PresharedKeys map[string]PresharedKeys
+	// Identities are the certificates of endpoints in IKE, by IdentityName.
+	Identities map[string]IdentityCertificates
+	// Authorities are the certificates, DER, under which the controller issues: the
+	// intermediate and the root.
+	Authorities [][]byte
+	// Settled has the policy that each connection is known to work by, by GroupID.
+	Settled map[string]Settled
 	// Enrolments say which nodes hold a certificate.
 	Enrolments map[string]Enrolment
 	// Revocations are the keys that are never accepted again, with or without

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -205,6 +206,9 @@ func (c *checker) encrypted(k Key, s *ConnectionSpec, ends []*EndpointSpec) {
 		c.gatewayUnder(k, s, policy, p, e)
 	}
 	tunnels, _ := Tunnels(c.docs, k)
+	if e != nil && e.Authentication == AuthPSK {
+		c.ownAddress(k, tunnels)
+	}
 	for _, t := range tunnels {
 		six := t.Ends[0].Address.Is6()
 		if inside := policy.ESPInnerMTU(p, six); inside < MinPathMTU {
@@ -221,6 +225,25 @@ func (c *checker) encrypted(k Key, s *ConnectionSpec, ends []*EndpointSpec) {
 		if n := c.prefixes(k.Customer, x.Site); n > maxSelectors {
 			c.add(k, "spec.endpoints", x.Site, fmt.Sprintf("has %d prefixes, and a policy-based gateway takes %d (RFC 7296, section 3.13)", n, maxSelectors),
 				"trafficSelectors: route-based at the gateway's endpoint, or fewer prefixes")
+		}
+	}
+}
+
+// ownAddress reports tunnels by which a gateway would know our end by an address
+// that it never sees.
+func (c *checker) ownAddress(k Key, tunnels []Tunnel) {
+	for end := range 2 {
+		var seen []netip.Addr
+		translated := false
+		for _, t := range tunnels {
+			if e := t.Ends[end]; !e.External() {
+				seen = append(seen, e.Seen())
+				translated = translated || e.Translated.IsValid()
+			}
+		}
+		if translated && !oneAddress(seen).IsValid() {
+			c.add(k, "spec.endpoints", tunnels[0].Ends[end].Endpoint, "has addresses that are translated to different ones: with authentication psk the gateway knows it by one address",
+				"authentication: certificate at the gateway, or one address that all are translated to")
 		}
 	}
 }

@@ -187,7 +187,7 @@ func show(v reflect.Value) string {
 
 // words is a field's name in small words; what is in capitals stays so.
 func words(name string) string {
-	if name == "WireGuard" {
+	if name == "WireGuard" || name == "IPsec" {
 		return name
 	}
 	var all []string

@@ -144,7 +144,10 @@ func what(o Object, was, is reflect.Value) string {
 	case Created:
 		t, _ := reflect.TypeAssert[desired.Tunnel](is)
 		s := "made, " + t.Local.String() + " -> " + t.Remote.String() + " over link " + t.Link
-		if t.Pending() {
+		switch {
+		case t.IPsec != nil:
+			s += ", once both ends have certificates or a key"
+		case t.Pending():
 			s += ", once its peer has reported a key"
 		}
 		return s
@@ -161,7 +164,12 @@ func what(o Object, was, is reflect.Value) string {
 	if old.Link != now.Link || old.Local != now.Local || old.Remote != now.Remote {
 		words = append(words, "moved")
 	}
-	if slices.ContainsFunc(o.Fields, func(f Field) bool { return strings.HasPrefix(f.Path, "WireGuard") && strings.Contains(f.Path, "key") }) {
+	switch {
+	case (old.WireGuard == nil) != (now.WireGuard == nil), (old.IPsec == nil) != (now.IPsec == nil):
+		words = append(words, "changes its protocol")
+	case slices.ContainsFunc(o.Fields, func(f Field) bool {
+		return (strings.HasPrefix(f.Path, "WireGuard") || strings.HasPrefix(f.Path, "IPsec")) && strings.Contains(f.Path, "key")
+	}):
 		words = append(words, "re-keyed")
 	}
 	return cmp.Or(strings.Join(words, ", "), "changed")

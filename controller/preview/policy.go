@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/proto/desired"
@@ -62,12 +63,31 @@ type Policy struct {
 	// Expected are ends of tunnels whose keys are not known yet, and will be as
 	// soon as their nodes have these states.
 	Expected map[model.TunnelEnd]bool
+	// Seen has the addresses of ends by which their far ends know them, where these
+	// are other ones: see model.UnderlaySpec.TranslatedTo.
+	Seen map[model.TunnelEnd]netip.Addr
 }
 
 // end is one end of a tunnel.
 type end struct {
-	node   string
-	tunnel desired.Tunnel
+	node       string
+	tunnel     desired.Tunnel
+	group      desired.Group
+	identities []desired.Identity
+}
+
+// waits says what the end still needs before it carries packets by one protocol at
+// least, "" for nothing.
+func (e end) waits(far string) string {
+	if w := e.tunnel.WireGuard; w != nil && !w.Pending() {
+		return ""
+	}
+	if e.tunnel.IPsec != nil {
+		if waits := e.group.IPsecWaits(e.tunnel, e.identities); waits == "" || e.tunnel.WireGuard == nil {
+			return strings.Replace(waits, "waits", e.node+" waits", 1)
+		}
+	}
+	return "no key of " + cmp.Or(far, "its far end") + " is known"
 }
 
 // tunnels are a policy's tunnels by their ID, each with all its ends.
@@ -77,7 +97,7 @@ func (p Policy) tunnels() map[string][]end {
 		for _, x := range p.States[node].Sections {
 			for _, g := range x.Groups {
 				for _, t := range g.Tunnels {
-					all[t.ID] = append(all[t.ID], end{node, t})
+					all[t.ID] = append(all[t.ID], end{node, t, g, p.States[node].Identities})
 				}
 			}
 		}
@@ -97,17 +117,30 @@ func (p Policy) lacking() map[string]string {
 			if len(ends) == 2 {
 				other := ends[1-i]
 				far.Node = other.node
-				if e.tunnel.Local != other.tunnel.Remote {
+				if p.seen(e) != other.tunnel.Remote {
 					why = "the ends of its tunnels do not name each other"
 				}
 			}
-			if e.tunnel.Pending() && !p.Expected[far] {
-				why = "no key of " + cmp.Or(far.Node, "its far end") + " is known"
+			expected := p.Expected[far]
+			if e.tunnel.IPsec != nil && len(ends) == 1 {
+				// A gateway's keys are its own business.
+				expected = p.Expected[model.TunnelEnd{Tunnel: id, Node: e.node}]
+			}
+			if waits := e.waits(far.Node); waits != "" && !expected {
+				why = waits
 			}
 		}
 		lacking[id] = why
 	}
 	return lacking
+}
+
+// seen is an end as its far end knows it.
+func (p Policy) seen(e end) netip.AddrPort {
+	if a, ok := p.Seen[model.TunnelEnd{Tunnel: e.tunnel.ID, Node: e.node}]; ok {
+		return netip.AddrPortFrom(a, e.tunnel.Local.Port())
+	}
+	return e.tunnel.Local
 }
 
 // lan is what a node's state says of one of its LANs; nil where it says nothing.

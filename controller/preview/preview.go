@@ -7,6 +7,7 @@ package preview
 
 import (
 	"maps"
+	"net/netip"
 
 	"github.com/circuitseal/circuitseal/controller/compile"
 	"github.com/circuitseal/circuitseal/controller/model"
@@ -37,8 +38,10 @@ func Compare(before, after *model.Snapshot) Report {
 	r := Report{
 		Documents: Documents(before.Documents, after.Documents),
 		Nodes:     Nodes(some(old.States, now.Compiled), some(now.States, now.Compiled)),
-		Flows:     Flows(Policy{States: old.States}, Policy{States: now.States, Expected: expected(old.States, now.States, after.Enrolments)}),
-		Become:    map[Verdict]int{},
+		Flows: Flows(Policy{States: old.States, Seen: translated(before.Documents)}, Policy{
+			States: now.States, Expected: expected(old.States, now.States, after.Enrolments), Seen: translated(after.Documents),
+		}),
+		Become: map[Verdict]int{},
 	}
 	for _, f := range r.Flows {
 		if f.moves() {
@@ -102,6 +105,25 @@ func some(states map[string]desired.State, names []string) map[string]desired.St
 		}
 	}
 	return few
+}
+
+// translated are the ends whose addresses their far ends see as other ones.
+func translated(docs map[model.Key]model.Document) map[model.TunnelEnd]netip.Addr {
+	seen := map[model.TunnelEnd]netip.Addr{}
+	for k := range docs {
+		if k.Kind != model.KindConnection {
+			continue
+		}
+		tunnels, _ := model.Tunnels(docs, k)
+		for _, t := range tunnels {
+			for _, e := range t.Ends {
+				if e.Translated.IsValid() {
+					seen[model.TunnelEnd{Tunnel: t.ID, Node: e.Node}] = e.Translated
+				}
+			}
+		}
+	}
+	return seen
 }
 
 // expected are the ends of tunnels that their nodes get to know by the change:

@@ -145,6 +145,25 @@ func TestCompare(t *testing.T) {
 			drop(s, model.KindEndpoint, "hq")
 			drop(s, model.KindEndpoint, "vnet-weu")
 		}},
+		{"another protocol", func(s *model.Snapshot) {
+			policy := &model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, PostQuantum: model.PostQuantumRequired}
+			put(s, model.KindEncryptionPolicy, "contoso", "standard", policy)
+			s.Settled = map[string]model.Settled{"contoso/hq-weu": {Policy: model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard}}}
+		}},
+		{"a translated address", func(s *model.Snapshot) {
+			put(s, model.KindEndpoint, "contoso", "vnet-weu", &model.EndpointSpec{Site: "vnet-weu", Node: "nva-1", Underlay: []model.UnderlaySpec{
+				{Address: netip.MustParseAddr("172.20.255.4"), TranslatedTo: netip.MustParseAddr("192.0.2.4")}, {Address: netip.MustParseAddr("172.20.255.5")},
+			}})
+		}},
+		{"a gateway", func(s *model.Snapshot) {
+			drop(s, model.KindConnection, "hq-weu")
+			drop(s, model.KindEndpoint, "vnet-weu")
+			put(s, model.KindEndpoint, "contoso", "gw", &model.EndpointSpec{Site: "vnet-weu", External: &model.ExternalSpec{Type: model.GatewayAzure, Authentication: model.AuthPSK}, Underlay: []model.UnderlaySpec{
+				{Address: netip.MustParseAddr("172.20.254.4")},
+			}})
+			put(s, model.KindEncryptionPolicy, "contoso", "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec})
+			put(s, model.KindConnection, "contoso", "hq-gw", &model.ConnectionSpec{Endpoints: []string{"hq", "gw"}, Circuits: []string{"er-ams"}, EncryptionPolicy: "standard"})
+		}},
 		{"another path MTU", func(s *model.Snapshot) {
 			put(s, model.KindEncryptionPolicy, "contoso", "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard, PathMTU: 1500})
 		}},
@@ -300,7 +319,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	for name, want := range map[string]string{
-		"PeerKey": "peer key", "MTU": "MTU", "NextHop": "next hop", "OuterVLAN": "outer VLAN", "VLANTag": "VLAN tag", "WireGuard": "WireGuard", "X": "x",
+		"PeerKey": "peer key", "MTU": "MTU", "NextHop": "next hop", "OuterVLAN": "outer VLAN", "VLANTag": "VLAN tag", "WireGuard": "WireGuard", "IPsec": "IPsec", "IKEProposals": "IKE proposals", "X": "x",
 	} {
 		if got := words(name); got != want {
 			t.Errorf("words(%q) is %q, want %q", name, got, want)

@@ -6,12 +6,54 @@ import (
 	"github.com/circuitseal/circuitseal/controller/model"
 )
 
-// interval is how old the key of a connection's tunnels may become: what its
-// encryption policy says, or the default.
-func interval(docs map[model.Key]model.Document, customer, policy string) time.Duration {
-	spec, ok := model.Lookup[*model.EncryptionPolicySpec](docs, model.Key{Kind: model.KindEncryptionPolicy, Customer: customer, Name: policy})
-	if !ok {
-		spec = &model.EncryptionPolicySpec{}
+// rotation is how the pre-shared keys of a connection's tunnels change.
+type rotation struct {
+	// interval is how old a key may become: what the encryption policy says, or the
+	// default.
+	interval time.Duration
+	// asked tells that keys change only when an operator asks for it: a gateway
+	// without our agent has to be told by hand.
+	asked bool
+	// held tells that nothing is begun for now: the protocol of the tunnels changes.
+	held bool
+}
+
+// rotates is how the keys of a connection's tunnels change; false where its tunnels
+// have none: IPsec with certificates and without a PPK.
+func rotates(s *model.Snapshot, k model.Key, tunnels []model.Tunnel) (rotation, bool) {
+	want, retiring, ok := s.Protocols(k)
+	if !ok || len(tunnels) == 0 {
+		// What was made before goes on being what it was.
+		want, retiring = &model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard}, nil
 	}
-	return spec.RotatesPSK()
+	r := rotation{interval: want.RotatesPSK(), held: retiring != nil}
+	needed := false
+	for _, spec := range []*model.EncryptionPolicySpec{want, retiring} {
+		if spec == nil {
+			continue
+		}
+		if spec.Protocol != model.ProtocolIPsec {
+			needed = true
+			continue
+		}
+		gateway := gatewayOf(s, k.Customer, tunnels)
+		p, known := model.ProfileOf(s.Documents, k.Customer, spec, gateway)
+		used, _ := spec.PPK(p, gateway != nil)
+		needed = needed || known && used
+		if gateway != nil && gateway.Authentication == model.AuthPSK {
+			needed, r.asked = true, true
+		}
+	}
+	return r, needed
+}
+
+// gatewayOf is the gateway without our agent at one end of tunnels; nil for none.
+func gatewayOf(s *model.Snapshot, customer string, tunnels []model.Tunnel) *model.ExternalSpec {
+	for _, e := range tunnels[0].Ends {
+		spec, ok := model.Lookup[*model.EndpointSpec](s.Documents, model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint})
+		if ok && e.External() && spec.External != nil {
+			return spec.External
+		}
+	}
+	return nil
 }

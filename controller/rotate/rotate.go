@@ -64,8 +64,9 @@ type age struct {
 
 // tunnel is what of the documents matters to a tunnel's rotation.
 type tunnel struct {
-	nodes    [2]string
-	interval time.Duration
+	// nodes are those at both ends, "" for a gateway without our agent.
+	nodes [2]string
+	rotation
 }
 
 // New makes a Rotator; Run starts it.
@@ -172,7 +173,7 @@ func (r *Rotator) decide(s *model.Snapshot) (map[string]decision, error) {
 func (r *Rotator) next(id string, t tunnel, keys model.PresharedKeys, epoch uint64, seen reports) (Move, string) {
 	due := false
 	if keys.Phase == model.PresharedSteady && len(keys.Keys) == 1 {
-		due = r.age(id, keys.Keys[0], t.interval) >= lifetime(id, keys.Keys[0].Generation, t.interval)
+		due = !t.asked && !t.held && r.age(id, keys.Keys[0], t.interval) >= lifetime(id, keys.Keys[0].Generation, t.interval)
 		if !due {
 			return Stay, ""
 		}
@@ -206,15 +207,17 @@ func (r *Rotator) derive(s *model.Snapshot) {
 	}
 	r.from, r.ends = s, map[string]tunnel{}
 	for k, d := range s.Documents {
-		spec, ok := d.Spec.(*model.ConnectionSpec)
+		if _, ok := d.Spec.(*model.ConnectionSpec); !ok {
+			continue
+		}
+		tunnels, _ := model.Tunnels(s.Documents, k)
+		how, ok := rotates(s, k, tunnels)
 		if !ok {
 			continue
 		}
-		interval := interval(s.Documents, k.Customer, spec.EncryptionPolicy)
-		tunnels, _ := model.Tunnels(s.Documents, k)
 		for _, t := range tunnels {
 			if s.Numbers.Tunnels[t.ID] != 0 {
-				r.ends[t.ID] = tunnel{nodes: [2]string{t.Ends[0].Node, t.Ends[1].Node}, interval: interval}
+				r.ends[t.ID] = tunnel{nodes: [2]string{t.Ends[0].Node, t.Ends[1].Node}, rotation: how}
 			}
 		}
 	}
@@ -226,7 +229,10 @@ type Report struct {
 	Nodes [2]string
 	// Age is of the key in use, Due is in how long it is replaced, at the
 	// latest; not positive when that is over.
+	// Asked tells that it is replaced only when somebody asks for it, whatever Due
+	// says.
 	Age, Due time.Duration
+	Asked    bool
 	// Waits says what a rotation waits for, empty when it waits for nothing.
 	Waits string
 }
@@ -240,7 +246,7 @@ func (r *Rotator) Report(s *model.Snapshot) map[string]Report {
 	all := make(map[string]Report, len(r.ends))
 	for id, t := range r.ends {
 		keys := s.PresharedKeys[id]
-		report := Report{Nodes: t.nodes}
+		report := Report{Nodes: t.nodes, Asked: t.asked}
 		if len(keys.Keys) > 0 {
 			report.Age = r.age(id, keys.Keys[0], t.interval)
 			report.Due = t.interval - report.Age
@@ -264,6 +270,9 @@ type node struct {
 }
 
 func (r reports) end(name, tunnel string) End {
+	if name == "" {
+		return End{Gateway: true}
+	}
 	n, ok := r.nodes[name]
 	if !ok {
 		var last *desired.Status
@@ -272,7 +281,9 @@ func (r reports) end(name, tunnel string) End {
 			n.acknowledged = last.Acknowledged
 			n.tunnels = make(map[string]desired.TunnelStatus, len(last.Tunnels))
 			for _, t := range last.Tunnels {
-				n.tunnels[t.ID] = t
+				if !t.Retiring {
+					n.tunnels[t.ID] = t
+				}
 			}
 		}
 		r.nodes[name] = n

@@ -291,6 +291,10 @@ func TestNext(t *testing.T) {
 		want  Move
 	}{
 		{"no key", model.PresharedKeys{}, [2]End{}, 1, false, Create},
+		{"a gateway is told by hand, ours holds the next", prepare, [2]End{at(6, 1, 1, 2), {Gateway: true}}, 1, false, Activate},
+		{"ours does not hold the next", prepare, [2]End{at(5, 1, 1), {Gateway: true}}, 1, false, Stay},
+		{"the gateway was told the new", activate, [2]End{at(7, 2, 2, 1), {Gateway: true}}, 1, false, Retire},
+		{"the gateway has the old still", activate, [2]End{at(7, 1, 2, 1), {Gateway: true}}, 1, false, Stay},
 		{"young", steady, [2]End{at(5, 1, 1), at(5, 1, 1)}, 1, false, Stay},
 		{"due", steady, [2]End{at(5, 1, 1), at(5, 1, 1)}, 1, true, Prepare},
 		{"due, one end away", steady, [2]End{at(5, 1, 1), away(at(5, 1, 1))}, 1, true, Stay},
@@ -315,6 +319,59 @@ func TestNext(t *testing.T) {
 				t.Errorf("%s: %s waits for %q", tt.name, got, waits)
 			}
 		}
+	}
+}
+
+// Which tunnels have pre-shared keys, and when these change.
+func TestWhichTunnelsHaveKeys(t *testing.T) {
+	key := func(kind model.Kind, name string) model.Key {
+		return model.Key{Kind: kind, Customer: "contoso", Name: name}
+	}
+	policy := func(p model.EncryptionPolicySpec) func(*model.Snapshot) {
+		return func(s *model.Snapshot) {
+			s.Documents[key(model.KindEncryptionPolicy, "wg")] = model.Document{Spec: &p}
+		}
+	}
+	gateway := func(a model.GatewayAuthentication) func(*model.Snapshot) {
+		return func(s *model.Snapshot) {
+			policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec})(s)
+			s.Documents[key(model.KindEndpoint, "weu")] = model.Document{Spec: &model.EndpointSpec{
+				Site: "weu", External: &model.ExternalSpec{Type: model.GatewayIKEv2, Authentication: a, Identity: "gw.example"},
+				Underlay: []model.UnderlaySpec{{Address: netip.MustParseAddr("10.2.0.4")}},
+			}}
+		}
+	}
+	settled := func(protocol, was model.Protocol) func(*model.Snapshot) {
+		return func(s *model.Snapshot) {
+			policy(model.EncryptionPolicySpec{Protocol: protocol})(s)
+			s.Settled = map[string]model.Settled{"contoso/hq-weu": {Policy: model.EncryptionPolicySpec{Protocol: was}}}
+		}
+	}
+	ours, theirs := [2]string{"prem-1", "nva-1"}, [2]string{"prem-1", ""}
+	for _, tt := range []struct {
+		name   string
+		change func(*model.Snapshot)
+		want   map[string]tunnel
+	}{
+		{"WireGuard", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard}), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, false}}}},
+		{"IPsec", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec}), map[string]tunnel{}},
+		{"IPsec with PPK", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, PostQuantum: model.PostQuantumRequired, PSKRotation: "2h"}), map[string]tunnel{tunnelID: {ours, rotation{2 * time.Hour, false, false}}}},
+		{"IPsec, the profile wants PPK", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, CryptoProfile: "pq-hybrid-commercial"}), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, false}}}},
+		{"a gateway with a certificate", gateway(model.AuthCertificate), map[string]tunnel{}},
+		{"a gateway with a pre-shared key", gateway(model.AuthPSK), map[string]tunnel{tunnelID: {theirs, rotation{time.Hour, true, false}}}},
+		{"on the way from WireGuard", settled(model.ProtocolIPsec, model.ProtocolWireGuard), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, true}}}},
+		{"on the way to WireGuard", settled(model.ProtocolWireGuard, model.ProtocolIPsec), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, true}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newMemory().now
+			s.Numbers.Tunnels = map[string]uint16{tunnelID: 1}
+			tt.change(s)
+			r := New(Config{})
+			r.derive(s)
+			if !maps.Equal(r.ends, tt.want) {
+				t.Errorf("got %+v, want %+v", r.ends, tt.want)
+			}
+		})
 	}
 }
 

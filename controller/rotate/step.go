@@ -4,7 +4,9 @@
 //	steady [g] -> prepare [g, g+1] -> activate [g+1, g] -> steady [g+1]
 //
 // Both ends acknowledge prepare before either is told to use the new key, and
-// the old one goes only when both have completed a handshake with the new. It
+// the old one goes only when both have completed a handshake with the new. With a
+// gateway without our agent, of which nothing is known, our own end alone decides:
+// it falls back to the old key until somebody has told the gateway the new one. It
 // knows what nodes report and what the store keeps of a tunnel's keys; it
 // refuses to know how keys reach nodes, and what a node does with two.
 //
@@ -60,6 +62,8 @@ func (m Move) String() string {
 // End is what a node says of its end of a tunnel.
 type End struct {
 	Node string
+	// Gateway tells that no agent of ours is there, and nothing is known of it.
+	Gateway bool
 	// Connected tells that it has a session now.
 	Connected bool
 	// Acknowledged is the newest state that it keeps, zero when it has not said.
@@ -84,7 +88,7 @@ func Next(keys model.PresharedKeys, ends [2]End, epoch uint64, due bool) (move M
 		// What is retired later is decided on facts that a node which goes away
 		// does not take back; what makes it fall back is not begun without it.
 		for _, e := range ends {
-			if !e.Connected {
+			if !e.Connected && !e.Gateway {
 				return Stay, fmt.Sprintf("waits for node %s, which is not connected", e.Node)
 			}
 		}
@@ -93,7 +97,7 @@ func Next(keys model.PresharedKeys, ends [2]End, epoch uint64, due bool) (move M
 		return Prepare, ""
 	}
 	for _, e := range ends {
-		if !acknowledged(keys, e, epoch) {
+		if !e.Gateway && !acknowledged(keys, e, epoch) {
 			return Stay, fmt.Sprintf("waits for node %s to hold generations %v", e.Node, keys.Generations())
 		}
 	}
@@ -101,7 +105,7 @@ func Next(keys model.PresharedKeys, ends [2]End, epoch uint64, due bool) (move M
 		return Activate, ""
 	}
 	for _, e := range ends {
-		if e.Used != keys.Keys[0].Generation {
+		if !e.Gateway && e.Used != keys.Keys[0].Generation {
 			return Stay, fmt.Sprintf("waits for a handshake of node %s with generation %d", e.Node, keys.Keys[0].Generation)
 		}
 	}

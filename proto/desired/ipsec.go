@@ -83,7 +83,9 @@ type IdentityCertificate struct {
 type IPsecPolicy struct {
 	// Profile is the name of the crypto profile, for people.
 	Profile string
-	// LocalID and RemoteID are identities in IKE: DNS names, or addresses.
+	// LocalID and RemoteID are identities in IKE: DNS names, or addresses. Empty,
+	// with a gateway without our agent only, is the address of each tunnel's own end;
+	// For fills it in.
 	LocalID, RemoteID string
 	Authentication    Authentication
 	// PeerCertificates are the only ones that the peer may show, DER, at most
@@ -109,6 +111,18 @@ type IPsecPolicy struct {
 	// LocalSelectors and RemoteSelectors are a policy-based gateway's traffic
 	// selectors (RFC 7296, section 2.9); empty for everything.
 	LocalSelectors, RemoteSelectors []netip.Prefix
+}
+
+// For is the policy as one tunnel of the group has it: with its own addresses where
+// its ends are known by these.
+func (p IPsecPolicy) For(t Tunnel) IPsecPolicy {
+	if p.LocalID == "" {
+		p.LocalID = t.Local.Addr().String()
+	}
+	if p.RemoteID == "" {
+		p.RemoteID = t.Remote.Addr().String()
+	}
+	return p
 }
 
 // IPsec is what an IPsec tunnel needs beside its group's policy.

@@ -75,8 +75,12 @@ func (v *validator) policy(at string, g Group) {
 		return
 	}
 	v.check(p.Authentication == AuthenticationCertificate || p.Authentication == AuthenticationPSK, at+".authentication", p.Authentication, "is unknown to this version")
-	v.check(validIdentity(p.LocalID), at+".local_id", p.LocalID, "is neither a DNS name nor an address")
-	v.check(validIdentity(p.RemoteID) && p.RemoteID != p.LocalID, at+".remote_id", p.RemoteID, "is neither a DNS name nor an address, or the local one")
+	// A gateway is known by the address of each tunnel's end where it has no name,
+	// and knows us by ours with a pre-shared key.
+	ours := p.LocalID == "" && p.External && p.Authentication == AuthenticationPSK
+	theirs := p.RemoteID == "" && p.External
+	v.check(ours || validIdentity(p.LocalID), at+".local_id", p.LocalID, "is neither a DNS name nor an address")
+	v.check(theirs || validIdentity(p.RemoteID) && p.RemoteID != p.LocalID, at+".remote_id", p.RemoteID, "is neither a DNS name nor an address, or the local one")
 	v.certificates(at+".peer_certificates", p.PeerCertificates, 2)
 	v.certificates(at+".peer_authorities", p.PeerAuthorities, maxAuthorities)
 	v.check(p.Authentication != AuthenticationPSK || len(p.PeerCertificates) == 0, at+".peer_certificates", len(p.PeerCertificates), "stand beside a pre-shared key")

@@ -1045,7 +1045,8 @@ type IPsecPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The crypto profile that all this follows, for people.
 	Profile string `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
-	// Identities in IKE: DNS names, or addresses.
+	// Identities in IKE: DNS names, or addresses. Empty, with external only, for the
+	// addresses of each tunnel's own ends.
 	LocalId        string            `protobuf:"bytes,2,opt,name=local_id,json=localId,proto3" json:"local_id,omitempty"`
 	RemoteId       string            `protobuf:"bytes,3,opt,name=remote_id,json=remoteId,proto3" json:"remote_id,omitempty"`
 	Authentication IKEAuthentication `protobuf:"varint,4,opt,name=authentication,proto3,enum=circuitseal.v1.IKEAuthentication" json:"authentication,omitempty"`
