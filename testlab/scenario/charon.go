@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +39,29 @@ func (x *session) charon(s *script.State, args []string) error {
 		})
 	}
 	return script.ErrUsage
+}
+
+// rekey has several appliances replace the keys of all SAs at the same moment.
+func (x *session) rekey(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	var hosts []netns.Host
+	times := 1
+	for _, a := range args {
+		if n, ok := strings.CutPrefix(a, "times="); ok {
+			var err error
+			if times, err = strconv.Atoi(n); err != nil {
+				return fmt.Errorf("%s: %w", a, err)
+			}
+			continue
+		}
+		hosts = append(hosts, netns.Host(a))
+	}
+	if len(hosts) == 0 {
+		return script.ErrUsage
+	}
+	return x.rig.Rekey(s.Context(), times, hosts...)
 }
 
 // swanctl runs strongSwan's own command line against an appliance's charon.

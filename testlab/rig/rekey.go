@@ -1,0 +1,152 @@
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/strongswan/govici/vici"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/circuitseal/circuitseal/testlab/netns"
+)
+
+// Rekey has the charons of several appliances replace the keys of all their SAs at
+// the same moment, so many times. Every eighth time the IKE SAs are meant, else the
+// ESP SAs. It waits each time until there is one SA of each again.
+func (r *Rig) Rekey(ctx context.Context, times int, appliances ...netns.Host) error {
+	const ikeEvery = 8
+	sessions := make([]*vici.Session, 0, len(appliances))
+	defer func() {
+		for _, s := range sessions {
+			_ = s.Close()
+		}
+	}()
+	for _, h := range appliances {
+		s, err := vici.NewSession(vici.WithAddr("unix", filepath.Join("/run/circuitseal", r.Lab.Instance(h), "charon.vici")))
+		if err != nil {
+			return fmt.Errorf("ask charon on %s: %w", h, err)
+		}
+		sessions = append(sessions, s)
+	}
+	for i := range times {
+		before, err := settled(ctx, sessions, r.slow.Longer(10*time.Second))
+		if err != nil {
+			return fmt.Errorf("before rekeying %d: %w", i+1, err)
+		}
+		kind := "child-id"
+		if i%ikeEvery == ikeEvery-1 {
+			kind = "ike-id"
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		for j, s := range sessions {
+			g.Go(func() error {
+				for _, sa := range before[j] {
+					id := sa.child
+					if kind == "ike-id" {
+						id = sa.ike
+					}
+					in := vici.NewMessage()
+					if err := in.Set(kind, id); err != nil {
+						return err
+					}
+					// The other end may have been faster.
+					out, err := s.Call(ctx, "rekey", in)
+					if err == nil {
+						err = out.Err()
+					}
+					if err != nil && !strings.Contains(err.Error(), "no matching") {
+						return fmt.Errorf("rekey on %s: %w", appliances[j], err)
+					}
+				}
+				return nil
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		err = until(ctx, r.slow.Longer(20*time.Second), "all SAs are replaced", func() error {
+			now, err := settled(ctx, sessions, 0)
+			if err != nil {
+				return err
+			}
+			for j := range now {
+				for _, sa := range now[j] {
+					if slices.ContainsFunc(before[j], func(was pair) bool { return kind == "child-id" && sa.child == was.child || kind == "ike-id" && sa.ike == was.ike }) {
+						return fmt.Errorf("SA %+v on %s is as it was", sa, appliances[j])
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("rekeying %d of %d: %w", i+1, times, err)
+		}
+	}
+	return nil
+}
+
+// pair is an IKE SA and its only ESP SA, by charon's numbers.
+type pair struct{ ike, child string }
+
+// settled lists the SAs of each session once every IKE SA has one ESP SA, and
+// nothing is under way; limit 0 looks once.
+func settled(ctx context.Context, sessions []*vici.Session, limit time.Duration) (all [][]pair, err error) {
+	look := func() error {
+		all = nil
+		for _, s := range sessions {
+			pairs, err := list(ctx, s)
+			if err != nil {
+				return err
+			}
+			all = append(all, pairs)
+		}
+		return nil
+	}
+	if limit == 0 {
+		err = look()
+		return all, err
+	}
+	err = until(ctx, limit, "SAs have settled", look)
+	return all, err
+}
+
+func list(ctx context.Context, s *vici.Session) ([]pair, error) {
+	var out []pair
+	for m, err := range s.CallStreaming(ctx, "list-sas", "list-sa", nil) {
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range m.Keys() {
+			sa, ok := m.Get(name).(*vici.Message)
+			if !ok {
+				continue
+			}
+			if state := text(sa, "state"); state != "ESTABLISHED" {
+				return nil, fmt.Errorf("IKE SA %s is %s", name, state)
+			}
+			children, _ := sa.Get("child-sas").(*vici.Message)
+			if children == nil || len(children.Keys()) != 1 {
+				return nil, fmt.Errorf("IKE SA %s has not one ESP SA", name)
+			}
+			child, _ := children.Get(children.Keys()[0]).(*vici.Message)
+			if state := text(child, "state"); state != "INSTALLED" {
+				return nil, fmt.Errorf("an ESP SA of %s is %s", name, state)
+			}
+			out = append(out, pair{text(sa, "uniqueid"), text(child, "uniqueid")})
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("there are no SAs")
+	}
+	return out, nil
+}
+
+func text(m *vici.Message, key string) string {
+	s, _ := m.Get(key).(string)
+	return s
+}
