@@ -76,7 +76,9 @@ func (r *Rig) Rekey(ctx context.Context, times int, appliances ...netns.Host) er
 			}
 			for j := range now {
 				for _, sa := range now[j] {
-					if slices.ContainsFunc(before[j], func(was pair) bool { return kind == "child-id" && sa.child == was.child || kind == "ike-id" && sa.ike == was.ike }) {
+					if slices.ContainsFunc(before[j], func(was pair) bool {
+						return kind == "child-id" && sa.child == was.child || kind == "ike-id" && sa.ike == was.ike
+					}) {
 						return fmt.Errorf("SA %+v on %s is as it was", sa, appliances[j])
 					}
 				}
