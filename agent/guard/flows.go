@@ -47,10 +47,11 @@ func renderMaps(p policy, index map[string]int) mapState {
 			LocalPort:  wirePort(k.local.Port()),
 			RemotePort: wirePort(k.remote.Port()),
 			Protocol:   k.protocol,
+			Version:    version(k.local.Addr()),
 		}] = programFlow{Marks: marks}
 	}
 	for k := range p.neighbors {
-		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags), Local: k.local.As16(), Remote: k.remote.As16()}] = true
+		out.neighbors[programNeighbor{Ifindex: uint32(index[k.name]), Tags: uint32(k.tags), Local: k.local.As16(), Remote: k.remote.As16(), Version: uint32(version(k.local))}] = true
 	}
 	return out
 }
@@ -231,6 +232,14 @@ func (k programFlowKey) String() string {
 
 func (k programNeighbor) String() string {
 	return fmt.Sprintf("%s of %s on %s", hostAddr(k.Remote), hostAddr(k.Local), programStackKey{Ifindex: k.Ifindex, Tags: k.Tags})
+}
+
+// version is that of the packets with this address.
+func version(a netip.Addr) uint8 {
+	if a.Is4() {
+		return 4
+	}
+	return 6
 }
 
 func hostAddr(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }

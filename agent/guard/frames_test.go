@@ -3,6 +3,7 @@ package guard
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -29,11 +30,11 @@ func onePlan(name string) plan.Guard {
 }
 
 // ipsecPlan is onePlan with an IPsec tunnel between the same ends: key exchange on
-// one port, ESP, and both on another.
+// one port, ESP, and both on another. All of that is there between IPv6 ends, too.
 func ipsecPlan(name string) plan.Guard {
 	g := onePlan(name)
 	g.Flows = append(g.Flows, ipsecFlows(name, mark, localAddr, peerAddr)...)
-	return g
+	return addIPv6(g, name, mark, localAddr6, peerAddr6)
 }
 
 func ipsecFlows(name string, mark uint32, local, remote netip.Addr) []plan.Flow {
@@ -111,15 +112,10 @@ func frameCases() []frameCase {
 		binary.BigEndian.PutUint16(o[16:], binary.BigEndian.Uint16(o[16:])+4)
 		return o
 	}
-	v6 := func(next byte) []byte {
-		p := make([]byte, 40+24)
-		p[0], p[6] = 0x60, next
-		return ethernet([]byte{0x33, 0x33, 0, 0, 0, 0x16}, localMAC, etherTypeIPv6, p)
-	}
 	raw := func(protocol byte) []byte {
 		return ethernet(remoteMAC, localMAC, etherTypeIPv4, ipv4(protocol, localAddr, peerAddr, payload))
 	}
-	return append(ipsecCases(), []frameCase{
+	return slices.Concat(ipsecCases(), ipv6Cases(), []frameCase{
 		{"tunnel out", Out, mark, 0, out, ReasonFlow},
 		{"tunnel out, mark of another link", Out, mark + 1, 0, out, ReasonMark},
 		{"tunnel out, no mark", Out, 0, 0, out, ReasonMark},
@@ -157,9 +153,6 @@ func frameCases() []frameCase {
 		{"SIT", Out, mark, 0, raw(41), ReasonProtocol},
 		{"AH", Out, mark, 0, raw(51), ReasonProtocol},
 		{"SCTP", Out, mark, 0, raw(132), ReasonProtocol},
-		{"MLD", Out, mark, 0, v6(0), ReasonIPv6},
-		{"neighbour solicitation", Out, mark, 0, v6(58), ReasonIPv6},
-		{"IPv6 in", In, 0, 0, v6(17), ReasonIPv6},
 		{"the neighbour announces itself", In, 0, 0, ethernet(broadcast, remoteMAC, etherTypeARP, arp(arpRequest, remoteMAC, peerAddr, zeroMAC, peerAddr)), ReasonNeighbor},
 		{"the neighbour announces itself by a reply", In, 0, 0, ethernet(broadcast, remoteMAC, etherTypeARP, arp(arpReply, remoteMAC, peerAddr, broadcast, peerAddr)), ReasonNeighbor},
 		{"somebody else announces itself", In, 0, 0, ethernet(broadcast, remoteMAC, etherTypeARP, arp(arpRequest, remoteMAC, otherAddr, zeroMAC, otherAddr)), ReasonNoNeighbor},
@@ -188,7 +181,7 @@ func frameCases() []frameCase {
 		{"RARP operation", Out, 0, 0, edit(ask, func(b []byte) { b[21] = 3 }), ReasonARPFormat},
 		{"ARP operation 0", In, 0, 0, edit(asked, func(b []byte) { b[21] = 0 }), ReasonARPFormat},
 		{"ARP of other hardware", Out, 0, 0, edit(ask, func(b []byte) { b[15] = 6 }), ReasonARPFormat},
-	}...)
+	})
 }
 
 // ipsecCases are frames of a key exchange and of ESP.

@@ -1,5 +1,5 @@
 // Package guard keeps circuit interfaces closed to all but the outer packets
-// of configured tunnels and ARP with the link's neighbour. It renders one
+// of configured tunnels, and ARP and ND with the link's neighbour. It renders one
 // plan.Guard into two layers that fail apart from each other: eBPF programs at
 // the head of both hooks of an interface, which outlive the agent, and nftables
 // in the circuit namespace, bound to interface names so that they

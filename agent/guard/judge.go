@@ -89,7 +89,7 @@ func (p policy) judge(f Frame) Reason {
 	case etherTypeARP:
 		return p.judgeARP(f, stack)
 	case etherTypeIPv6:
-		return ReasonIPv6
+		return p.judgeIPv6(f, stack)
 	}
 	return ReasonEtherType
 }

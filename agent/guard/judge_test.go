@@ -86,20 +86,22 @@ func TestCompileKeepsWhatIsSound(t *testing.T) {
 		want string
 	}{
 		{"sound", onePlan("circ0"), ""},
-		{"IPv6 neighbour", neighbor("fd00::1", "fd00::2"), ""},
+		{"neighbour of another family", neighbor("fd00::1", "10.9.0.2"), "want two unicast addresses of one family"},
+		{"link-local neighbour", neighbor("fe80::1", "fe80::2"), "beyond the link"},
+		{"IPv4 written as IPv6", neighbor("::ffff:10.9.0.1", "::ffff:10.9.0.2"), "beyond the link"},
 		{"interface not of the guard", flow(func(f *plan.Flow) { f.Interface = "eth0" }), "not one of the guard's"},
 		{"TCP", flow(func(f *plan.Flow) { f.Protocol = 6 }), "want UDP (17) or ESP (50)"},
-		{"IPv6", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("[fd00::1]:1") }), "want IPv4"},
-		{"multicast", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("224.0.0.1:1") }), "want IPv4"},
-		{"no address", flow(func(f *plan.Flow) { f.Remote = netip.AddrPort{} }), "want IPv4"},
+		{"another family", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("[fd00::1]:1") }), "want unicast addresses of one family"},
+		{"multicast", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("224.0.0.1:1") }), "want unicast"},
+		{"no address", flow(func(f *plan.Flow) { f.Remote = netip.AddrPort{} }), "want unicast"},
 		{"port 0", flow(func(f *plan.Flow) { f.Remote = netip.AddrPortFrom(peerAddr, 0) }), "ports other than 0"},
 		{"no mark", flow(func(f *plan.Flow) { f.Mark = 0 }), "mark 0"},
 		{"two marks", flow(func(f *plan.Flow) { *f = good; f.Mark++ }), "want the same of all tunnels"},
 		{"control packets beside the link's only", flow(func(f *plan.Flow) { *f = good; f.Control = true }), "want the same of all tunnels"},
 		{"ESP with a port", flow(func(f *plan.Flow) { f.Protocol, f.Remote = protocolESP, netip.AddrPortFrom(peerAddr, 0) }), "ESP has no ports"},
 		{"ESP of charon", flow(func(f *plan.Flow) { *f = ipsecFlows("circ0", mark, localAddr, peerAddr)[2]; f.Control = true }), "no control packet"},
-		{"own neighbour", neighbor("10.9.0.1", "10.9.0.1"), "want two IPv4"},
-		{"broadcast neighbour", neighbor("10.9.0.1", "255.255.255.255"), "want two IPv4"},
+		{"own neighbour", neighbor("10.9.0.1", "10.9.0.1"), "want two unicast"},
+		{"broadcast neighbour", neighbor("10.9.0.1", "255.255.255.255"), "want two unicast"},
 		{"loopback", plan.Guard{Interfaces: []string{"lo"}}, "want a circuit interface's name"},
 		{"path", plan.Guard{Interfaces: []string{"../x"}}, "want a circuit interface's name"},
 	}
@@ -126,12 +128,12 @@ func TestCompileSharedFlows(t *testing.T) {
 		g.Flows = append(g.Flows, ipsecFlows("circ1", mark+1, otherAddr, peerAddr)...)
 	}
 	p, err := compile(g)
-	if err != nil || len(p.flows) != 7 {
-		t.Errorf("%d flows and error %v, want 7", len(p.flows), err)
+	if err != nil || len(p.flows) != 11 {
+		t.Errorf("%d flows and error %v, want 11", len(p.flows), err)
 	}
 	g.Flows = append(g.Flows, ipsecFlows("circ0", mark+2, localAddr, peerAddr)...)
-	if p, err = compile(g); err == nil || len(p.flows) != 7 {
-		t.Errorf("with another link between the same ends on the same interface: %d flows and error %v, want 7 and an error", len(p.flows), err)
+	if p, err = compile(g); err == nil || len(p.flows) != 11 {
+		t.Errorf("with another link between the same ends on the same interface: %d flows and error %v, want 11 and an error", len(p.flows), err)
 	}
 	for key, got := range p.flows {
 		if slices.Contains(got[:], mark+2) {

@@ -1,11 +1,9 @@
 package guard
 
 import (
-	"encoding/binary"
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -43,24 +41,28 @@ const (
 // the input hook fragments are whole again.
 const beforeDefrag nftables.ChainPriority = -450
 
-// 32-bit registers by the numbers that the kernel reports: every fourth one
-// goes by the name of the 128-bit register that it begins.
-const (
-	reg0 uint32 = unix.NFT_REG_1
-	reg1 uint32 = unix.NFT_REG32_01
-	reg4 uint32 = unix.NFT_REG_2
-	reg5 uint32 = unix.NFT_REG32_05
-	reg6 uint32 = unix.NFT_REG32_06
-	reg7 uint32 = unix.NFT_REG32_07
-)
+// register is the place of a part of a key, in 32-bit words, by the number that the
+// kernel reports: every fourth goes by the name of the 128-bit register that it
+// begins.
+func register(word uint32) uint32 {
+	if word%4 == 0 {
+		return unix.NFT_REG_1 + word/4
+	}
+	return unix.NFT_REG32_00 + word
+}
+
+var reg0 = register(0)
 
 const (
-	setUDPOut    = "udp_out"
-	setUDPIn     = "udp_in"
-	setESPOut    = "esp_out"
-	setESPIn     = "esp_in"
-	setAsked     = "neighbors_out"
-	setAnswering = "neighbors_in"
+	setUDPOut      = "udp_out"
+	setUDPIn       = "udp_in"
+	setESPOut      = "esp_out"
+	setESPIn       = "esp_in"
+	setAsked       = "neighbors_out"
+	setAnswering   = "neighbors_in"
+	setNeighbors6  = "neighbors6"
+	setSolicited6  = "solicited6"
+	setAnnouncers6 = "announcers6"
 )
 
 // renderNFT is the layer for p. Mark, interface and tuple are one key, in which
@@ -69,32 +71,43 @@ const (
 // nftables sees packets where they have no tags, so an interface that carries
 // tagged links is in no set: nothing is for it.
 func renderNFT(p policy) []nftTable {
-	address, ports := nftables.TypeIPAddr, nftables.TypeMark
-	udpOut := nftSet{setUDPOut, concat(nftables.TypeMark, nftables.TypeIFName, address, address, ports), map[string]bool{}}
-	udpIn := nftSet{setUDPIn, concat(nftables.TypeIFName, address, nftables.TypeInetService, address, nftables.TypeInetService), map[string]bool{}}
-	espOut := nftSet{setESPOut, concat(nftables.TypeMark, nftables.TypeIFName, address, address), map[string]bool{}}
-	espIn := nftSet{setESPIn, concat(nftables.TypeIFName, address, address), map[string]bool{}}
+	rulesIn, rulesOut := [][]expr.Any{acceptLoopback(expr.MetaKeyIIFNAME)}, [][]expr.Any{acceptLoopback(expr.MetaKeyOIFNAME)}
+	var sets []nftSet
+	for _, l := range []layer3{layer4, layer6} {
+		sets = append(sets, l.sets(p)...)
+		rulesIn = append(rulesIn, l.acceptUDPIn(), l.acceptESPIn())
+		rulesOut = append(rulesOut, l.acceptUDPOut(), l.acceptESPOut())
+	}
+	sets = append(sets, setsND(p)...)
+	rulesIn = append(append(rulesIn, acceptNDIn()...), []expr.Any{&expr.Counter{}})
+	rulesOut = append(append(rulesOut, acceptNDOut()...), []expr.Any{&expr.Counter{}})
+	return []nftTable{
+		{
+			family: nftables.TableFamilyINet,
+			chains: []nftChain{
+				{"prerouting", *nftables.ChainHookPrerouting, beforeDefrag, rulesIn},
+				{"input", *nftables.ChainHookInput, 0, rulesIn},
+				{"forward", *nftables.ChainHookForward, 0, [][]expr.Any{{&expr.Counter{}}}},
+				{"output", *nftables.ChainHookOutput, 0, rulesOut},
+			},
+			sets: sets,
+		},
+		{
+			family: nftables.TableFamilyARP,
+			chains: []nftChain{
+				{"input", hookARPIn, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyIIFNAME, arpTarget, arpSender, setAnswering), {&expr.Counter{}}}},
+				{"output", hookARPOut, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyOIFNAME, arpSender, arpTarget, setAsked), {&expr.Counter{}}}},
+			},
+			sets: setsARP(p),
+		},
+	}
+}
+
+func setsARP(p policy) []nftSet {
 	asked := nftSet{setAsked, concat(nftables.TypeIFName, nftables.TypeIPAddr, nftables.TypeIPAddr), map[string]bool{}}
 	answering := nftSet{setAnswering, asked.key, map[string]bool{}}
-	for k, marks := range p.flows {
-		if k.tags != 0 {
-			continue
-		}
-		name, local, remote := nameField(k.name), k.local.Addr().AsSlice(), k.remote.Addr().AsSlice()
-		out := espOut
-		if k.protocol == protocolESP {
-			espIn.elements[string(slices.Concat(name, remote, local))] = true
-		} else {
-			out = udpOut
-			udpIn.elements[string(slices.Concat(name, remote, portField(k.remote.Port()), local, portField(k.local.Port())))] = true
-			remote = slices.Concat(remote, portsField(k.local.Port(), k.remote.Port()))
-		}
-		for _, m := range marks {
-			out.elements[string(slices.Concat(binary.NativeEndian.AppendUint32(nil, m), name, local, remote))] = true
-		}
-	}
 	for k := range p.neighbors {
-		if k.tags != 0 {
+		if k.tags != 0 || !k.local.Is4() {
 			continue
 		}
 		element := string(slices.Concat(nameField(k.name), k.local.AsSlice(), k.remote.AsSlice()))
@@ -103,27 +116,7 @@ func renderNFT(p policy) []nftTable {
 			asked.elements[element] = true
 		}
 	}
-	rulesIn := [][]expr.Any{acceptLoopback(expr.MetaKeyIIFNAME), acceptUDPIn(), acceptESPIn(), {&expr.Counter{}}}
-	return []nftTable{
-		{
-			family: nftables.TableFamilyINet,
-			chains: []nftChain{
-				{"prerouting", *nftables.ChainHookPrerouting, beforeDefrag, rulesIn},
-				{"input", *nftables.ChainHookInput, 0, rulesIn},
-				{"forward", *nftables.ChainHookForward, 0, [][]expr.Any{{&expr.Counter{}}}},
-				{"output", *nftables.ChainHookOutput, 0, [][]expr.Any{acceptLoopback(expr.MetaKeyOIFNAME), acceptUDPOut(), acceptESPOut(), {&expr.Counter{}}}},
-			},
-			sets: []nftSet{udpOut, udpIn, espOut, espIn},
-		},
-		{
-			family: nftables.TableFamilyARP,
-			chains: []nftChain{
-				{"input", hookARPIn, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyIIFNAME, arpTarget, arpSender, setAnswering), {&expr.Counter{}}}},
-				{"output", hookARPOut, 0, [][]expr.Any{acceptNeighbor(expr.MetaKeyOIFNAME, arpSender, arpTarget, setAsked), {&expr.Counter{}}}},
-			},
-			sets: []nftSet{asked, answering},
-		},
-	}
+	return []nftSet{asked, answering}
 }
 
 func acceptLoopback(device expr.MetaKey) []expr.Any {
@@ -132,75 +125,6 @@ func acceptLoopback(device expr.MetaKey) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: nameField("lo")},
 		accept(),
 	}
-}
-
-// plain matches IPv4 of a protocol without options that is no fragment.
-func plain(protocol byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}},
-		network(reg0, 0, 1),
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0x45}},
-		network(reg0, 6, 2),
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 2, Mask: binaryutil.BigEndian.PutUint16(^uint16(dontFragment)), Xor: []byte{0, 0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0, 0}},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{protocol}},
-	}
-}
-
-// plainESP is plain of ESP whose SPI is not reserved.
-func plainESP() []expr.Any {
-	return append(plain(protocolESP), transport(reg0, 0, 4), &expr.Cmp{Op: expr.CmpOpGte, Register: reg0, Data: binaryutil.BigEndian.PutUint32(minSPI)})
-}
-
-func acceptUDPOut() []expr.Any {
-	return slices.Concat(plain(protocolUDP), marked(), []expr.Any{
-		network(reg5, 12, 4),
-		network(reg6, 16, 4),
-		transport(reg7, 0, 4),
-		&expr.Lookup{SourceRegister: reg0, SetName: setUDPOut},
-		accept(),
-	})
-}
-
-func acceptESPOut() []expr.Any {
-	return slices.Concat(plainESP(), marked(), []expr.Any{
-		network(reg5, 12, 4),
-		network(reg6, 16, 4),
-		&expr.Lookup{SourceRegister: reg0, SetName: setESPOut},
-		accept(),
-	})
-}
-
-// marked loads what the key of a packet that goes out begins with: up to reg4.
-func marked() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0},
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1},
-	}
-}
-
-func acceptUDPIn() []expr.Any {
-	return slices.Concat(plain(protocolUDP), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0},
-		network(reg4, 12, 4),
-		transport(reg5, 0, 2),
-		network(reg6, 16, 4),
-		transport(reg7, 2, 2),
-		&expr.Lookup{SourceRegister: reg0, SetName: setUDPIn},
-		accept(),
-	})
-}
-
-func acceptESPIn() []expr.Any {
-	return slices.Concat(plainESP(), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0},
-		network(reg4, 12, 4),
-		network(reg5, 16, 4),
-		&expr.Lookup{SourceRegister: reg0, SetName: setESPIn},
-		accept(),
-	})
 }
 
 // Offsets in an ARP packet (RFC 826 for Ethernet and IPv4).
@@ -219,8 +143,8 @@ func acceptNeighbor(device expr.MetaKey, local, remote uint32, set string) []exp
 		&expr.Cmp{Op: expr.CmpOpGte, Register: reg0, Data: []byte{arpRequest}},
 		&expr.Cmp{Op: expr.CmpOpLte, Register: reg0, Data: []byte{arpReply}},
 		&expr.Meta{Key: device, Register: reg0},
-		network(reg4, local, 4),
-		network(reg5, remote, 4),
+		network(register(4), local, 4),
+		network(register(5), remote, 4),
 		&expr.Lookup{SourceRegister: reg0, SetName: set},
 		accept(),
 	}
@@ -244,14 +168,4 @@ func concat(types ...nftables.SetDatatype) nftables.SetDatatype {
 // nameField is an interface name as meta loads it (IFNAMSIZ).
 func nameField(name string) []byte {
 	return append([]byte(name), make([]byte, 16-len(name))...)
-}
-
-// portField is a port, padded to the register as parts of a key are.
-func portField(p uint16) []byte {
-	return append(binary.BigEndian.AppendUint16(nil, p), 0, 0)
-}
-
-// portsField is the beginning of UDP's header.
-func portsField(source, destination uint16) []byte {
-	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, source), destination)
 }

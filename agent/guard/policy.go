@@ -53,7 +53,8 @@ type neighborKey struct {
 }
 
 // announces is true of a neighbour that tells its own hardware address, as
-// routers do when another takes over (RFC 5227, section 3): that only comes in.
+// routers do when another takes over (RFC 5227, section 3; RFC 4861, section 7.2.6):
+// that only comes in.
 func (k neighborKey) announces() bool { return k.local == k.remote }
 
 // compile takes what is sound in g; an error names each thing that it left
@@ -181,8 +182,8 @@ func (p policy) addFlow(f plan.Flow, known map[string]bool) error {
 		return errors.New("the interface carries tagged links, want one of those")
 	case f.Protocol != protocolUDP && f.Protocol != protocolESP:
 		return fmt.Errorf("protocol %d, want UDP (%d) or ESP (%d)", f.Protocol, protocolUDP, protocolESP)
-	case !usable(f.Local.Addr()) || !usable(f.Remote.Addr()):
-		return errors.New("want IPv4 unicast addresses")
+	case !usable(f.Local.Addr()) || !usable(f.Remote.Addr()) || f.Local.Addr().Is4() != f.Remote.Addr().Is4():
+		return errors.New("want unicast addresses of one family, beyond the link")
 	case f.Protocol == protocolUDP && !ports:
 		return errors.New("want ports other than 0")
 	case f.Protocol == protocolESP && (f.Local.Port() != 0 || f.Remote.Port() != 0 || f.Control):
@@ -205,11 +206,8 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 		return errors.New("the interface is not one of the guard's")
 	case p.stacks[stackKey{n.Interface, 0}]:
 		return errors.New("the interface carries tagged links, want one of those")
-	case n.Local.Is6() && n.Remote.Is6() && !n.Local.Is4In6():
-		// An IPv6 link: nothing of it passes yet, and nothing else suffers.
-		return nil
-	case !usable(n.Local) || !usable(n.Remote) || n.Local == n.Remote:
-		return errors.New("want two IPv4 unicast addresses")
+	case !usable(n.Local) || !usable(n.Remote) || n.Local == n.Remote || n.Local.Is4() != n.Remote.Is4():
+		return errors.New("want two unicast addresses of one family, beyond the link")
 	case !p.neighbors[key] && len(p.neighbors)+2*p.depth(n.Interface) > maxNeighbors:
 		return fmt.Errorf("more than %d neighbours", maxNeighbors/2)
 	}
@@ -221,7 +219,7 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 }
 
 func usable(a netip.Addr) bool {
-	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == ""
 }
 
 // checkInterface wants what the kernel takes for a name (dev_valid_name in

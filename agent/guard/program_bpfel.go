@@ -39,7 +39,8 @@ type programFlowKey struct {
 	LocalPort  uint16
 	RemotePort uint16
 	Protocol   uint8
-	Zero       [3]uint8
+	Version    uint8
+	Zero       [2]uint8
 }
 
 type programNeighbor struct {
@@ -48,6 +49,7 @@ type programNeighbor struct {
 	Tags    uint32
 	Local   [16]uint8
 	Remote  [16]uint8
+	Version uint32
 }
 
 type programReason uint32
@@ -58,7 +60,7 @@ const (
 	programReasonREASON_SHORT        programReason = 2
 	programReasonREASON_VLAN         programReason = 3
 	programReasonREASON_ETHERTYPE    programReason = 4
-	programReasonREASON_IPV6         programReason = 5
+	programReasonREASON_ND_FORMAT    programReason = 5
 	programReasonREASON_IP_HEADER    programReason = 6
 	programReasonREASON_FRAGMENT     programReason = 7
 	programReasonREASON_PROTOCOL     programReason = 8

@@ -118,6 +118,7 @@ func twoLinks() plan.Guard {
 				Local: netip.AddrPortFrom(local, 51820+n), Remote: netip.AddrPortFrom(remote, 51820)})
 		}
 		g.Flows = append(g.Flows, ipsecFlows(name, mark+uint32(i), local, remote)...)
+		g = addIPv6(g, name, mark+uint32(i), netip.AddrFrom16([16]byte{0xfd, 9, 9: byte(i), 15: 1}), netip.AddrFrom16([16]byte{0xfd, 9, 9: byte(i), 15: 2}))
 	}
 	return g
 }
@@ -139,6 +140,12 @@ func randomFrame(r *rand.Rand, g plan.Guard) Frame {
 	from, to := flow.Local, flow.Remote
 	if f.Direction == In {
 		here, there, own, far, from, to = there, here, far, own, to, from
+	}
+	if own.Is6() {
+		f.Data = randomIPv6(r, flow.Protocol, here, there, own, far, from, to)
+		retag(r, &f, g)
+		mutate(r, &f)
+		return f
 	}
 	switch r.IntN(8) {
 	case 0, 1, 2, 3:
@@ -164,13 +171,37 @@ func randomFrame(r *rand.Rand, g plan.Guard) Frame {
 	return f
 }
 
+// randomIPv6 is a packet of a flow, or one of neighbour discovery; where the flow
+// is one of IPv4, the former is wrong.
+func randomIPv6(r *rand.Rand, protocol byte, here, there []byte, own, far netip.Addr, from, to netip.AddrPort) []byte {
+	six := func(a netip.AddrPort) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port())
+	}
+	from, to = six(from), six(to)
+	switch r.IntN(7) {
+	case 0:
+		group := solicitedNode(far)
+		return ethernet(multicastMAC(group), here, etherTypeIPv6, ndPacket(ndSolicitation, 0, 255, own, group, far, byte(r.IntN(2)), here))
+	case 1:
+		return ethernet(there, here, etherTypeIPv6, ndPacket(ndSolicitation, 0, 255, own, far, far, 1, here))
+	case 2:
+		return ethernet(there, here, etherTypeIPv6, ndPacket(ndAdvertisement, byte(r.IntN(8))<<5, 255, own, far, own, 2*byte(r.IntN(2)), here))
+	case 3:
+		return ethernet(multicastMAC(allNodes), here, etherTypeIPv6, ndPacket(ndAdvertisement, 0x20, 255, own, allNodes, own, 2, here))
+	}
+	if protocol == protocolESP {
+		return ethernet(there, here, etherTypeIPv6, ipv6(protocolESP, 64, from.Addr(), to.Addr(), esp(1<<r.IntN(32), r.IntN(64))))
+	}
+	return ethernet(there, here, etherTypeIPv6, udp6(from, to, make([]byte, r.IntN(64))))
+}
+
 func mutate(r *rand.Rand, f *Frame) {
 	for range r.IntN(3) {
 		switch r.IntN(6) {
 		case 0:
 			f.Data[r.IntN(len(f.Data))] ^= 1 << r.IntN(8)
 		case 1:
-			f.Data[r.IntN(min(42, len(f.Data)))] = byte(r.Uint32())
+			f.Data[r.IntN(min(86, len(f.Data)))] = byte(r.Uint32())
 		case 2:
 			f.Data = append(f.Data, make([]byte, r.IntN(24))...)
 		case 3:

@@ -32,7 +32,7 @@ type Reason uint8
 const (
 	// ReasonFlow: an outer packet of a configured tunnel.
 	ReasonFlow = Reason(programReasonREASON_FLOW)
-	// ReasonNeighbor: ARP between this node and the link's neighbour.
+	// ReasonNeighbor: ARP or ND between this node and the link's neighbour.
 	ReasonNeighbor = Reason(programReasonREASON_NEIGHBOR)
 	// ReasonShort: too short for anything that passes.
 	ReasonShort = Reason(programReasonREASON_SHORT)
@@ -40,13 +40,14 @@ const (
 	ReasonVLAN = Reason(programReasonREASON_VLAN)
 	// ReasonEtherType: neither IPv4, IPv6 nor ARP.
 	ReasonEtherType = Reason(programReasonREASON_ETHERTYPE)
-	// ReasonIPv6: IPv6, no tunnel of which is outside yet.
-	ReasonIPv6 = Reason(programReasonREASON_IPV6)
-	// ReasonIPHeader: not version 4, or with options.
+	// ReasonNDFormat: ICMPv6 that is neither a solicitation nor an advertisement of
+	// a neighbour, or one with content of its own.
+	ReasonNDFormat = Reason(programReasonREASON_ND_FORMAT)
+	// ReasonIPHeader: of another version, or with IPv4 options.
 	ReasonIPHeader = Reason(programReasonREASON_IP_HEADER)
 	// ReasonFragment: an IP fragment, or the reserved bit set.
 	ReasonFragment = Reason(programReasonREASON_FRAGMENT)
-	// ReasonProtocol: neither UDP nor ESP.
+	// ReasonProtocol: neither UDP nor ESP, or behind an IPv6 extension header.
 	ReasonProtocol = Reason(programReasonREASON_PROTOCOL)
 	// ReasonLength: lengths disagree, or something follows the packet.
 	ReasonLength = Reason(programReasonREASON_LENGTH)
@@ -58,7 +59,7 @@ const (
 	ReasonARPFormat = Reason(programReasonREASON_ARP_FORMAT)
 	// ReasonARPHardware: hardware addresses that do not belong there.
 	ReasonARPHardware = Reason(programReasonREASON_ARP_HARDWARE)
-	// ReasonNoNeighbor: ARP for or from another than the neighbour.
+	// ReasonNoNeighbor: ARP or ND for or from another than the neighbour.
 	ReasonNoNeighbor = Reason(programReasonREASON_NO_NEIGHBOR)
 	// ReasonUntagged: no VLAN tag where only tagged links are.
 	ReasonUntagged = Reason(programReasonREASON_UNTAGGED)
@@ -89,8 +90,8 @@ func (r Reason) String() string {
 		return "vlan"
 	case ReasonEtherType:
 		return "ethertype"
-	case ReasonIPv6:
-		return "ipv6"
+	case ReasonNDFormat:
+		return "nd_format"
 	case ReasonIPHeader:
 		return "ip_header"
 	case ReasonFragment:

@@ -42,10 +42,13 @@ func portPlan() plan.Guard {
 		Flows: []plan.Flow{
 			{Interface: inner, Mark: innerMark, Protocol: protocolUDP, Local: tunnelLocal, Remote: tunnelRemote},
 			{Interface: single, Mark: singleMark, Protocol: protocolUDP, Local: singleLocal, Remote: singleRemote},
+			{Interface: inner, Mark: innerMark, Protocol: protocolUDP,
+				Local: netip.AddrPortFrom(localAddr6, tunnelLocal.Port()), Remote: netip.AddrPortFrom(peerAddr6, tunnelRemote.Port())},
 		},
 		Neighbors: []plan.Neighbor{
 			{Interface: inner, Local: localAddr, Remote: peerAddr},
 			{Interface: single, Local: singleLocal.Addr(), Remote: singleRemote.Addr()},
+			{Interface: inner, Local: localAddr6, Remote: peerAddr6},
 		},
 	}
 }
@@ -78,6 +81,8 @@ func taggedCases() []frameCase {
 	ask := ethernet(broadcast, localMAC, etherTypeARP, arp(arpRequest, localMAC, localAddr, zeroMAC, peerAddr))
 	asked := ethernet(broadcast, remoteMAC, etherTypeARP, arp(arpRequest, remoteMAC, peerAddr, zeroMAC, localAddr))
 	small := ethernet(localMAC, remoteMAC, etherTypeIPv4, udp(tunnelRemote, tunnelLocal, nil))
+	flow6 := ethernet(remoteMAC, localMAC, etherTypeIPv6, udp6(netip.AddrPortFrom(localAddr6, tunnelLocal.Port()), netip.AddrPortFrom(peerAddr6, tunnelRemote.Port()), payload))
+	ask6 := ethernet(remoteMAC, localMAC, etherTypeIPv6, ndPacket(ndSolicitation, 0, 255, localAddr6, peerAddr6, peerAddr6, 1, localMAC))
 	s, c, f := vlan(outerTag), vlan(innerVLAN), vlan(singleVLAN)
 	cases := []frameCase{
 		{"untagged", Out, innerMark, 0, contoso, ReasonUntagged},
@@ -130,7 +135,12 @@ func taggedCases() []frameCase {
 		{"priority in", In, 0, []uint32{s | 0xa000, c | 0x7000}, back, ReasonFlow},
 		{"priority out", Out, innerMark, []uint32{s | 0x2000, c}, contoso, ReasonVLAN},
 		{"drop eligible out", Out, innerMark, []uint32{s, c | 0x1000}, contoso, ReasonVLAN},
-		{"IPv6", Out, innerMark, []uint32{s, c}, ethernet(remoteMAC, localMAC, etherTypeIPv6, make([]byte, 60)), ReasonIPv6},
+		{"IPv6", Out, innerMark, []uint32{s, c}, ethernet(remoteMAC, localMAC, etherTypeIPv6, ipv6(protocolUDP, 64, localAddr6, peerAddr6, make([]byte, 100))), ReasonLength},
+		{"IPv6 of nobody", Out, innerMark, []uint32{s, c}, ethernet(remoteMAC, localMAC, etherTypeIPv6, udp6(netip.AddrPortFrom(localAddr6, 1), netip.AddrPortFrom(peerAddr6, 1), payload)), ReasonNoFlow},
+		{"IPv6 behind two tags", Out, innerMark, []uint32{s, c}, flow6, ReasonFlow},
+		{"IPv6 behind the other customer's tag", Out, innerMark, []uint32{f}, flow6, ReasonNoFlow},
+		{"ND behind two tags", Out, 0, []uint32{s, c}, ask6, ReasonNeighbor},
+		{"the other customer's ND", Out, 0, []uint32{f}, ask6, ReasonNoNeighbor},
 	} {
 		cases = append(cases,
 			frameCase{tt.name + ", in the frame", tt.dir, tt.mark, 0, inData(tt.data, tt.tags...), tt.want},
@@ -251,23 +261,23 @@ func TestCompileVLANs(t *testing.T) {
 		name   string
 		change func(*plan.Guard)
 		want   string
-		// flows of the two that stay open, on all interfaces.
+		// flows of the three that stay open, on all interfaces.
 		flows int
 	}{
-		{"sound", func(*plan.Guard) {}, "", 5},
+		{"sound", func(*plan.Guard) {}, "", 8},
 		{"child before parent", func(g *plan.Guard) { slices.Reverse(g.VLANs) }, "behind the one that it stands on", 2},
 		{"parent unknown", func(g *plan.Guard) { g.VLANs[0].Parent = "eth9" }, "one of the two is not the guard's", 2},
-		{"child unknown", func(g *plan.Guard) { g.VLANs[2].Interface = "eth9" }, "one of the two is not the guard's", 4},
-		{"VLAN 0", func(g *plan.Guard) { g.VLANs[2].ID = 0 }, "want 1 to 4094", 3},
-		{"VLAN 4095", func(g *plan.Guard) { g.VLANs[2].ID = 4095 }, "want 1 to 4094", 3},
-		{"same tag", func(g *plan.Guard) { g.VLANs[2].ID = outerTag }, "another device's", 3},
+		{"child unknown", func(g *plan.Guard) { g.VLANs[2].Interface = "eth9" }, "one of the two is not the guard's", 7},
+		{"VLAN 0", func(g *plan.Guard) { g.VLANs[2].ID = 0 }, "want 1 to 4094", 6},
+		{"VLAN 4095", func(g *plan.Guard) { g.VLANs[2].ID = 4095 }, "want 1 to 4094", 6},
+		{"same tag", func(g *plan.Guard) { g.VLANs[2].ID = outerTag }, "another device's", 6},
 		{"twice", func(g *plan.Guard) { g.VLANs = append(g.VLANs, plan.VLAN{Interface: inner, Parent: port, ID: 9}) }, "stands twice", 2},
 		{"three tags", func(g *plan.Guard) {
 			g.VLANs[2].Parent = inner
-		}, "more than 2 tags", 3},
-		{"flow on the port", func(g *plan.Guard) { g.Flows[0].Interface = port }, "carries tagged links", 2},
-		{"flow on the outer device", func(g *plan.Guard) { g.Flows[0].Interface = outer }, "carries tagged links", 2},
-		{"neighbour on the port", func(g *plan.Guard) { g.Neighbors[0].Interface = port }, "carries tagged links", 5},
+		}, "more than 2 tags", 6},
+		{"flow on the port", func(g *plan.Guard) { g.Flows[0].Interface = port }, "carries tagged links", 5},
+		{"flow on the outer device", func(g *plan.Guard) { g.Flows[0].Interface = outer }, "carries tagged links", 5},
+		{"neighbour on the port", func(g *plan.Guard) { g.Neighbors[0].Interface = port }, "carries tagged links", 8},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := portPlan()
@@ -285,7 +295,7 @@ func TestCompileVLANs(t *testing.T) {
 
 // Without one of its interfaces, nothing of a link is open on the others.
 func TestGuardWithoutADevice(t *testing.T) {
-	for missing, want := range map[string]int{port: 0, outer: 2, inner: 2, single: 3} {
+	for missing, want := range map[string]int{port: 0, outer: 2, inner: 2, single: 6} {
 		names := slices.DeleteFunc(portPlan().Interfaces, func(s string) bool { return s == missing })
 		p, err := compile(portPlan().Only(names))
 		if err != nil || len(p.flows) != want {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What may pass a circuit interface: the outer packets of configured tunnels,
-// and ARP with the link's own neighbour, behind the VLAN tags of the link. Judge in ../judge.go says the same in
+// and ARP and ND with the link's own neighbour, behind the VLAN tags of the link. Judge in ../judge.go says the same in
 // Go, check by check and in the same order; a test holds one against the other.
 #include "layout.h"
 #include <linux/if_ether.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/udp.h>
 #include <stddef.h>
 
@@ -16,6 +17,8 @@
 
 #define UDP 17
 #define ESP 50
+#define ICMPV6 58
+#define FRAGMENT 44
 // What ESP has at least (RFC 4303, section 2): its header, an initialization vector
 // of 8 bytes, padding and next header, and a check value; or a longer vector
 // and a shorter check value.
@@ -27,6 +30,14 @@
 #define ETHERNET 1
 #define ARP_REQUEST 1
 #define ARP_REPLY 2
+#define ND_SOLICITATION 135
+#define ND_ADVERTISEMENT 136
+#define ND_HOP_LIMIT 255
+// Flags of an advertisement: from a router, solicited, override.
+#define ND_ROUTER 0x80
+#define ND_FLAGS 0x60
+#define ND_SOURCE_OPTION 1
+#define ND_TARGET_OPTION 2
 #define MAX_TAGS 2
 #define TAG_LEN 4
 #define VLAN_ID 0xfff
@@ -75,6 +86,34 @@ struct frame {
 _Static_assert(sizeof(struct frame) == 42, "Ethernet, IPv4 and UDP or ESP, or Ethernet and ARP");
 
 _Static_assert(offsetof(struct frame, eth.h_proto) == 2 * ETH_ALEN, "tags stand between addresses and type");
+
+// RFC 8200, section 3: the struct of the UAPI has bit-fields for the first bytes.
+struct ipv6 {
+	__u8 version;
+	__u8 flow[3];
+	__be16 length;
+	__u8 next;
+	__u8 hop_limit;
+	__u8 source[16];
+	__u8 destination[16];
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct ipv6) == sizeof(struct ipv6hdr), "RFC 8200");
+
+// RFC 4861, sections 4.3 and 4.4, and 4.6.1 for the option.
+struct nd {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__u8 flags;
+	__u8 reserved[3];
+	__u8 target[16];
+	__u8 option;
+	__u8 option_len;
+	__u8 mac[ETH_ALEN];
+} __attribute__((packed));
+
+#define ND_BARE offsetof(struct nd, option)
 
 // The tags of a frame, whether the kernel keeps them beside it or they stand in it.
 struct tags {
@@ -158,7 +197,7 @@ static __always_inline enum reason find_flow(struct __sk_buff *skb, const struct
 
 static __always_inline enum reason judge_ipv4(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
 {
-	struct flow_key key = {.ifindex = skb->ifindex, .tags = tags->stack, .protocol = f->ip.protocol};
+	struct flow_key key = {.ifindex = skb->ifindex, .tags = tags->stack, .protocol = f->ip.protocol, .version = 4};
 	__u32 total = bpf_ntohs(f->ip.tot_len);
 	enum reason why;
 
@@ -181,7 +220,7 @@ static __always_inline enum reason judge_ipv4(struct __sk_buff *skb, const struc
 
 static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct frame *f, const struct tags *tags, enum direction direction)
 {
-	struct neighbor key = {.ifindex = skb->ifindex, .tags = tags->stack};
+	struct neighbor key = {.ifindex = skb->ifindex, .tags = tags->stack, .version = 4};
 	__u16 operation = bpf_ntohs(f->arp.operation);
 
 	if (f->arp.hardware != bpf_htons(ETHERNET) || f->arp.protocol != bpf_htons(ETH_P_IP) ||
@@ -211,6 +250,115 @@ static __always_inline enum reason judge_arp(struct __sk_buff *skb, const struct
 		map_address(key.remote, f->arp.sender);
 	}
 	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
+}
+
+static __always_inline int address_equal(const __u8 *a, const __u8 *b)
+{
+	__u64 x[2], y[2];
+
+	__builtin_memcpy(x, a, sizeof(x));
+	__builtin_memcpy(y, b, sizeof(y));
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+// RFC 4291, section 2.7.1.
+static __always_inline int solicited_node(const __u8 *a, const __u8 *target)
+{
+	const __u8 prefix[13] = {0xff, 2, [11] = 1, [12] = 0xff};
+	__u8 diff = 0;
+
+	for (int i = 0; i < 13; i++)
+		diff |= a[i] ^ prefix[i];
+	for (int i = 13; i < 16; i++)
+		diff |= a[i] ^ target[i];
+	return !diff;
+}
+
+static __always_inline int all_nodes(const __u8 *a)
+{
+	const __u8 want[16] = {0xff, 2, [15] = 1};
+
+	return address_equal(a, want);
+}
+
+// Neighbour discovery: who is asked for, and answers, is one of the link's two
+// addresses, and nothing in it is anybody's choice.
+static __always_inline enum reason judge_nd(struct __sk_buff *skb, const struct ethhdr *eth, const struct ipv6 *ip, const struct tags *tags, enum direction direction)
+{
+	struct neighbor key = {.ifindex = skb->ifindex, .tags = tags->stack, .version = 6};
+	__u32 length = bpf_ntohs(ip->length), at = sizeof(struct ethhdr) + tags->bytes + sizeof(struct ipv6);
+	const __u8 *remote;
+	struct nd nd = {};
+	int asks;
+
+	if ((length != ND_BARE && length != sizeof(nd)) || !length_fits(skb->len - tags->bytes, sizeof(*ip) + length, direction))
+		return REASON_LENGTH;
+	if (bpf_skb_load_bytes(skb, at, &nd, ND_BARE) ||
+	    (length == sizeof(nd) && bpf_skb_load_bytes(skb, at + ND_BARE, (__u8 *)&nd + ND_BARE, sizeof(nd) - ND_BARE)))
+		return REASON_SHORT;
+	asks = nd.type == ND_SOLICITATION;
+	if (ip->hop_limit != ND_HOP_LIMIT || (!asks && nd.type != ND_ADVERTISEMENT) || nd.code || nd.reserved[0] | nd.reserved[1] | nd.reserved[2] ||
+	    nd.flags & ~(asks ? 0 : direction == DIRECTION_OUT ? ND_FLAGS : ND_FLAGS | ND_ROUTER))
+		return REASON_ND_FORMAT;
+	if (length == sizeof(nd) &&
+	    (nd.option != (asks ? ND_SOURCE_OPTION : ND_TARGET_OPTION) || nd.option_len != 1 || nd.mac[0] & 1 ||
+	     (direction == DIRECTION_OUT && !mac_equal(nd.mac, eth->h_source))))
+		return REASON_ND_FORMAT;
+	// RFC 2464, section 7.
+	if (eth->h_dest[0] & 1 &&
+	    (ip->destination[0] != 0xff || eth->h_dest[0] != 0x33 || eth->h_dest[1] != 0x33 || __builtin_memcmp(eth->h_dest + 2, ip->destination + 12, 4)))
+		return REASON_ND_FORMAT;
+
+	if (asks) {
+		if (!address_equal(ip->destination, nd.target) && !solicited_node(ip->destination, nd.target))
+			return REASON_NO_NEIGHBOR;
+		remote = nd.target;
+	} else {
+		if (!address_equal(ip->source, nd.target))
+			return REASON_NO_NEIGHBOR;
+		remote = ip->destination;
+	}
+	// Only the neighbour announces itself, see neighbors, and to all.
+	if (address_equal(ip->source, remote))
+		return REASON_NO_NEIGHBOR;
+	if (direction == DIRECTION_IN && !asks && all_nodes(remote))
+		remote = ip->source;
+	__builtin_memcpy(direction == DIRECTION_OUT ? key.local : key.remote, ip->source, 16);
+	__builtin_memcpy(direction == DIRECTION_OUT ? key.remote : key.local, remote, 16);
+	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
+}
+
+// No extension header is on any packet of ours.
+static __always_inline enum reason judge_ipv6(struct __sk_buff *skb, const struct ethhdr *eth, const struct tags *tags, enum direction direction)
+{
+	struct flow_key key = {.ifindex = skb->ifindex, .tags = tags->stack, .version = 6};
+	__u32 at = sizeof(struct ethhdr) + tags->bytes, length;
+	union transport transport;
+	struct ipv6 ip;
+	enum reason why;
+
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+		return REASON_SHORT;
+	if (ip.version >> 4 != 6)
+		return REASON_IP_HEADER;
+	if (ip.next == FRAGMENT)
+		return REASON_FRAGMENT;
+	if (ip.next == ICMPV6)
+		return judge_nd(skb, eth, &ip, tags, direction);
+	if (ip.next != UDP && ip.next != ESP)
+		return REASON_PROTOCOL;
+	length = bpf_ntohs(ip.length);
+	if (!length_fits(skb->len - tags->bytes, sizeof(ip) + length, direction))
+		return REASON_LENGTH;
+	if (bpf_skb_load_bytes(skb, at + sizeof(ip), &transport, sizeof(transport)))
+		return REASON_SHORT;
+	key.protocol = ip.next;
+	why = judge_transport(&transport, length, direction, &key);
+	if (why != REASON_FLOW)
+		return why;
+	__builtin_memcpy(direction == DIRECTION_OUT ? key.local : key.remote, ip.source, 16);
+	__builtin_memcpy(direction == DIRECTION_OUT ? key.remote : key.local, ip.destination, 16);
+	return find_flow(skb, &key, direction);
 }
 
 // REASON_FLOW, of which this is not the last word, when the tag is in order.
@@ -289,7 +437,7 @@ static __always_inline enum reason judge(struct __sk_buff *skb, enum direction d
 	case ETH_P_ARP:
 		return judge_arp(skb, &f, &tags, direction);
 	case ETH_P_IPV6:
-		return REASON_IPV6;
+		return judge_ipv6(skb, &f.eth, &tags, direction);
 	}
 	return REASON_ETHERTYPE;
 }

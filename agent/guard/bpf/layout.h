@@ -22,7 +22,7 @@ enum reason {
 	REASON_SHORT = 2,
 	REASON_VLAN = 3,
 	REASON_ETHERTYPE = 4,
-	REASON_IPV6 = 5,
+	REASON_ND_FORMAT = 5,
 	REASON_IP_HEADER = 6,
 	REASON_FRAGMENT = 7,
 	REASON_PROTOCOL = 8,
@@ -52,7 +52,7 @@ struct stack_key {
 
 // The outer packets of a tunnel, as this node sees them: addresses and ports
 // are in network byte order. An IPv4 address is a mapped one (RFC 4291, section
-// 2.5.5.2), and ESP has ports of 0.
+// 2.5.5.2), which the version tells from such a one in IPv6. ESP has ports of 0.
 struct flow_key {
 	__u32 ifindex;
 	__u32 tags;
@@ -61,7 +61,8 @@ struct flow_key {
 	__be16 local_port;
 	__be16 remote_port;
 	__u8 protocol;
-	__u8 zero[3];
+	__u8 version;
+	__u8 zero[2];
 };
 
 // Who makes a flow's packets: each has one of these marks. Most flows have one
@@ -71,12 +72,13 @@ struct flow {
 };
 
 // With both addresses the neighbour's it is the neighbour's announcement of
-// itself (RFC 5227, section 3), which only comes in.
+// itself (RFC 5227, section 3; RFC 4861, section 7.2.6), which only comes in.
 struct neighbor {
 	__u32 ifindex;
 	__u32 tags;
 	__u8 local[16];
 	__u8 remote[16];
+	__u32 version;
 };
 
 struct counts {
