@@ -24,6 +24,10 @@ const (
 // unreachableMetric is the weakest that there is: any other route wins.
 const unreachableMetric = math.MaxUint32
 
+// metric6 is what the kernel makes of no metric in IPv6 (IP6_RT_PRIO_USER in
+// include/uapi/linux/ipv6_route.h).
+const metric6 = 1024
+
 // state is what the circuit namespace has. Of routes and rules it holds only
 // those that carry our protocol number.
 type state struct {
@@ -72,6 +76,8 @@ type rule struct {
 	mark, mask, table uint32
 	// source and destination are not valid where any will do.
 	source, destination netip.Prefix
+	// ipv6 tells whose packets it is for.
+	ipv6 bool
 }
 
 type verb uint8
@@ -229,43 +235,84 @@ func (c *Changes) interfaces(ifaces []plan.Interface, have state) (remove []chan
 // tables has besides them, while there are any, one for control packets that
 // belong to no link: it leads nowhere.
 func (c *Changes) tables(tables []plan.Table, have state) (routes []route, rules []rule) {
-	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	end := func(table uint32) {
-		routes = append(routes, route{table: table, destination: everything, metric: unreachableMetric, unreachable: true})
-	}
-	if len(tables) > 0 {
-		end(instance.Table(0))
-		rules = append(rules, rule{priority: lastRulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: instance.Table(0)})
-	}
 	control := map[plan.Pair]uint32{}
-	for _, t := range tables {
-		end(t.Number)
-		for _, p := range t.Control {
-			if other, ok := control[p]; ok && other != t.Number {
-				c.problems = append(c.problems, fmt.Sprintf("control packets from %s to %s: tables %#x and %#x both want them", p.Local, p.Remote, other, t.Number))
-				continue
-			} else if ok {
-				continue
-			}
-			control[p] = t.Number
-			rules = append(rules, rule{
-				priority: rulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: t.Number,
-				source: netip.PrefixFrom(p.Local, p.Local.BitLen()), destination: netip.PrefixFrom(p.Remote, p.Remote.BitLen()),
-			})
+	for _, ipv6 := range []bool{false, true} {
+		family := keepTables(tables, ipv6)
+		if len(family) == 0 {
+			continue
 		}
+		routes = append(routes, end(instance.Table(0), ipv6))
+		rules = append(rules, rule{priority: lastRulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: instance.Table(0), ipv6: ipv6})
+		for _, t := range family {
+			routes = append(routes, end(t.Number, ipv6))
+			rules = append(rules, c.control(t, ipv6, control)...)
+			rules = append(rules, rule{priority: rulePriority, mark: t.Mark, mask: math.MaxUint32, table: t.Number, ipv6: ipv6})
+		}
+	}
+	for _, t := range tables {
 		for _, r := range t.Routes {
 			if _, ok := have.interfaces[r.Interface]; !ok {
 				c.problems = append(c.problems, fmt.Sprintf("route to %s: circuit interface %q is not in the circuit namespace", r.Destination, r.Interface))
 				continue
 			}
-			routes = append(routes, route{
+			x := route{
 				table: t.Number, destination: r.Destination.Masked(),
 				nextHop: r.NextHop, device: r.Interface, source: r.Source,
-			})
+			}
+			if x.destination.Addr().Is6() {
+				x.metric = metric6
+			}
+			routes = append(routes, x)
 		}
-		rules = append(rules, rule{priority: rulePriority, mark: t.Mark, mask: math.MaxUint32, table: t.Number})
 	}
 	return routes, rules
+}
+
+// end is where a table ends.
+func end(table uint32, ipv6 bool) route {
+	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if ipv6 {
+		everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return route{table: table, destination: everything, metric: unreachableMetric, unreachable: true}
+}
+
+// keepTables are those with rules for a family: all for IPv4, and for IPv6, which
+// other interfaces have not at all, those that lead to something.
+func keepTables(tables []plan.Table, ipv6 bool) []plan.Table {
+	if !ipv6 {
+		return tables
+	}
+	var out []plan.Table
+	for _, t := range tables {
+		if slices.ContainsFunc(t.Routes, func(r plan.Route) bool { return r.Destination.Addr().Is6() }) ||
+			slices.ContainsFunc(t.Control, func(p plan.Pair) bool { return p.Local.Is6() }) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// control are the rules for a table's control packets of a family; taken has the
+// table of each pair.
+func (c *Changes) control(t plan.Table, ipv6 bool, taken map[plan.Pair]uint32) (rules []rule) {
+	for _, p := range t.Control {
+		if p.Local.Is6() != ipv6 {
+			continue
+		}
+		if other, ok := taken[p]; ok && other != t.Number {
+			c.problems = append(c.problems, fmt.Sprintf("control packets from %s to %s: tables %#x and %#x both want them", p.Local, p.Remote, other, t.Number))
+			continue
+		} else if ok {
+			continue
+		}
+		taken[p] = t.Number
+		rules = append(rules, rule{
+			priority: rulePriority, mark: instance.ControlMark, mask: math.MaxUint32, table: t.Number, ipv6: ipv6,
+			source: netip.PrefixFrom(p.Local, p.Local.BitLen()), destination: netip.PrefixFrom(p.Remote, p.Remote.BitLen()),
+		})
+	}
+	return rules
 }
 
 // String is the command of iproute2 that would do the same.
@@ -324,5 +371,8 @@ func (r rule) String() string {
 		fmt.Fprintf(&b, "to %s ", r.destination)
 	}
 	fmt.Fprintf(&b, "fwmark %#x/%#x lookup %#x priority %d", r.mark, r.mask, r.table, r.priority)
+	if r.ipv6 {
+		b.WriteString(" of IPv6")
+	}
 	return b.String()
 }

@@ -61,7 +61,7 @@ func validName(name string) bool {
 
 // Claim moves each circuit interface that it finds in the main namespace to
 // the circuit namespace, and leaves it down there until Sync. Before it can
-// ever be up it is told to be silent: no IPv6, no router advertisements, no
+// ever be up it is told to be silent: no IPv6 unless it has such an address, no router advertisements, no
 // forwarding, ARP for its own addresses only. An interface that is already
 // there keeps its state. VLAN devices it makes there, down and silent too, and
 // removes those that are not wanted. Errors are joined, one for each interface,
@@ -82,7 +82,7 @@ func (d *Driver) Claim(ctx context.Context, interfaces []plan.Interface) (claime
 		return nil, errors.Join(append(errs, fmt.Errorf("list interfaces of the circuit namespace: %w", err))...)
 	}
 	there := namesOf(links)
-	var here []string
+	var here []plan.Interface
 	for _, i := range interfaces {
 		if err := ctx.Err(); err != nil {
 			return nil, errors.Join(append(errs, err)...)
@@ -94,7 +94,7 @@ func (d *Driver) Claim(ctx context.Context, interfaces []plan.Interface) (claime
 			errs = append(errs, err)
 			continue
 		}
-		here = append(here, i.Name)
+		here = append(here, i)
 	}
 	claimed, err = d.silence(here)
 	errs = append(errs, err)
@@ -216,7 +216,7 @@ func stacked(l netlink.Link) bool { return l.Type() != "veth" && l.Attrs().NetNs
 // silence has interfaces of the circuit namespace silent, all on one thread, since
 // entering the namespace for each costs more than the rest. silent are those that
 // it had, nil only when it could not enter.
-func (d *Driver) silence(names []string) (silent []string, err error) {
+func (d *Driver) silence(interfaces []plan.Interface) (silent []string, err error) {
 	silent = []string{}
 	var errs []error
 	err = d.config.Circuit.Do(func() error {
@@ -224,8 +224,9 @@ func (d *Driver) silence(names []string) (silent []string, err error) {
 		if err != nil {
 			return err
 		}
-		for _, name := range names {
-			err := view.Ensure(name, quietInterface, d.noted(name))
+		for _, i := range interfaces {
+			name := i.Name
+			err := view.Ensure(name, quietFor(i), d.noted(name))
 			if !view.Has(name) {
 				err = errors.New("it has gone")
 			}

@@ -63,7 +63,7 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 		}
 		have.interfaces[a.Name] = i
 	}
-	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_V4) })
+	addresses, err := netns.Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return state{}, fmt.Errorf("list addresses of the circuit namespace: %w", err)
 	}
@@ -76,34 +76,50 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 		i.addresses = append(i.addresses, address{prefix: prefixOf(a.IPNet), peer: prefixOf(a.Peer)})
 		have.interfaces[name] = i
 	}
-	routes, err := netns.Dump(func() ([]netlink.Route, error) {
-		// Table 0 with the table filter means every table.
-		return h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: instance.RouteProtocol},
-			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
-	})
-	if err != nil {
-		return state{}, fmt.Errorf("list routes of the circuit namespace: %w", err)
-	}
-	for _, r := range routes {
-		if r.Protocol == instance.RouteProtocol {
-			have.routes = append(have.routes, routeFrom(r, names))
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if err := have.readFamily(h, family, names); err != nil {
+			return state{}, err
 		}
 	}
-	rules, err := netns.Dump(func() ([]netlink.Rule, error) { return h.RuleList(netlink.FAMILY_V4) })
+	return have, nil
+}
+
+// readFamily reads routes and rules. A kernel without IPv6 has none of it.
+func (s *state) readFamily(h *netlink.Handle, family int, names map[int]string) error {
+	rules, err := netns.Dump(func() ([]netlink.Rule, error) { return h.RuleList(family) })
+	if family == netlink.FAMILY_V6 && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return nil
+	}
 	if err != nil {
-		return state{}, fmt.Errorf("list rules of the circuit namespace: %w", err)
+		return fmt.Errorf("list rules of the circuit namespace: %w", err)
 	}
 	for _, r := range rules {
 		if r.Protocol != instance.RouteProtocol {
 			continue
 		}
-		x := rule{priority: r.Priority, mark: r.Mark, table: uint32(r.Table), source: prefixOf(r.Src), destination: prefixOf(r.Dst)}
+		x := rule{
+			priority: r.Priority, mark: r.Mark, table: uint32(r.Table), ipv6: family == netlink.FAMILY_V6,
+			source: prefixOf(r.Src), destination: prefixOf(r.Dst),
+		}
 		if r.Mask != nil {
 			x.mask = *r.Mask
 		}
-		have.rules = append(have.rules, x)
+		s.rules = append(s.rules, x)
 	}
-	return have, nil
+	routes, err := netns.Dump(func() ([]netlink.Route, error) {
+		// Table 0 with the table filter means every table.
+		return h.RouteListFiltered(family, &netlink.Route{Protocol: instance.RouteProtocol},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes of the circuit namespace: %w", err)
+	}
+	for _, r := range routes {
+		if r.Protocol == instance.RouteProtocol {
+			s.routes = append(s.routes, routeFrom(r, family, names))
+		}
+	}
+	return nil
 }
 
 func (d *Driver) apply(ctx context.Context, h *netlink.Handle, c Changes, have state) error {
@@ -129,7 +145,12 @@ func write(h *netlink.Handle, x change, have state) error {
 	device := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: have.interfaces[x.device].index, Name: x.device}}
 	switch x.verb {
 	case addAddress:
-		return h.AddrAdd(device, &netlink.Addr{IPNet: netOf(x.address.prefix)})
+		a := &netlink.Addr{IPNet: netOf(x.address.prefix)}
+		if x.address.prefix.Addr().Is6() {
+			// Nobody else is on the link, and the guard lets no question out.
+			a.Flags = unix.IFA_F_NODAD
+		}
+		return h.AddrAdd(device, a)
 	case removeAddress:
 		a := &netlink.Addr{IPNet: netOf(x.address.prefix)}
 		if x.address.peer.IsValid() {
@@ -163,7 +184,7 @@ func gone(err error) error {
 	return err
 }
 
-func routeFrom(r netlink.Route, names map[int]string) route {
+func routeFrom(r netlink.Route, family int, names map[int]string) route {
 	x := route{
 		table:       uint32(r.Table),
 		destination: prefixOf(r.Dst),
@@ -171,7 +192,7 @@ func routeFrom(r netlink.Route, names map[int]string) route {
 		unreachable: r.Type == unix.RTN_UNREACHABLE,
 	}
 	if !x.destination.IsValid() {
-		x.destination = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		x.destination = end(0, family == netlink.FAMILY_V6).destination
 	}
 	if !x.unreachable {
 		x.device = names[r.LinkIndex]
@@ -183,7 +204,7 @@ func routeFrom(r netlink.Route, names map[int]string) route {
 
 func routeTo(x route, have state) *netlink.Route {
 	r := &netlink.Route{
-		Family:   netlink.FAMILY_V4,
+		Family:   familyOf(x.destination.Addr().Is6()),
 		Table:    int(x.table),
 		Protocol: instance.RouteProtocol,
 		Dst:      netOf(x.destination),
@@ -207,7 +228,7 @@ func routeTo(x route, have state) *netlink.Route {
 
 func ruleTo(x rule) *netlink.Rule {
 	r := netlink.NewRule()
-	r.Family = netlink.FAMILY_V4
+	r.Family = familyOf(x.ipv6)
 	r.Priority = x.priority
 	r.Mark = x.mark
 	r.Mask = &x.mask
@@ -220,6 +241,13 @@ func ruleTo(x rule) *netlink.Rule {
 		r.Dst = netOf(x.destination)
 	}
 	return r
+}
+
+func familyOf(ipv6 bool) int {
+	if ipv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
 }
 
 func prefixOf(n *net.IPNet) netip.Prefix {

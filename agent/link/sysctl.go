@@ -2,10 +2,12 @@ package link
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/netdev"
+	"github.com/circuitseal/circuitseal/agent/plan"
 )
 
 // Of "all" and an interface's own value the kernel takes the larger one for
@@ -34,7 +36,20 @@ var (
 	noLinkLocal = netdev.Setting{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.NoAddress}
 	// The address mode first, so that enabling IPv6 by hand later makes no address.
 	quietInterface = slices.Concat([]netdev.Setting{noLinkLocal}, quiet)
+	// quietIPv6 is quietInterface with IPv6, which comes last.
+	quietIPv6 = append(slices.DeleteFunc(slices.Clone(quietInterface), disablesIPv6),
+		netdev.Setting{Family: netdev.IPv6, Name: "disable_ipv6", Value: 0})
 )
+
+func disablesIPv6(s netdev.Setting) bool { return s.Family == netdev.IPv6 && s.Name == "disable_ipv6" }
+
+// quietFor is what an interface is told: one without an IPv6 address has no IPv6.
+func quietFor(i plan.Interface) []netdev.Setting {
+	if slices.ContainsFunc(i.Addresses, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return quietIPv6
+	}
+	return quietInterface
+}
 
 // silenceNamespace works on the calling thread's namespace.
 func (d *Driver) silenceNamespace() error {

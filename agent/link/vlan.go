@@ -85,7 +85,7 @@ func (d *Driver) vlans(h *netlink.Handle, links []netlink.Link, want []plan.Inte
 	for _, w := range c.add {
 		missing[w.Name] = true
 	}
-	var here []string
+	var here []plan.Interface
 	for _, w := range want {
 		if w.Parent == "" || !there[w.Parent] {
 			continue
@@ -97,7 +97,7 @@ func (d *Driver) vlans(h *netlink.Handle, links []netlink.Link, want []plan.Inte
 			}
 		}
 		there[w.Name] = true
-		here = append(here, w.Name)
+		here = append(here, w)
 	}
 	made, err = d.silence(here)
 	errs = append(errs, err)

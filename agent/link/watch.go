@@ -19,7 +19,7 @@ import (
 var watched = []int{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_TC,
 	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
-	unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE,
 }
 
 // Watch reports that links, addresses, routes, rules, qdiscs or filters of either
