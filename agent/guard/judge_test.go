@@ -87,8 +87,8 @@ func TestCompileKeepsWhatIsSound(t *testing.T) {
 	}{
 		{"sound", onePlan("circ0"), ""},
 		{"neighbour of another family", neighbor("fd00::1", "10.9.0.2"), "want two unicast addresses of one family"},
-		{"link-local neighbour", neighbor("fe80::1", "fe80::2"), "beyond the link"},
-		{"IPv4 written as IPv6", neighbor("::ffff:10.9.0.1", "::ffff:10.9.0.2"), "beyond the link"},
+		{"link-local neighbour", neighbor("fe80::1", "fe80::2"), "none that is link-local"},
+		{"IPv4 written as IPv6", neighbor("::ffff:10.9.0.1", "::ffff:10.9.0.2"), "none that is link-local"},
 		{"interface not of the guard", flow(func(f *plan.Flow) { f.Interface = "eth0" }), "not one of the guard's"},
 		{"TCP", flow(func(f *plan.Flow) { f.Protocol = 6 }), "want UDP (17) or ESP (50)"},
 		{"another family", flow(func(f *plan.Flow) { f.Remote = netip.MustParseAddrPort("[fd00::1]:1") }), "want unicast addresses of one family"},
@@ -115,6 +115,18 @@ func TestCompileKeepsWhatIsSound(t *testing.T) {
 				t.Errorf("%d flows and %d neighbours, want the sound one of each, and its announcement", len(p.flows), len(p.neighbors))
 			}
 		})
+	}
+}
+
+// A /30 may be one of link-local addresses, which Azure's circuits have, too.
+func TestUsable(t *testing.T) {
+	for text, want := range map[string]bool{
+		"10.9.0.1": true, "169.254.0.1": true, "fd00::1": true, "2001:db8::1": true,
+		"fe80::1": false, "::ffff:10.9.0.1": false, "255.255.255.255": false, "0.0.0.0": false, "::": false, "::1": false, "ff02::1": false, "fd00::1%eth0": false,
+	} {
+		if got := usable(netip.MustParseAddr(text)); got != want {
+			t.Errorf("%s is usable %t, want %t", text, got, want)
+		}
 	}
 }
 

@@ -183,7 +183,7 @@ func (p policy) addFlow(f plan.Flow, known map[string]bool) error {
 	case f.Protocol != protocolUDP && f.Protocol != protocolESP:
 		return fmt.Errorf("protocol %d, want UDP (%d) or ESP (%d)", f.Protocol, protocolUDP, protocolESP)
 	case !usable(f.Local.Addr()) || !usable(f.Remote.Addr()) || f.Local.Addr().Is4() != f.Remote.Addr().Is4():
-		return errors.New("want unicast addresses of one family, beyond the link")
+		return errors.New("want unicast addresses of one family, in IPv6 none that is link-local")
 	case f.Protocol == protocolUDP && !ports:
 		return errors.New("want ports other than 0")
 	case f.Protocol == protocolESP && (f.Local.Port() != 0 || f.Remote.Port() != 0 || f.Control):
@@ -207,7 +207,7 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 	case p.stacks[stackKey{n.Interface, 0}]:
 		return errors.New("the interface carries tagged links, want one of those")
 	case !usable(n.Local) || !usable(n.Remote) || n.Local == n.Remote || n.Local.Is4() != n.Remote.Is4():
-		return errors.New("want two unicast addresses of one family, beyond the link")
+		return errors.New("want two unicast addresses of one family, in IPv6 none that is link-local")
 	case !p.neighbors[key] && len(p.neighbors)+2*p.depth(n.Interface) > maxNeighbors:
 		return fmt.Errorf("more than %d neighbours", maxNeighbors/2)
 	}
@@ -218,8 +218,10 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 	return nil
 }
 
+// usable is a unicast address that circuits are numbered with. Link-local ones are
+// among them in IPv4 only, where Azure has them, too.
 func usable(a netip.Addr) bool {
-	return a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == ""
+	return (a.IsGlobalUnicast() || a.Is4() && a.IsLinkLocalUnicast()) && !a.Is4In6() && a.Zone() == ""
 }
 
 // checkInterface wants what the kernel takes for a name (dev_valid_name in

@@ -132,7 +132,7 @@ func (c *compiler) identity(e model.End, name string) {
 func (c carriage) mtu(six bool) uint16 {
 	least := 0
 	if c.wireguard {
-		least = c.policy.InnerMTU()
+		least = c.policy.InnerMTU(six)
 	}
 	if c.ipsec != nil {
 		if n := c.ipsec.spec.ESPInnerMTU(c.ipsec.profile, six); least == 0 || n < least {

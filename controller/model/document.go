@@ -129,7 +129,7 @@ type LinkSpec struct {
 	// OuterVLAN is the tag in front of VLAN (QinQ), 1 to 4094, which Azure calls the
 	// circuit's S-tag; 0 for none. Its ethertype is 0x8100, as Azure wants it.
 	OuterVLAN int `json:"outerVlan,omitempty"`
-	// Subnet is a /30: its first address is the customer side's, the
+	// Subnet is a /30, or a /126 of IPv6: its first address is the customer side's, the
 	// second Microsoft's.
 	Subnet netip.Prefix `json:"subnet"`
 }

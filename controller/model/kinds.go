@@ -154,9 +154,15 @@ const (
 	MaxPathMTU = 9000
 )
 
-// wireGuardOverhead is what WireGuard adds over IPv4: an IPv4 header of 20
-// bytes, UDP of 8, WireGuard's own of 16 and an authentication tag of 16.
-const wireGuardOverhead = 60
+// wireGuardOverhead is what WireGuard adds: an IPv4 header of 20 bytes or, with
+// six, an IPv6 header of 40, UDP of 8, WireGuard's own of 16 and an authentication
+// tag of 16.
+func wireGuardOverhead(six bool) int {
+	if six {
+		return 80
+	}
+	return 60
+}
 
 // OuterMTU is the largest outer packet in bytes, with the default applied.
 func (s *EncryptionPolicySpec) OuterMTU() int {
@@ -176,12 +182,12 @@ func (s *EncryptionPolicySpec) RotatesPSK() time.Duration {
 	return d
 }
 
-// InnerMTU is the largest inner packet in bytes that WireGuard over IPv4 sends
-// in an outer packet of OuterMTU. WireGuard pads inner packets to a multiple of
+// InnerMTU is the largest inner packet in bytes that WireGuard sends in an outer
+// packet of OuterMTU, over IPv4 or, with six, over IPv6. WireGuard pads inner packets to a multiple of
 // 16, so the room left by the headers is rounded down to one: 1400 leaves 1340,
 // and a packet of 1329 to 1340 bytes would be padded to 1344; hence 1328.
-func (s *EncryptionPolicySpec) InnerMTU() int {
-	return (s.OuterMTU() - wireGuardOverhead) &^ 15
+func (s *EncryptionPolicySpec) InnerMTU(six bool) int {
+	return (s.OuterMTU() - wireGuardOverhead(six)) &^ 15
 }
 
 // The bounds of EncryptionPolicySpec.MaxOfflineAge. Less would take an upgrade

@@ -95,12 +95,17 @@ func TestNearest(t *testing.T) {
 }
 
 func TestInnerMTU(t *testing.T) {
-	for outer, want := range map[int]int{0: 1328, 1400: 1328, 1340: 1280, 1339: 1264, 1500: 1440, 9000: 8928} {
-		if got := (&EncryptionPolicySpec{PathMTU: outer}).InnerMTU(); got != want {
-			t.Errorf("InnerMTU of %d = %d, want %d", outer, got, want)
-		}
-		if outer > 0 && want+wireGuardOverhead > outer {
-			t.Errorf("%d bytes inside do not fit into %d", want, outer)
+	for six, wants := range map[bool]map[int]int{
+		false: {0: 1328, 1400: 1328, 1340: 1280, 1339: 1264, 1500: 1440, 9000: 8928},
+		true:  {0: 1312, 1400: 1312, 1360: 1280, 1359: 1264, 1500: 1408, 9000: 8912},
+	} {
+		for outer, want := range wants {
+			if got := (&EncryptionPolicySpec{PathMTU: outer}).InnerMTU(six); got != want {
+				t.Errorf("InnerMTU of %d with IPv6 outside %t = %d, want %d", outer, six, got, want)
+			}
+			if outer > 0 && want+wireGuardOverhead(six) > outer {
+				t.Errorf("%d bytes inside do not fit into %d", want, outer)
+			}
 		}
 	}
 }

@@ -129,6 +129,14 @@ func (p *pinning) pin(circuit string, link LinkName, l LinkSpec) {
 		})
 		return
 	}
+	if a, b := t.Ends[0].Address, t.Ends[1].Address; a.Is4() != b.Is4() {
+		p.problems = append(p.problems, Problem{
+			Document: p.connection.String(), Field: "spec.endpoints", Value: a.String() + ", " + b.String(),
+			Message: "are the underlay addresses for the " + string(link) + " link of circuit " + quoted(circuit) + ", one of IPv4 and one of IPv6: no packet has both",
+			Hint:    "underlay addresses of one family at both ends; inside tunnels, both go",
+		})
+		return
+	}
 	p.tunnels = append(p.tunnels, t)
 }
 

@@ -283,8 +283,9 @@ func (c *checker) circuit(k Key, s *CircuitSpec) {
 // maxVLAN is the last tag that names a VLAN (IEEE 802.1Q, table 9-2).
 const maxVLAN = 4094
 
-// linkBits is the length of a link's subnet.
-const linkBits = 30
+// linkBits is the length of a link's subnet: room for two addresses that hosts may
+// have.
+func linkBits(a netip.Addr) int { return a.BitLen() - 2 }
 
 func (c *checker) link(k Key, field string, l LinkSpec) {
 	if l.VLAN != 0 {
@@ -294,13 +295,12 @@ func (c *checker) link(k Key, field string, l LinkSpec) {
 		c.add(k, field+".outerVlan", strconv.Itoa(l.OuterVLAN), "is a tag in front of another one, which is missing", "vlan beside it, or vlan alone for a link with one tag")
 	}
 	field += ".subnet"
-	const want = "a /30 such as 172.16.10.0/30"
-	if !c.prefix(k, field, l.Subnet, want) || !c.outside4(k, field, l.Subnet.Addr(), l.Subnet.String(), want) || !c.masked(k, field, l.Subnet) {
+	if !c.prefix(k, field, l.Subnet, "a /30 such as 172.16.10.0/30, or a /126 of IPv6") || !c.masked(k, field, l.Subnet) {
 		return
 	}
-	if l.Subnet.Bits() != linkBits {
-		c.add(k, field, l.Subnet.String(), fmt.Sprintf("is no /%d: a link has two addresses, the customer side's and Microsoft's", linkBits),
-			netip.PrefixFrom(l.Subnet.Addr(), linkBits).Masked().String())
+	if bits := linkBits(l.Subnet.Addr()); l.Subnet.Bits() != bits {
+		c.add(k, field, l.Subnet.String(), fmt.Sprintf("is no /%d: a link has two addresses, the customer side's and Microsoft's", bits),
+			netip.PrefixFrom(l.Subnet.Addr(), bits).Masked().String())
 		return
 	}
 	if r, ok := reservedFor(l.Subnet); ok && r.what != linkLocal4 {
@@ -316,10 +316,10 @@ func (c *checker) policy(k Key, s *EncryptionPolicySpec) {
 	if s.PathMTU == 0 || !c.between(k, "spec.pathMTU", s.PathMTU, MinPathMTU, MaxPathMTU, " bytes") {
 		return
 	}
-	if known && s.Protocol == ProtocolWireGuard && s.InnerMTU() < MinPathMTU {
+	if known && s.Protocol == ProtocolWireGuard && s.InnerMTU(false) < MinPathMTU {
 		c.add(k, "spec.pathMTU", strconv.Itoa(s.PathMTU),
-			fmt.Sprintf("leaves %d bytes for packets inside a WireGuard tunnel; IPv6, and with it the tunnel's probe, needs %d (RFC 8200, section 5)", s.InnerMTU(), MinPathMTU),
-			fmt.Sprintf("%d or more", MinPathMTU+wireGuardOverhead))
+			fmt.Sprintf("leaves %d bytes for packets inside a WireGuard tunnel; IPv6, and with it the tunnel's probe, needs %d (RFC 8200, section 5)", s.InnerMTU(false), MinPathMTU),
+			fmt.Sprintf("%d or more", MinPathMTU+wireGuardOverhead(false)))
 	}
 }
 

@@ -99,11 +99,30 @@ func (c *checker) groups() {
 				}
 			}
 		}
+		c.room(k, s, tunnels)
 		c.destinations(k, s, pairs, remotes)
 	}
 	for node, n := range c.carried {
 		if n > maxNodePrefixes {
 			c.add(Key{Kind: KindNode, Name: node}, "spec", fmt.Sprint(n), fmt.Sprintf("reaches more than the %d prefixes that a node can hold", maxNodePrefixes), "more nodes, or fewer, shorter prefixes")
+		}
+	}
+}
+
+// room reports a connection whose tunnels leave less than IPv6 needs inside, since
+// they are of IPv6 themselves: the policy alone leaves enough, or is told so.
+func (c *checker) room(k Key, s *ConnectionSpec, tunnels []Tunnel) {
+	p, ok := Lookup[*EncryptionPolicySpec](c.docs, Key{Kind: KindEncryptionPolicy, Customer: k.Customer, Name: s.EncryptionPolicy})
+	if !ok || p.Protocol != ProtocolWireGuard || p.InnerMTU(false) < MinPathMTU || p.InnerMTU(true) >= MinPathMTU {
+		return
+	}
+	for _, t := range tunnels {
+		if t.Ends[0].Address.Is6() {
+			c.add(k, "spec.encryptionPolicy", s.EncryptionPolicy,
+				fmt.Sprintf("has a pathMTU of %d, which leaves %d bytes inside a WireGuard tunnel over IPv6; IPv6, and with it the tunnel's probe, needs %d (RFC 8200, section 5)",
+					p.OuterMTU(), p.InnerMTU(true), MinPathMTU),
+				fmt.Sprintf("a policy with a pathMTU of %d or more", MinPathMTU+wireGuardOverhead(true)))
+			return
 		}
 	}
 }

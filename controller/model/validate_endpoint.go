@@ -34,8 +34,7 @@ func (c *checker) endpoint(k Key, s *EndpointSpec) {
 		if u.Link != "" {
 			bound = enum(c, k, field+".link", u.Link, LinkNames()...) && bound
 		}
-		if !c.address(k, field+".address", u.Address) ||
-			!c.outside4(k, field+".address", u.Address, u.Address.String(), "an IPv4 address of the node's circuit interfaces") {
+		if !c.address(k, field+".address", u.Address) {
 			continue
 		}
 		if u.TranslatedTo.IsValid() && c.address(k, field+".translatedTo", u.TranslatedTo) && u.TranslatedTo.Is4() != u.Address.Is4() {
@@ -74,7 +73,7 @@ func (c *checker) underlayOf(k Key, field string, u UnderlaySpec, name string, n
 		hint := "an address of the node's circuit interfaces"
 		var have []string
 		for _, x := range c.underlay(node).list {
-			if l := x.part.spec.Link; l != nil && l.Customer != k.Customer || !x.address.Is4() {
+			if l := x.part.spec.Link; l != nil && l.Customer != k.Customer {
 				continue
 			}
 			if have = append(have, x.address.String()); len(have) == 8 {
@@ -87,6 +86,10 @@ func (c *checker) underlayOf(k Key, field string, u UnderlaySpec, name string, n
 		}
 		c.add(k, field+".address", u.Address.String(), "is not an address of a circuit interface of "+(Key{Kind: KindNode, Name: name}).String(), hint)
 		return
+	}
+	if hop := NextHop(c.docs, in); hop.IsValid() && hop.Is4() != u.Address.Is4() {
+		c.add(k, field+".address", u.Address.String(), "is of another family than "+hop.String()+", through which its interface reaches the far ends",
+			"an address of that family, or an interface with a gateway of this one")
 	}
 	if in.Link == nil {
 		return

@@ -234,7 +234,7 @@ func (c *checker) circuitInterface(k Key, field string, s *NodeSpec, in Interfac
 	}
 	if !in.Gateway.IsValid() {
 		c.add(k, field+".gateway", "", "is required beside addresses: the router that leads to the links", "in Azure, the first address of the subnet")
-	} else if c.outside4(k, field+".gateway", in.Gateway, in.Gateway.String(), "an IPv4 address") && c.address(k, field+".gateway", in.Gateway) && !inside && subnet.IsValid() {
+	} else if c.address(k, field+".gateway", in.Gateway) && !inside && subnet.IsValid() {
 		c.add(k, field+".gateway", in.Gateway.String(), "is not a neighbour on the interface: it is in none of its subnets, or it is the interface's own address", "a neighbour's address inside "+subnet.String())
 	}
 }
@@ -275,7 +275,7 @@ func (c *checker) taggedLinks(k Key, field string, s *NodeSpec, in InterfaceSpec
 // interfaceAddress checks an address with its subnet's length.
 func (c *checker) interfaceAddress(k Key, field string, p netip.Prefix) bool {
 	const want = "an address with its subnet's length such as 172.20.255.4/28"
-	if !c.prefix(k, field, p, want) || !c.outside4(k, field, p.Addr(), p.String(), want) || !c.address(k, field, p.Addr()) {
+	if !c.prefix(k, field, p, want) || !c.address(k, field, p.Addr()) {
 		return false
 	}
 	last := p.Addr().Is4() && p.Bits() < 31 && !p.Contains(p.Addr().Next())

@@ -55,15 +55,6 @@ func (c *checker) address(k Key, field string, a netip.Addr) bool {
 	return false
 }
 
-// outside4 reports an IPv6 address where tunnels' outer packets go.
-func (c *checker) outside4(k Key, field string, a netip.Addr, value, hint string) bool {
-	if a.Is4() || a.Is4In6() {
-		return true
-	}
-	c.add(k, field, value, "is IPv6; agents cannot use IPv6 outside tunnels yet (inside, IPv6 works)", hint)
-	return false
-}
-
 // reserved is a prefix that no site, link or interface may use.
 type reserved struct {
 	prefix netip.Prefix
@@ -151,10 +142,6 @@ func (c *checker) overlaps() {
 	customers := map[string][]use{}
 	nodes := map[Key]bool{}
 	put := func(customer string, u use) {
-		// IPv6 outside of tunnels is refused already.
-		if u.class != useSite && !u.prefix.Addr().Is4() {
-			return
-		}
 		if u.prefix.IsValid() && u.prefix == u.prefix.Masked() && u.prefix.Bits() > 0 && !u.prefix.Addr().Is4In6() {
 			customers[customer] = append(customers[customer], u)
 		}

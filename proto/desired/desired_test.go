@@ -270,14 +270,14 @@ func TestValidate(t *testing.T) {
 		{"preshared generation 0", func(s *State) { wg(s).PresharedKeys[0].Generation = 0 }, "preshared_keys[0].generation"},
 		{"preshared key twice", func(s *State) { wg(s).PresharedKeys[1].Key = Secret{9} }, `preshared_keys[1].key: "(secret)"`},
 		{"preshared key missing", func(s *State) { wg(s).PresharedKeys[0].Key = Secret{} }, "preshared_keys[0].key"},
-		{"IPv6 on a circuit", func(s *State) {
+		{"link-local IPv6 on a circuit", func(s *State) {
 			i := &s.Interfaces[0]
-			i.Addresses = append(i.Addresses, netip.MustParsePrefix("fd00:16::1/64"))
+			i.Addresses = append(i.Addresses, netip.MustParsePrefix("fe80::1/64"))
 		}, "interfaces[0].addresses[1]"},
-		{"IPv6 next hop", func(s *State) {
-			s.Interfaces[0].Addresses = append(s.Interfaces[0].Addresses, netip.MustParsePrefix("fd00:16::1/64"))
+		{"next hop of another family", func(s *State) {
+			s.Interfaces[0].Addresses = append(s.Interfaces[0].Addresses, netip.MustParsePrefix("fd00:16::1/126"))
 			s.Links[0].NextHop = netip.MustParseAddr("fd00:16::2")
-		}, "links[0].next_hop"},
+		}, "tunnels[0].local"},
 		{"port twice", func(s *State) {
 			second := another(s)
 			second.Local = netip.AddrPortFrom(second.Local.Addr(), s.Sections[0].Groups[0].Tunnels[0].Local.Port())

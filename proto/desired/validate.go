@@ -123,14 +123,7 @@ func (v *validator) iface(at string, x Interface) {
 func (v *validator) underlay(field string, addresses []netip.Prefix) {
 	for i, a := range addresses {
 		v.check(a.IsValid() && usable(a.Addr()), fmt.Sprintf("%s[%d]", field, i), a, "is not a unicast address with a prefix length")
-		v.outside4(fmt.Sprintf("%s[%d]", field, i), a.Addr())
 	}
-}
-
-// outside4 refuses IPv6 where outer packets go: no agent could ever bring it
-// about.
-func (v *validator) outside4(field string, a netip.Addr) {
-	v.check(!a.Is6() || a.Is4In6(), field, a, "is IPv6, which agents cannot use outside tunnels yet")
 }
 
 func (v *validator) link(at string, x Link) {
@@ -146,7 +139,6 @@ func (v *validator) link(at string, x Link) {
 		onLink = onLink || a.Masked().Contains(x.NextHop) && a.Addr() != x.NextHop
 	}
 	v.check(onLink, at+".next_hop", x.NextHop, "is no neighbour on the interface")
-	v.outside4(at+".next_hop", x.NextHop)
 }
 
 // maxVLAN is the last tag that names a VLAN (IEEE 802.1Q, table 9-2).
@@ -246,6 +238,7 @@ func (v *validator) tunnelOf(at string, t Tunnel, group string) {
 	v.check(own, at+".local", t.Local, "is not an address of the link or its interface")
 	v.check(t.Local.Port() != 0 && t.Remote.Port() != 0, at+".local", t.Local, "needs a port at both ends")
 	v.check(usable(t.Remote.Addr()) && t.Local.Addr().Is4() == t.Remote.Addr().Is4(), at+".remote", t.Remote, "is not a unicast address of the local one's family")
+	v.check(!ok || l.NextHop.Is4() == t.Local.Addr().Is4(), at+".local", t.Local, "is of another family than the link's next hop "+l.NextHop.String())
 	port := t.Local.Port()
 	v.check(v.ports[port] == "", at+".local", t.Local, "has the same port as "+v.ports[port])
 	v.ports[port] = at
@@ -283,7 +276,7 @@ func (v *validator) preshared(at string, keys []PresharedKey) {
 }
 
 func usable(a netip.Addr) bool {
-	return a.IsValid() && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
+	return a.IsValid() && (a.Is4() || !a.IsLinkLocalUnicast()) && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
 }
 
 // validInterfaceName follows dev_valid_name in net/core/dev.c.
