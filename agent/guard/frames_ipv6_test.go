@@ -91,6 +91,7 @@ func ipv6Cases() []frameCase {
 	answered := back(ndPacket(ndAdvertisement, 0xe0, 255, peerAddr6, localAddr6, peerAddr6, 2, remoteMAC))
 	announced := ethernet(multicastMAC(allNodes), remoteMAC, etherTypeIPv6, ndPacket(ndAdvertisement, 0xa0, 255, peerAddr6, allNodes, peerAddr6, 2, remoteMAC))
 	unspecified := netip.IPv6Unspecified()
+	ownLocal, router := ownLinkLocal(localMAC), netip.MustParseAddr("fe80::1")
 	icmp := func(kind, hopLimit byte, n int) []byte {
 		return there(ipv6(protocolICMPv6, hopLimit, localAddr6, peerAddr6, append([]byte{kind}, make([]byte, n-1)...)))
 	}
@@ -135,6 +136,21 @@ func ipv6Cases() []frameCase {
 		{"ND answers", Out, 0, 0, answer, ReasonNeighbor},
 		{"ND is asked", In, 0, 0, asked, ReasonNeighbor},
 		{"ND is asked for another's hardware address", In, 0, 0, edit(asked, func(b []byte) { b[85]++ }), ReasonNeighbor},
+		{"ND asks from its link-local address", Out, 0, 0, there(ndPacket(ndSolicitation, 0, 255, ownLocal, peerAddr6, peerAddr6, 1, localMAC)), ReasonNeighbor},
+		{"ND asks all from its link-local address", Out, 0, 0, ethernet(multicastMAC(snm), localMAC, etherTypeIPv6, ndPacket(ndSolicitation, 0, 255, ownLocal, snm, peerAddr6, 1, localMAC)), ReasonNeighbor},
+		{"ND asks from a link-local address that is not its own", Out, 0, 0, there(ndPacket(ndSolicitation, 0, 255, router, peerAddr6, peerAddr6, 1, localMAC)), ReasonNoNeighbor},
+		{"ND asks for a link-local address", Out, 0, 0, there(ndPacket(ndSolicitation, 0, 255, localAddr6, router, router, 1, localMAC)), ReasonNoNeighbor},
+		{"ND answers a link-local address", Out, 0, 0, there(ndPacket(ndAdvertisement, 0x60, 255, localAddr6, router, localAddr6, 2, localMAC)), ReasonNeighbor},
+		{"ND answers beyond the link-local prefix", Out, 0, 0, there(ndPacket(ndAdvertisement, 0x60, 255, localAddr6, netip.MustParseAddr("fe80:1::2"), localAddr6, 2, localMAC)), ReasonNoNeighbor},
+		{"ND answers for its link-local address", Out, 0, 0, there(ndPacket(ndAdvertisement, 0x60, 255, ownLocal, peerAddr6, ownLocal, 2, localMAC)), ReasonNoNeighbor},
+		{"ND is asked by a link-local address", In, 0, 0, back(ndPacket(ndSolicitation, 0, 255, router, localAddr6, localAddr6, 1, remoteMAC)), ReasonNeighbor},
+		{"ND is asked for another by a link-local address", In, 0, 0, back(ndPacket(ndSolicitation, 0, 255, router, otherAddr6, otherAddr6, 1, remoteMAC)), ReasonNoNeighbor},
+		{"ND is asked for a link-local address", In, 0, 0, back(ndPacket(ndSolicitation, 0, 255, router, ownLocal, ownLocal, 1, remoteMAC)), ReasonNoNeighbor},
+		{"ND is asked by nobody", In, 0, 0, ethernet(multicastMAC(own), remoteMAC, etherTypeIPv6, ndPacket(ndSolicitation, 0, 255, unspecified, own, localAddr6, 0, nil)), ReasonNoNeighbor},
+		{"ND answers nobody", Out, 0, 0, there(ndPacket(ndAdvertisement, 0x60, 255, localAddr6, unspecified, localAddr6, 2, localMAC)), ReasonNoNeighbor},
+		{"ND is answered at its link-local address", In, 0, 0, back(ndPacket(ndAdvertisement, 0x60, 255, peerAddr6, ownLocal, peerAddr6, 2, remoteMAC)), ReasonNeighbor},
+		{"ND is answered at another link-local address", In, 0, 0, back(ndPacket(ndAdvertisement, 0x60, 255, peerAddr6, router, peerAddr6, 2, remoteMAC)), ReasonNoNeighbor},
+		{"ND is answered by a link-local address", In, 0, 0, back(ndPacket(ndAdvertisement, 0x60, 255, router, localAddr6, router, 2, remoteMAC)), ReasonNoNeighbor},
 		{"ND is answered", In, 0, 0, answered, ReasonNeighbor},
 		{"ND: the neighbour announces itself", In, 0, 0, announced, ReasonNeighbor},
 		{"ND: the neighbour announces itself to this node", In, 0, 0, back(ndPacket(ndAdvertisement, 0x20, 255, peerAddr6, localAddr6, peerAddr6, 2, remoteMAC)), ReasonNeighbor},

@@ -48,7 +48,7 @@ const (
 	arpRequest    = 1
 	arpReply      = 2
 	maxFlows      = 16384
-	maxNeighbors  = 8192
+	maxNeighbors  = 16384
 	maxInterfaces = 2047
 	maxStacks     = 4096
 	maxTags       = 2

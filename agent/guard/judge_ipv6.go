@@ -78,9 +78,12 @@ func (p policy) judgeND(f Frame, stack tags) Reason {
 	if to[0]&1 != 0 && (ip[24] != 0xff || to[0] != 0x33 || to[1] != 0x33 || !bytes.Equal(to[2:], ip[36:40])) {
 		return ReasonNDFormat
 	}
-	remote := destination
+	if source.IsUnspecified() || destination.IsUnspecified() {
+		return ReasonNoNeighbor
+	}
+	other := destination
 	if asks {
-		remote = target
+		other = target
 		if destination != target && destination != solicitedNode(target) {
 			return ReasonNoNeighbor
 		}
@@ -88,20 +91,39 @@ func (p policy) judgeND(f Frame, stack tags) Reason {
 		return ReasonNoNeighbor
 	}
 	// Only the neighbour announces itself, and to all.
-	if source == remote {
+	if source == other {
 		return ReasonNoNeighbor
 	}
-	if f.Direction == In && !asks && remote == netip.IPv6LinkLocalAllNodes() {
-		remote = source
-	}
-	key := neighborKey{f.Interface, stack, source, remote}
+	key := neighborKey{f.Interface, stack, source, other}
 	if f.Direction == In {
 		key.local, key.remote = key.remote, key.local
+	}
+	switch {
+	case f.Direction == In && !asks && other == allNodesAddr:
+		key.local = source
+	case asks && f.Direction == Out && source == ownLinkLocal(from), !asks && f.Direction == In && other == ownLinkLocal(to):
+		key.local = someLinkLocal
+	case asks && f.Direction == In && linkLocal.Contains(source), !asks && f.Direction == Out && linkLocal.Contains(other):
+		key.remote = someLinkLocal
 	}
 	if !p.neighbors[key] {
 		return ReasonNoNeighbor
 	}
 	return ReasonNeighbor
+}
+
+var (
+	allNodesAddr = netip.IPv6LinkLocalAllNodes()
+	// linkLocal follows RFC 4291, section 2.5.6.
+	linkLocal = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfe, 0x80}), 64)
+	// someLinkLocal stands for a link-local address in a neighborKey.
+	someLinkLocal = netip.IPv6Unspecified()
+)
+
+// ownLinkLocal is what an interface with this hardware address makes of it (RFC
+// 4291, appendix A).
+func ownLinkLocal(mac []byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
 // solicitedNode follows RFC 4291, section 2.7.1.

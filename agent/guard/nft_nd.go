@@ -16,47 +16,58 @@ const (
 	ipv6Destination = 24
 )
 
-// setsND has who may ask for whom and answer to whom, by which group each may be
-// asked for, and neighbours that may announce themselves.
+// setsND has a node's own addresses on its interfaces, its neighbours', and by which
+// group each is asked for.
 func setsND(p policy) []nftSet {
-	pairs := nftSet{setNeighbors6, concat(nftables.TypeIFName, nftables.TypeIP6Addr, nftables.TypeIP6Addr), map[string]bool{}}
-	solicited := nftSet{setSolicited6, pairs.key, map[string]bool{}}
-	announcers := nftSet{setAnnouncers6, concat(nftables.TypeIFName, nftables.TypeIP6Addr), map[string]bool{}}
+	own := nftSet{setOwn6, concat(nftables.TypeIFName, nftables.TypeIP6Addr), map[string]bool{}}
+	neighbors := nftSet{setNeighbors6, own.key, map[string]bool{}}
+	solicited := nftSet{setSolicited6, concat(nftables.TypeIFName, nftables.TypeIP6Addr, nftables.TypeIP6Addr), map[string]bool{}}
 	for k := range p.neighbors {
-		switch {
-		case k.tags != 0 || !k.local.Is6():
-		case k.announces():
-			announcers.elements[string(slices.Concat(nameField(k.name), k.remote.AsSlice()))] = true
-		default:
-			pairs.elements[string(slices.Concat(nameField(k.name), k.local.AsSlice(), k.remote.AsSlice()))] = true
-			for _, a := range []netip.Addr{k.local, k.remote} {
-				solicited.elements[string(slices.Concat(nameField(k.name), solicitedNode(a).AsSlice(), a.AsSlice()))] = true
-			}
+		if k.tags != 0 || !k.local.Is6() || k.announces() || k.local == someLinkLocal || k.remote == someLinkLocal {
+			continue
+		}
+		name := nameField(k.name)
+		own.elements[string(slices.Concat(name, k.local.AsSlice()))] = true
+		neighbors.elements[string(slices.Concat(name, k.remote.AsSlice()))] = true
+		for _, a := range []netip.Addr{k.local, k.remote} {
+			solicited.elements[string(slices.Concat(name, solicitedNode(a).AsSlice(), a.AsSlice()))] = true
 		}
 	}
-	return []nftSet{pairs, solicited, announcers}
+	return []nftSet{own, neighbors, solicited}
 }
 
 // acceptNDOut: ask for the neighbour, all or itself; answer it.
 func acceptNDOut() [][]expr.Any {
-	const out = expr.MetaKeyOIFNAME
-	return [][]expr.Any{
-		accepting(nd(ndSolicitation), toSolicitedNode(out), pair(out, network, ipv6Source, transport, ndTarget)),
-		accepting(nd(ndSolicitation), pair(out, network, ipv6Source, transport, ndTarget), pair(out, network, ipv6Source, network, ipv6Destination)),
-		accepting(nd(ndAdvertisement), pair(out, network, ipv6Source, network, ipv6Destination), pair(out, transport, ndTarget, network, ipv6Destination)),
+	is := among(expr.MetaKeyOIFNAME)
+	asks := slices.Concat(nd(ndSolicitation), is(setNeighbors6, transport, ndTarget))
+	answers := slices.Concat(nd(ndAdvertisement), is(setOwn6, network, ipv6Source), is(setOwn6, transport, ndTarget))
+	var rules [][]expr.Any
+	for _, from := range [][]expr.Any{is(setOwn6, network, ipv6Source), isLinkLocal(ipv6Source)} {
+		rules = append(rules,
+			accepting(asks, from, toSolicitedNode(expr.MetaKeyOIFNAME)),
+			accepting(asks, from, is(setNeighbors6, network, ipv6Destination)))
 	}
+	return append(rules,
+		accepting(answers, is(setNeighbors6, network, ipv6Destination)),
+		accepting(answers, isLinkLocal(ipv6Destination)))
 }
 
 // acceptNDIn is the same the other way round, and that the neighbour announces
 // itself.
 func acceptNDIn() [][]expr.Any {
-	const in = expr.MetaKeyIIFNAME
-	return [][]expr.Any{
-		accepting(nd(ndSolicitation), toSolicitedNode(in), pair(in, transport, ndTarget, network, ipv6Source)),
-		accepting(nd(ndSolicitation), pair(in, transport, ndTarget, network, ipv6Source), pair(in, network, ipv6Destination, network, ipv6Source)),
-		accepting(nd(ndAdvertisement), pair(in, network, ipv6Destination, network, ipv6Source), pair(in, network, ipv6Destination, transport, ndTarget)),
-		accepting(nd(ndAdvertisement), toAllNodes(), announcer(network, ipv6Source), announcer(transport, ndTarget)),
+	is := among(expr.MetaKeyIIFNAME)
+	asks := slices.Concat(nd(ndSolicitation), is(setOwn6, transport, ndTarget))
+	answers := slices.Concat(nd(ndAdvertisement), is(setNeighbors6, network, ipv6Source), is(setNeighbors6, transport, ndTarget))
+	var rules [][]expr.Any
+	for _, from := range [][]expr.Any{is(setNeighbors6, network, ipv6Source), isLinkLocal(ipv6Source)} {
+		rules = append(rules,
+			accepting(asks, from, toSolicitedNode(expr.MetaKeyIIFNAME)),
+			accepting(asks, from, is(setOwn6, network, ipv6Destination)))
 	}
+	return append(rules,
+		accepting(answers, is(setOwn6, network, ipv6Destination)),
+		accepting(answers, isLinkLocal(ipv6Destination)),
+		accepting(answers, toAllNodes()))
 }
 
 func accepting(matches ...[]expr.Any) []expr.Any {
@@ -85,27 +96,25 @@ func toSolicitedNode(device expr.MetaKey) []expr.Any {
 func toAllNodes() []expr.Any {
 	return []expr.Any{
 		network(reg0, ipv6Destination, 16),
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: allNodesAddr.AsSlice()},
 	}
 }
 
-// load is network or transport.
-type load func(register, offset, length uint32) expr.Any
-
-// pair wants a node's address and its neighbour's at these places.
-func pair(device expr.MetaKey, local load, localAt uint32, remote load, remoteAt uint32) []expr.Any {
+func isLinkLocal(at uint32) []expr.Any {
 	return []expr.Any{
-		&expr.Meta{Key: device, Register: reg0},
-		local(register(4), localAt, 16),
-		remote(register(8), remoteAt, 16),
-		&expr.Lookup{SourceRegister: reg0, SetName: setNeighbors6},
+		network(reg0, at, 8),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: linkLocal.Addr().AsSlice()[:8]},
 	}
 }
 
-func announcer(from load, at uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg0},
-		from(register(4), at, 16),
-		&expr.Lookup{SourceRegister: reg0, SetName: setAnnouncers6},
+// among wants an address of a set, for the interface, at a place that load, which
+// is network or transport, reads.
+func among(device expr.MetaKey) func(set string, load func(register, offset, length uint32) expr.Any, at uint32) []expr.Any {
+	return func(set string, load func(register, offset, length uint32) expr.Any, at uint32) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: device, Register: reg0},
+			load(register(4), at, 16),
+			&expr.Lookup{SourceRegister: reg0, SetName: set},
+		}
 	}
 }

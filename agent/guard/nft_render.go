@@ -54,15 +54,15 @@ func register(word uint32) uint32 {
 var reg0 = register(0)
 
 const (
-	setUDPOut      = "udp_out"
-	setUDPIn       = "udp_in"
-	setESPOut      = "esp_out"
-	setESPIn       = "esp_in"
-	setAsked       = "neighbors_out"
-	setAnswering   = "neighbors_in"
-	setNeighbors6  = "neighbors6"
-	setSolicited6  = "solicited6"
-	setAnnouncers6 = "announcers6"
+	setUDPOut     = "udp_out"
+	setUDPIn      = "udp_in"
+	setESPOut     = "esp_out"
+	setESPIn      = "esp_in"
+	setAsked      = "neighbors_out"
+	setAnswering  = "neighbors_in"
+	setOwn6       = "own6"
+	setNeighbors6 = "neighbors6"
+	setSolicited6 = "solicited6"
 )
 
 // renderNFT is the layer for p. Mark, interface and tuple are one key, in which

@@ -16,7 +16,7 @@ import (
 // maps of another: change it with every change to a map in bpf/layout.h.
 const (
 	layoutPrefix = "guard-v"
-	layout       = layoutPrefix + "4"
+	layout       = layoutPrefix + "5"
 )
 
 // loadPrograms loads new copies of the programs onto the maps that are pinned

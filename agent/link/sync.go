@@ -70,7 +70,8 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 	for _, a := range addresses {
 		name := names[a.LinkIndex]
 		i, ok := have.interfaces[name]
-		if !ok {
+		if prefix := prefixOf(a.IPNet); !ok || prefix.Addr().Is6() && prefix.Addr().IsLinkLocalUnicast() {
+			// The kernel gives and takes these.
 			continue
 		}
 		i.addresses = append(i.addresses, address{prefix: prefixOf(a.IPNet), peer: prefixOf(a.Peer)})

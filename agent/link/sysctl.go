@@ -36,9 +36,13 @@ var (
 	noLinkLocal = netdev.Setting{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.NoAddress}
 	// The address mode first, so that enabling IPv6 by hand later makes no address.
 	quietInterface = slices.Concat([]netdev.Setting{noLinkLocal}, quiet)
-	// quietIPv6 is quietInterface with IPv6, which comes last.
-	quietIPv6 = append(slices.DeleteFunc(slices.Clone(quietInterface), disablesIPv6),
-		netdev.Setting{Family: netdev.IPv6, Name: "disable_ipv6", Value: 0})
+	// quietIPv6 is quietInterface with IPv6, which comes last. It has a link-local
+	// address, which the kernel asks from when it makes sure of a neighbour, and
+	// looks for no duplicates: the guard lets no such question out.
+	quietIPv6 = slices.Concat([]netdev.Setting{
+		{Family: netdev.IPv6, Name: netdev.AddrGenMode, Value: netdev.HardwareAddress},
+		{Family: netdev.IPv6, Name: "accept_dad", Value: 0},
+	}, slices.DeleteFunc(slices.Clone(quiet), disablesIPv6), []netdev.Setting{{Family: netdev.IPv6, Name: "disable_ipv6", Value: 0}})
 )
 
 func disablesIPv6(s netdev.Setting) bool { return s.Family == netdev.IPv6 && s.Name == "disable_ipv6" }

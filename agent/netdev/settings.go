@@ -48,17 +48,19 @@ var (
 		"arp_announce": 17, "arp_ignore": 18, "promote_secondaries": 19,
 	}
 	places6 = map[string]int{
-		"forwarding": 0, "accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26, "use_oif_addrs_only": 37,
+		"forwarding": 0, "accept_ra": 3, "accept_redirects": 4, "disable_ipv6": 26, "accept_dad": 27, "use_oif_addrs_only": 37,
 		"force_forwarding": 59, // since Linux 6.17
 	}
 )
 
 // AddrGenMode is how an interface makes itself a link-local address; NoAddress is
-// not at all (IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h). It is no
+// not at all, HardwareAddress of its hardware address (IN6_ADDR_GEN_MODE_NONE and
+// _EUI64, include/uapi/linux/if_link.h). It is no
 // entry of IFLA_INET6_CONF but IFLA_INET6_ADDR_GEN_MODE.
 const (
-	AddrGenMode = "addr_gen_mode"
-	NoAddress   = 1
+	AddrGenMode     = "addr_gen_mode"
+	HardwareAddress = 0
+	NoAddress       = 1
 )
 
 // Get is the value of a setting of an interface; false where the view does not

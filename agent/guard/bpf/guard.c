@@ -281,13 +281,34 @@ static __always_inline int all_nodes(const __u8 *a)
 	return address_equal(a, want);
 }
 
+static __always_inline int unspecified(const __u8 *a)
+{
+	const __u8 zero[16] = {};
+
+	return address_equal(a, zero);
+}
+
+// RFC 4291, section 2.5.6.
+static __always_inline int link_local(const __u8 *a)
+{
+	return a[0] == 0xfe && a[1] == 0x80 && !(a[2] | a[3] | a[4] | a[5] | a[6] | a[7]);
+}
+
+// What an interface with this hardware address makes of it (RFC 4291, appendix A).
+static __always_inline int own_link_local(const __u8 *a, const __u8 *mac)
+{
+	return link_local(a) && a[8] == (mac[0] ^ 2) && a[9] == mac[1] && a[10] == mac[2] && a[11] == 0xff && a[12] == 0xfe &&
+	       a[13] == mac[3] && a[14] == mac[4] && a[15] == mac[5];
+}
+
 // Neighbour discovery: who is asked for, and answers, is one of the link's two
-// addresses, and nothing in it is anybody's choice.
+// addresses, and nothing in it is anybody's choice. Routers ask from their
+// link-local address, and so does this node where it makes sure of a neighbour.
 static __always_inline enum reason judge_nd(struct __sk_buff *skb, const struct ethhdr *eth, const struct ipv6 *ip, const struct tags *tags, enum direction direction)
 {
 	struct neighbor key = {.ifindex = skb->ifindex, .tags = tags->stack, .version = 6};
 	__u32 length = bpf_ntohs(ip->length), at = sizeof(struct ethhdr) + tags->bytes + sizeof(struct ipv6);
-	const __u8 *remote;
+	const __u8 *other;
 	struct nd nd = {};
 	int asks;
 
@@ -309,22 +330,34 @@ static __always_inline enum reason judge_nd(struct __sk_buff *skb, const struct 
 	    (ip->destination[0] != 0xff || eth->h_dest[0] != 0x33 || eth->h_dest[1] != 0x33 || __builtin_memcmp(eth->h_dest + 2, ip->destination + 12, 4)))
 		return REASON_ND_FORMAT;
 
+	if (unspecified(ip->source) || unspecified(ip->destination))
+		return REASON_NO_NEIGHBOR;
 	if (asks) {
 		if (!address_equal(ip->destination, nd.target) && !solicited_node(ip->destination, nd.target))
 			return REASON_NO_NEIGHBOR;
-		remote = nd.target;
+		other = nd.target;
 	} else {
 		if (!address_equal(ip->source, nd.target))
 			return REASON_NO_NEIGHBOR;
-		remote = ip->destination;
+		other = ip->destination;
 	}
 	// Only the neighbour announces itself, see neighbors, and to all.
-	if (address_equal(ip->source, remote))
+	if (address_equal(ip->source, other))
 		return REASON_NO_NEIGHBOR;
-	if (direction == DIRECTION_IN && !asks && all_nodes(remote))
-		remote = ip->source;
-	__builtin_memcpy(direction == DIRECTION_OUT ? key.local : key.remote, ip->source, 16);
-	__builtin_memcpy(direction == DIRECTION_OUT ? key.remote : key.local, remote, 16);
+	if (direction == DIRECTION_OUT) {
+		// A link-local address stays zero.
+		if (!asks || !own_link_local(ip->source, eth->h_source))
+			__builtin_memcpy(key.local, ip->source, 16);
+		if (asks || !link_local(other))
+			__builtin_memcpy(key.remote, other, 16);
+	} else {
+		if (!asks || !link_local(ip->source))
+			__builtin_memcpy(key.remote, ip->source, 16);
+		if (!asks && all_nodes(other))
+			__builtin_memcpy(key.local, ip->source, 16);
+		else if (asks || !own_link_local(other, eth->h_dest))
+			__builtin_memcpy(key.local, other, 16);
+	}
 	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
 }
 

@@ -10,7 +10,7 @@
 #include <bpf/bpf_endian.h>
 
 #define MAX_FLOWS 16384
-#define MAX_NEIGHBORS 8192
+#define MAX_NEIGHBORS 16384
 #define MAX_STACKS 4096
 #define MAX_INTERFACES 2048
 #define MAX_REASONS 24
@@ -72,7 +72,9 @@ struct flow {
 };
 
 // With both addresses the neighbour's it is the neighbour's announcement of
-// itself (RFC 5227, section 3; RFC 4861, section 7.2.6), which only comes in.
+// itself (RFC 5227, section 3; RFC 4861, section 7.2.6), which only comes in. In
+// IPv6 one of the two may be zero: it is a link-local address, which hosts ask
+// from and are answered at, and nobody is asked for.
 struct neighbor {
 	__u32 ifindex;
 	__u32 tags;
