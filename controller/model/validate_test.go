@@ -133,6 +133,11 @@ func TestSamplesAreValid(t *testing.T) {
 	if got := render(model.Validate(set)); got != "" {
 		t.Errorf("samples have problems:\n%s", got)
 	}
+	six := maps.Clone(set)
+	maps.Copy(six, decode(t, shipped(t, "../../deploy/samples/ipv6/*.yaml")))
+	if got := render(model.Validate(six)); len(six) != len(set) || got != "" {
+		t.Errorf("samples with IPv6 outside, %d documents instead of %d, have problems:\n%s", len(six), len(set), got)
+	}
 	seen := map[model.Kind]bool{}
 	for k := range set {
 		seen[k.Kind] = true

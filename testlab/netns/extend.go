@@ -22,7 +22,7 @@ func (l *Lab) AddHost(ctx context.Context, h Host, appliance bool) error {
 	}
 	return errors.Join(
 		batch(ctx, "", "netns add "+l.Namespace(h)),
-		setSysctls(l.Namespace(h), setup{}.sysctls(false)...),
+		setSysctls(l.Namespace(h), setup{}.sysctls(Config{})...),
 		batch(ctx, l.Namespace(h), "link set lo up"),
 	)
 }

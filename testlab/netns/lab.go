@@ -22,6 +22,8 @@ type Config struct {
 	// appliances' main namespaces with kernel routes, so that packets cross in
 	// clear. It is how a test proves that the tap can fire.
 	Control bool
+	// IPv6 gives the provider's routers Underlay6 besides.
+	IPv6 bool
 }
 
 // Lab is one lab. Several may exist at once, in one process or in many. Its
@@ -55,7 +57,7 @@ func New(ctx context.Context, cfg Config) (*Lab, error) {
 	if err := l.reserve(); err != nil {
 		return nil, err
 	}
-	if err := l.make(ctx, cfg.Control); err != nil {
+	if err := l.make(ctx, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("build lab %s: %w", l.id, err), l.Close())
 	}
 	return l, nil
@@ -79,7 +81,7 @@ func (l *Lab) reserve() error {
 	return fmt.Errorf("no free lab name in %s: remove what is stale there", recordDir)
 }
 
-func (l *Lab) make(ctx context.Context, control bool) error {
+func (l *Lab) make(ctx context.Context, cfg Config) error {
 	if l.dir == "" {
 		d, err := os.MkdirTemp("", "circuitseal-lab-"+l.id+"-")
 		if err != nil {
@@ -102,7 +104,7 @@ func (l *Lab) make(ctx context.Context, control bool) error {
 			return err
 		}
 	}
-	return l.build(ctx, control)
+	return l.build(ctx, cfg)
 }
 
 // Close ends every process of the lab and removes all that it and the agents

@@ -74,7 +74,27 @@ var (
 	Gateway       = netip.MustParseAddr("172.20.255.1")
 	NVAFirst      = netip.MustParseAddr("172.20.255.4")
 	NVASecond     = netip.MustParseAddr("172.20.255.5")
+
+	// Underlay4 is outside of tunnels; Underlay6 is as in deploy/samples/ipv6, and
+	// what a lab with IPv6 outside has besides.
+	Underlay4 = Underlay{PremPrimary, EdgePrimary, PremSecondary, EdgeSecondary, Gateway, NVAFirst, NVASecond}
+	Underlay6 = Underlay{
+		PremPrimary:   netip.MustParseAddr("fd00:16::1"),
+		EdgePrimary:   netip.MustParseAddr("fd00:16::2"),
+		PremSecondary: netip.MustParseAddr("fd00:16::5"),
+		EdgeSecondary: netip.MustParseAddr("fd00:16::6"),
+		Gateway:       netip.MustParseAddr("fd00:20::1"),
+		NVAFirst:      netip.MustParseAddr("fd00:20::4"),
+		NVASecond:     netip.MustParseAddr("fd00:20::5"),
+	}
 )
+
+// Underlay are the addresses between which tunnels run, and those of the routers
+// beside them.
+type Underlay struct {
+	PremPrimary, EdgePrimary, PremSecondary, EdgeSecondary netip.Addr
+	Gateway, NVAFirst, NVASecond                           netip.Addr
+}
 
 // wire is a veth pair.
 type wire struct {
@@ -102,8 +122,8 @@ type setup struct {
 	// noIPv6 keeps a router from sending ND and MLD by itself.
 	noIPv6 bool
 	lines  []string
-	// control are lines of a control run only.
-	control []string
+	// control are lines of a control run only, ipv6 of a lab with IPv6 outside.
+	control, ipv6 []string
 }
 
 // setups is the whole of the addressing. In a real run the circuit interfaces
@@ -150,6 +170,9 @@ func setups() map[Host]setup {
 				"addr add fd00:ee:1::2/64 dev ce0 nodad", "addr add fd00:ee:3::2/64 dev gw0 nodad",
 				"route add 10.1.0.0/16 via 172.16.10.1", "route add 10.2.0.0/16 via 198.51.100.1",
 				"route add fd00:c0:1::/48 via fd00:ee:1::1", "route add fd00:c0:2::/48 via fd00:ee:3::1",
+			},
+			ipv6: []string{
+				"addr add fd00:16::2/126 dev ce0 nodad", "addr add fd00:ee:3::2/64 dev gw0 nodad", "route add fd00:20::/64 via fd00:ee:3::1",
 			}},
 		Edge2: {forward: true, noIPv6: true,
 			lines: []string{
@@ -160,6 +183,9 @@ func setups() map[Host]setup {
 				"addr add fd00:ee:2::2/64 dev ce0 nodad", "addr add fd00:ee:4::2/64 dev gw0 nodad",
 				"route add 10.1.0.0/16 via 172.16.10.5", "route add 10.2.0.0/16 via 198.51.100.5",
 				"route add fd00:c0:1::/48 via fd00:ee:2::1", "route add fd00:c0:2::/48 via fd00:ee:4::1",
+			},
+			ipv6: []string{
+				"addr add fd00:16::6/126 dev ce0 nodad", "addr add fd00:ee:4::2/64 dev gw0 nodad", "route add fd00:20::/64 via fd00:ee:4::1",
 			}},
 		ErGw: {forward: true, noIPv6: true,
 			lines: []string{
@@ -171,6 +197,10 @@ func setups() map[Host]setup {
 				"addr add fd00:ee:3::1/64 dev edge1 nodad", "addr add fd00:ee:4::1/64 dev edge2 nodad", "addr add fd00:ee:5::1/64 dev nva0 nodad",
 				"route add 10.1.0.0/16 nexthop via 198.51.100.2 nexthop via 198.51.100.6", "route add 10.2.0.0/16 via 172.20.255.4",
 				"route add fd00:c0:1::/48 nexthop via fd00:ee:3::2 nexthop via fd00:ee:4::2", "route add fd00:c0:2::/48 via fd00:ee:5::4",
+			},
+			ipv6: []string{
+				"addr add fd00:ee:3::1/64 dev edge1 nodad", "addr add fd00:ee:4::1/64 dev edge2 nodad", "addr add fd00:20::1/64 dev nva0 nodad",
+				"route add fd00:16::/126 via fd00:ee:3::2", "route add fd00:16::4/126 via fd00:ee:4::2",
 			}},
 		Ctl: {noIPv6: true, lines: []string{
 			"link add br0 type bridge", "link set prem0 master br0", "link set nva0 master br0",
@@ -180,22 +210,24 @@ func setups() map[Host]setup {
 }
 
 // silence keeps the provider's routers from adding ICMP errors of their own to
-// the links: what the tap counts there is then made by the appliances alone.
+// the links, and what IPv6 tells other routers: what the tap counts there is then
+// made by the appliances alone.
 const silence = `table inet lab {
 	chain output {
 		type filter hook output priority 0; policy accept;
 		icmp type { destination-unreachable, redirect, time-exceeded, parameter-problem } drop
-		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } drop
+		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem,
+			mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit, nd-router-advert, nd-redirect } drop
 	}
 }
 `
 
 // build makes the wires and configures every host. The namespaces exist.
-func (l *Lab) build(ctx context.Context, control bool) error {
+func (l *Lab) build(ctx context.Context, cfg Config) error {
 	all := setups()
 	var errs []error
 	for h, s := range all {
-		errs = append(errs, setSysctls(l.Namespace(h), s.sysctls(control)...), batch(ctx, l.Namespace(h), "link set lo up"))
+		errs = append(errs, setSysctls(l.Namespace(h), s.sysctls(cfg)...), batch(ctx, l.Namespace(h), "link set lo up"))
 	}
 	var pairs []string
 	for _, w := range wires() {
@@ -205,20 +237,24 @@ func (l *Lab) build(ctx context.Context, control bool) error {
 	if err := errors.Join(append(errs, batch(ctx, "", pairs...))...); err != nil {
 		return err
 	}
-	for h, s := range all {
-		lines := s.lines
-		if control {
-			lines = append(lines, s.control...)
-		}
-		errs = append(errs, batch(ctx, l.Namespace(h), lines...))
-	}
+	// Before an interface is up, which speaks at once.
 	for _, h := range []Host{Edge1, Edge2, ErGw} {
 		errs = append(errs, nft(ctx, l.Namespace(h), silence))
+	}
+	for h, s := range all {
+		lines := s.lines
+		if cfg.Control {
+			lines = append(lines, s.control...)
+		}
+		if cfg.IPv6 {
+			lines = append(lines, s.ipv6...)
+		}
+		errs = append(errs, batch(ctx, l.Namespace(h), lines...))
 	}
 	return errors.Join(errs...)
 }
 
-func (s setup) sysctls(control bool) [][2]string {
+func (s setup) sysctls(cfg Config) [][2]string {
 	values := [][2]string{
 		// ICMP limits are per namespace and would hide what tests look for.
 		{"ipv4/icmp_ratelimit", "0"},
@@ -235,7 +271,7 @@ func (s setup) sysctls(control bool) [][2]string {
 		values = append(values, [2]string{"ipv4/ip_forward", "1"}, [2]string{"ipv6/conf/all/forwarding", "1"},
 			[2]string{"ipv4/conf/all/send_redirects", "0"}, [2]string{"ipv4/conf/default/send_redirects", "0"})
 	}
-	if s.noIPv6 && !control {
+	if s.noIPv6 && !cfg.Control && (!cfg.IPv6 || s.ipv6 == nil) {
 		values = append(values, [2]string{"ipv6/conf/all/disable_ipv6", "1"}, [2]string{"ipv6/conf/default/disable_ipv6", "1"})
 	}
 	return values

@@ -28,6 +28,9 @@ type Config struct {
 	Dir string
 	// Control builds a lab without agents; see netns.Config.
 	Control bool
+	// IPv6 builds one with IPv6 outside, as deploy/samples/ipv6 have it; see
+	// netns.Config.
+	IPv6 bool
 	// Slow is of this machine.
 	Slow Slow
 	// Debug has agents log every step that they take.
@@ -52,6 +55,7 @@ type Rig struct {
 	Lab    *netns.Lab
 	Canary traffic.Canary
 
+	ipv6 bool
 	bin  string
 	slow Slow
 	// private holds keys and tokens; it goes with the lab, unlike logs.
@@ -98,7 +102,7 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 			return nil, fmt.Errorf("find the lab's program %s (`make build` makes it): %w", tool, err)
 		}
 	}
-	lab, err := netns.New(ctx, netns.Config{Log: c.Log, Dir: c.Dir, Control: c.Control})
+	lab, err := netns.New(ctx, netns.Config{Log: c.Log, Dir: c.Dir, Control: c.Control, IPv6: c.IPv6})
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +113,7 @@ func New(ctx context.Context, c Config) (*Rig, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for keys: %w", err), lab.Close())
 	}
-	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, slow: c.Slow, Debug: c.Debug, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
+	r := &Rig{private: private, Lab: lab, Canary: traffic.NewCanary(), bin: c.Bin, ipv6: c.IPv6, slow: c.Slow, Debug: c.Debug, log: c.Log, nodes: make(map[netns.Host]*node), targets: make(map[netns.Host][2]netip.Addr)}
 	for _, h := range []netns.Host{netns.Prem, netns.NVA} {
 		name, err := NodeName(h)
 		if err != nil {

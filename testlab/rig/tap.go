@@ -17,9 +17,9 @@ import (
 	"github.com/circuitseal/circuitseal/testlab/tap"
 )
 
-// innerMTU is the tunnels' MTU at the default path MTU of 1400 bytes over
-// IPv4: 20 bytes of IP, 8 of UDP and 32 of WireGuard less.
-const innerMTU = (1400 - 20 - 8 - 32) / 16 * 16
+// innerMTU is the tunnels' MTU at the default path MTU of 1400 bytes: an IP header, 8
+// bytes of UDP and 32 of WireGuard less.
+func innerMTU(header int) int { return (1400 - header - 8 - 32) / 16 * 16 }
 
 // wireGuardPorts are the ports of the two tunnels of deploy/samples.
 const (
@@ -30,25 +30,30 @@ const (
 // TapConfig is what may be seen on the links according to deploy/samples: the
 // primary tunnel on the primary link only, the secondary on the secondary,
 // both between the gateway and the NVA. They speak WireGuard, or what protocols
-// say; while a connection changes, there are two.
+// say; while a connection changes, there are two. With IPv6 outside, nothing of
+// IPv4 may be seen.
 func (r *Rig) TapConfig(protocols ...tap.Protocol) tap.Config {
+	u, overhead := netns.Underlay4, 20
+	if r.ipv6 {
+		u, overhead = netns.Underlay6, 40
+	}
 	var first, second []tap.Tunnel
 	if len(protocols) == 0 {
 		protocols = []tap.Protocol{tap.WireGuard}
 	}
 	for _, p := range protocols {
-		first = append(first, tap.Of(p, netip.AddrPortFrom(netns.PremPrimary, PrimaryPort), netip.AddrPortFrom(netns.NVAFirst, PrimaryPort)))
-		second = append(second, tap.Of(p, netip.AddrPortFrom(netns.PremSecondary, SecondaryPort), netip.AddrPortFrom(netns.NVASecond, SecondaryPort)))
+		first = append(first, tap.Of(p, netip.AddrPortFrom(u.PremPrimary, PrimaryPort), netip.AddrPortFrom(u.NVAFirst, PrimaryPort)))
+		second = append(second, tap.Of(p, netip.AddrPortFrom(u.PremSecondary, SecondaryPort), netip.AddrPortFrom(u.NVASecond, SecondaryPort)))
 	}
 	at := func(h netns.Host, name, label string, addresses []netip.Addr, tunnels ...tap.Tunnel) tap.Interface {
 		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Link: tap.Link{Addresses: addresses, Tunnels: tunnels}}
 	}
 	return tap.Config{
-		Canary: r.Canary.Hex(), InnerMTU: innerMTU,
+		Canary: r.Canary.Hex(), InnerMTU: innerMTU(overhead),
 		Interfaces: append([]tap.Interface{
-			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{netns.PremPrimary, netns.EdgePrimary}, first...),
-			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{netns.PremSecondary, netns.EdgeSecondary}, second...),
-			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{netns.Gateway, netns.NVAFirst, netns.NVASecond}, append(first, second...)...),
+			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{u.PremPrimary, u.EdgePrimary}, first...),
+			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{u.PremSecondary, u.EdgeSecondary}, second...),
+			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{u.Gateway, u.NVAFirst, u.NVASecond}, append(first, second...)...),
 		}, r.watches...),
 	}
 }

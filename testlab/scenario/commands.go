@@ -34,7 +34,7 @@ func quiet(args, summary string, run func(*script.State, []string) error) script
 // scenario may need.
 func (x *session) commands() map[string]script.Cmd {
 	all := map[string]script.Cmd{
-		"lab":         quiet("[control]", "build the lab", x.lab),
+		"lab":         quiet("[control | ipv6]", "build the lab, as it is without agents, or with IPv6 outside", x.lab),
 		"host":        quiet("name [node=prem-2] [address=10.1.0.10] [address6=...]", "add a machine: an appliance, or one that answers test traffic", x.host),
 		"wire":        quiet("host:interface host:interface", "connect two machines by new interfaces", x.wire),
 		"controller":  quiet("start|stop|restart|kill", "run the controller", x.controller),
@@ -153,10 +153,11 @@ func (x *session) lab(s *script.State, args []string) error {
 		return errors.New("there is a lab already")
 	}
 	x.control = len(args) == 1 && args[0] == "control"
-	if len(args) > 0 && !x.control {
+	ipv6 := len(args) == 1 && args[0] == "ipv6"
+	if len(args) > 0 && !x.control && !ipv6 {
 		return script.ErrUsage
 	}
-	c := rig.Config{Log: x.config.Log, Bin: x.config.Bin, Control: x.control, Slow: x.config.Slow}
+	c := rig.Config{Log: x.config.Log, Bin: x.config.Bin, Control: x.control, IPv6: ipv6, Slow: x.config.Slow}
 	if x.config.Dir != "" {
 		c.Dir = s.Path("logs")
 	}
