@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/circuitseal/circuitseal/controller/api"
+	"github.com/circuitseal/circuitseal/controller/certify"
 	"github.com/circuitseal/circuitseal/controller/pki"
 	"github.com/circuitseal/circuitseal/controller/rotate"
 	"github.com/circuitseal/circuitseal/controller/session"
@@ -144,16 +145,21 @@ func Run(ctx context.Context, c Config) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	hub := session.New(kept, authority, c.Log.With("part", "session"))
 	rotator := rotate.New(rotate.Config{Store: kept, Sessions: hub, Log: c.Log.With("part", "rotate"), Now: c.Now})
+	if err := kept.PutAuthorities(ctx, authority.Authorities()); err != nil {
+		return err
+	}
+	certifier := certify.New(certify.Config{Store: kept, Sessions: hub, Issuer: authority, Log: c.Log.With("part", "certify"), Now: c.Now})
 	metrics := newMetrics(c.Version)
 	countWork(metrics, hub.Work)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub, Advertised: advertised,
-		Inventory: authority, Rotation: rotator, Secrets: secrets,
+		Inventory: authority, Rotation: rotator, Certificates: certifier, Secrets: secrets,
 		Log: c.Log.With("part", "api"), Now: c.Now, Metrics: metrics, Stopping: ctx,
 	})
 
 	group.Go(func() error { return hub.Run(ctx) })
 	group.Go(func() error { return rotator.Run(ctx) })
+	group.Go(func() error { return certifier.Run(ctx) })
 	group.Go(func() error {
 		if err := kept.Await(ctx); ctx.Err() == nil {
 			return outlive(ctx, c, err)

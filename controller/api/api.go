@@ -64,6 +64,8 @@ type Config struct {
 	Sessions  Sessions
 	Inventory Inventory
 	Rotation  Rotation
+	// Certificates says how far the certificates of endpoints are.
+	Certificates Certificates
 	// Advertised is the address by which agents reach the controller, or "".
 	Advertised string
 	// Secrets are the keys with which the store's secrets are sealed.
@@ -110,7 +112,7 @@ func New(c Config) http.Handler {
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, sessions: c.Sessions, advertised: c.Advertised, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	mount(circuitsealv1connect.NewKeyServiceHandler(&keys{
-		store: c.Store, inventory: c.Inventory, rotation: c.Rotation, secrets: c.Secrets, log: c.Log, now: c.Now,
+		store: c.Store, inventory: c.Inventory, rotation: c.Rotation, certs: c.Certificates, secrets: c.Secrets, log: c.Log, now: c.Now,
 	}, perProcedure))
 	return &gate{
 		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,

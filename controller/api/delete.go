@@ -133,7 +133,7 @@ func remove(ctx context.Context, to Store, s *model.Snapshot, targets map[model.
 	if err != nil {
 		return 0, connect.NewError(connect.CodeResourceExhausted, err)
 	}
-	change.Numbers = numbers
+	change.Numbers, change.Settled = numbers, model.Settle(s.Documents, rest, s.Settled)
 	revision, err := to.Write(ctx, s.Revision, change)
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		return 0, writeError(err)

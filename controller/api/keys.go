@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/circuitseal/circuitseal/controller/certify"
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/controller/pki"
 	"github.com/circuitseal/circuitseal/controller/rotate"
@@ -28,11 +29,18 @@ type Rotation interface {
 	Report(s *model.Snapshot) map[string]rotate.Report
 }
 
+// Certificates say how far the certificates of endpoints are; certify.Certifier has
+// it.
+type Certificates interface {
+	Report(s *model.Snapshot) map[string]certify.Report
+}
+
 // keys is the KeyService.
 type keys struct {
 	store     Store
 	inventory Inventory
 	rotation  Rotation
+	certs     Certificates
 	secrets   *sealed.Ring
 	log       *slog.Logger
 	now       func() time.Time
@@ -89,6 +97,12 @@ func (k *keys) ListKeys(ctx context.Context, q *connect.Request[v1.ListKeysReque
 			answer.Keys = append(answer.Keys, k.preshared(tunnel, now.PresharedKeys[tunnel], r)...)
 		}
 	}
+	reports := k.certs.Report(now)
+	for name, held := range now.Identities {
+		if of, ok := model.EndpointOfIdentity(name); ok && (customer == "" || of.Customer == customer) {
+			answer.Keys = append(answer.Keys, k.endpoint(name, held, reports[name])...)
+		}
+	}
 	slices.SortFunc(answer.GetKeys(), func(a, b *v1.KeyReport) int {
 		return cmp.Or(cmp.Compare(a.GetKind(), b.GetKind()), cmp.Compare(a.GetName(), b.GetName()),
 			slices.Compare(a.GetPlaces(), b.GetPlaces()), cmp.Compare(a.GetPhase(), b.GetPhase()), cmp.Compare(a.GetId(), b.GetId()))
@@ -123,6 +137,29 @@ func (k *keys) aged(r *v1.KeyReport, made time.Time) *v1.KeyReport {
 	r.Created = timestamppb.New(made)
 	r.Age = durationpb.New(max(0, k.now().Sub(made)))
 	return r
+}
+
+// endpoint is an endpoint's certificates for IKE. What holds their renewal up stands
+// with the one in use.
+func (k *keys) endpoint(name string, held model.IdentityCertificates, r certify.Report) []*v1.KeyReport {
+	var all []*v1.KeyReport
+	for i, g := range held.Certificates {
+		report := &v1.KeyReport{Kind: v1.KeyKind_KEY_KIND_ENDPOINT, Name: name, Id: g.Serial, Places: []string{held.Node}, Phase: "current"}
+		if len(g.Certificate) > 0 {
+			report = k.aged(report, g.Issued)
+			report.Due = timestamppb.New(g.Expires)
+		}
+		switch {
+		case i == 0:
+			report.Problem = r.Waits
+		case held.Phase == model.IdentityPrepare:
+			report.Phase = "next"
+		default:
+			report.Phase = "previous"
+		}
+		all = append(all, report)
+	}
+	return all
 }
 
 // preshared is a tunnel's pre-shared keys. What holds their rotation up stands

@@ -97,6 +97,7 @@ func (p *plans) plan(ctx context.Context, q *v1.PlanRequest) (*v1.PlanResponse, 
 	if after.Numbers, err = compile.Number(all, s.Numbers); err != nil {
 		return nil, connect.NewError(connect.CodeResourceExhausted, err)
 	}
+	after.Settled = model.Settle(s.Documents, all, s.Settled)
 	return planToWire(s.Revision, preview.Compare(s, &after).Bounded(maxPlanFlows, maxPlanList, most)), nil
 }
 

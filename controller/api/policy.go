@@ -100,7 +100,7 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 		if q.GetDryRun() {
 			return &v1.ApplyResponse{Revision: s.Revision, Changes: changes}, nil
 		}
-		revision, err := p.store.Write(ctx, s.Revision, store.Change{Put: docs, Numbers: numbers})
+		revision, err := p.store.Write(ctx, s.Revision, store.Change{Put: docs, Numbers: numbers, Settled: model.Settle(s.Documents, all, s.Settled)})
 		if errors.Is(err, store.ErrConflict) {
 			continue
 		}

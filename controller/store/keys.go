@@ -20,6 +20,9 @@ import (
 //	enrolments/<node>                                 JSON, with the newest certificate
 //	revocations/<fingerprint>                         JSON; kept for ever
 //	preshared/<customer>/<connection>/<circuit>/<link>     JSON, the keys sealed
+//	certificates/<customer>/<endpoint>                JSON: an endpoint's certificates in IKE
+//	authorities                                       JSON: the certificates that issue them
+//	settled/<customer>/<connection>                   JSON: the policy that it is known to work by
 //	sealed                                            a constant, sealed: tells whose secret key it is
 //	tokens/<id>                                       JSON, the secret as a hash
 //	redeemable/<node>                                 the id of the only token that may still be redeemed
@@ -38,10 +41,14 @@ const (
 	enrolmentRoot = root + "enrolments/"
 	revokedRoot   = root + "revocations/"
 	tokensRoot    = root + "tokens/"
-	redeemRoot    = root + "redeemable/"
-	epochKey      = root + "epoch"
-	changedKey    = root + "changed"
-	writtenKey    = root + "written"
+	settledRoot   = root + "settled/"
+
+	certificatesRoot = root + "certificates/"
+	authoritiesKey   = root + "authorities"
+	redeemRoot       = root + "redeemable/"
+	epochKey         = root + "epoch"
+	changedKey       = root + "changed"
+	writtenKey       = root + "written"
 
 	// noCustomer stands for the provider; no name is a lone "-".
 	noCustomer = "-"

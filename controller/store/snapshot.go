@@ -70,6 +70,9 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 		clientv3.OpGet(enrolmentRoot, clientv3.WithPrefix()),
 		clientv3.OpGet(revokedRoot, clientv3.WithPrefix()),
 		clientv3.OpGet(presharedRoot, clientv3.WithPrefix()),
+		clientv3.OpGet(certificatesRoot, clientv3.WithPrefix()),
+		clientv3.OpGet(authoritiesKey),
+		clientv3.OpGet(settledRoot, clientv3.WithPrefix()),
 	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read store: %w", err)
@@ -98,6 +101,9 @@ func (s *Store) read(ctx context.Context) (*view, error) {
 	v.snapshot, err = s.decode(docs, answers[3], answers[4])
 	if err == nil {
 		err = decodeIdentities(v.snapshot, answers[5], answers[6])
+	}
+	if err == nil {
+		err = readCertificates(v.snapshot, answers[8], answers[9], answers[10])
 	}
 	if err == nil {
 		v.snapshot.PresharedKeys, err = s.readPreshared(answers[7])

@@ -145,6 +145,7 @@ func TestSurvivesRestart(t *testing.T) {
 		Enrolments: map[string]model.Enrolment{}, Revocations: map[model.Fingerprint]model.Revocation{},
 
 		PresharedKeys: map[string]model.PresharedKeys{},
+		Identities:    map[string]model.IdentityCertificates{}, Settled: map[string]model.Settled{},
 	}
 	for _, d := range []model.Document{site("hq", "10.1.0.0/16"), node("prem-1")} {
 		d.Revision = before.Documents[d.Key].Revision

@@ -31,6 +31,9 @@ type Change struct {
 	// pre-shared keys, and with an endpoint that moves to another node that of
 	// the old one, and the pre-shared keys that it knows.
 	Numbers model.Numbers
+	// Settled is what is known to work of all connections after the change; nil
+	// leaves that as it is.
+	Settled map[string]model.Settled
 }
 
 // Write makes a change in one transaction, all or nothing, and returns when it
@@ -114,13 +117,14 @@ type encoded struct {
 	delete  map[string]model.Key
 	numbers map[string]string
 	tunnels map[string]uint16
+	settled map[string]model.Settled
 	revoke  model.Revocation
 }
 
 func (c Change) encode() (encoded, error) {
 	e := encoded{
 		put: map[string][]byte{}, pieces: map[string][]piece{}, docs: map[string]model.Document{}, delete: map[string]model.Key{},
-		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels, revoke: c.Revocation,
+		numbers: map[string]string{}, tunnels: c.Numbers.Tunnels, settled: c.Settled, revoke: c.Revocation,
 	}
 	var errs []error
 	for _, d := range c.Put {
@@ -257,6 +261,26 @@ func (e encoded) difference(have *model.Snapshot) (ops []clientv3.Op, changed []
 	for _, tunnel := range slices.Sorted(maps.Keys(known)) {
 		if _, ok := have.PresharedKeys[tunnel]; ok {
 			ops = append(ops, clientv3.OpDelete(presharedKey(tunnel)))
+		}
+	}
+	settled, err := settledOps(have.Settled, e.settled)
+	if err != nil {
+		return nil, nil, err
+	}
+	ops = append(ops, settled...)
+	for _, name := range slices.Sorted(maps.Keys(have.Identities)) {
+		k, ok := model.EndpointOfIdentity(name)
+		if !ok {
+			continue
+		}
+		key, endpoint, err := certificateKey(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if _, deleted := e.delete[endpoint]; deleted {
+			if _, there := have.Documents[k]; there {
+				ops = append(ops, clientv3.OpDelete(key))
+			}
 		}
 	}
 	return ops, changed, nil

@@ -92,6 +92,8 @@ var rules = []rule{
 		why: "the store keeps; it neither serves nor decides"},
 	{from: "controller/rotate", never: []string{wire, etcd, connect, "os", "net/http", module + "controller/api", module + "controller/compile", module + "proto/sealed"},
 		why: "when a secret changes is decided from values; who keeps, seals and carries it is elsewhere"},
+	{from: "controller/certify", never: []string{wire, etcd, connect, "os", "net/http", module + "controller/api", module + "controller/compile", module + "proto/sealed"},
+		why: "when a certificate changes is decided from values; who keeps, makes and carries it is elsewhere"},
 	{from: "controller/cmd/sealctl", never: []string{module + "controller", module + "proto/desired", etcd}, but: []string{module + "controller/cmd/sealctl"},
 		why: "sealctl speaks the public API and nothing else, so anybody could have written it"},
 

@@ -44,6 +44,8 @@ const (
 	KeyKind_KEY_KIND_PRESHARED KeyKind = 7
 	// What secrets are encrypted with at rest.
 	KeyKind_KEY_KIND_SECRET KeyKind = 8
+	// An endpoint's certificate for IKE, whose key its node has made.
+	KeyKind_KEY_KIND_ENDPOINT KeyKind = 9
 )
 
 // Enum value maps for KeyKind.
@@ -58,6 +60,7 @@ var (
 		6: "KEY_KIND_TUNNEL",
 		7: "KEY_KIND_PRESHARED",
 		8: "KEY_KIND_SECRET",
+		9: "KEY_KIND_ENDPOINT",
 	}
 	KeyKind_value = map[string]int32{
 		"KEY_KIND_UNSPECIFIED":   0,
@@ -69,6 +72,7 @@ var (
 		"KEY_KIND_TUNNEL":        6,
 		"KEY_KIND_PRESHARED":     7,
 		"KEY_KIND_SECRET":        8,
+		"KEY_KIND_ENDPOINT":      9,
 	}
 )
 
@@ -193,8 +197,8 @@ func (x *ListKeysResponse) GetKeys() []*KeyReport {
 type KeyReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  KeyKind                `protobuf:"varint,1,opt,name=kind,proto3,enum=circuitseal.v1.KeyKind" json:"kind,omitempty"`
-	// Whose it is: a node, a tunnel (customer/connection/circuit/link), or empty
-	// for the controller's own.
+	// Whose it is: a node, a tunnel (customer/connection/circuit/link), an endpoint by
+	// its name in IKE, or empty for the controller's own.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Which of several: a serial number, a generation, the public half, or an ID
 	// from which the key cannot be learnt.
@@ -208,7 +212,7 @@ type KeyReport struct {
 	Age *durationpb.Duration `protobuf:"bytes,6,opt,name=age,proto3" json:"age,omitempty"`
 	// When it ends or is to be replaced; unset for never.
 	Due *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=due,proto3" json:"due,omitempty"`
-	// Of a pre-shared key: current, next, previous. Of others: empty.
+	// Of a pre-shared key or an endpoint's: current, next, previous. Of others: empty.
 	Phase string `protobuf:"bytes,8,opt,name=phase,proto3" json:"phase,omitempty"`
 	// What holds a rotation up, in a sentence; empty when nothing does.
 	Problem       string `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`
@@ -327,7 +331,7 @@ const file_circuitseal_v1_keys_proto_rawDesc = "" +
 	"\x03age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12,\n" +
 	"\x03due\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x03due\x12\x14\n" +
 	"\x05phase\x18\b \x01(\tR\x05phase\x12\x18\n" +
-	"\aproblem\x18\t \x01(\tR\aproblem*\xdf\x01\n" +
+	"\aproblem\x18\t \x01(\tR\aproblem*\xf6\x01\n" +
 	"\aKeyKind\x12\x18\n" +
 	"\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rKEY_KIND_ROOT\x10\x01\x12\x19\n" +
@@ -337,7 +341,8 @@ const file_circuitseal_v1_keys_proto_rawDesc = "" +
 	"\x15KEY_KIND_NODE_SESSION\x10\x05\x12\x13\n" +
 	"\x0fKEY_KIND_TUNNEL\x10\x06\x12\x16\n" +
 	"\x12KEY_KIND_PRESHARED\x10\a\x12\x13\n" +
-	"\x0fKEY_KIND_SECRET\x10\b2[\n" +
+	"\x0fKEY_KIND_SECRET\x10\b\x12\x15\n" +
+	"\x11KEY_KIND_ENDPOINT\x10\t2[\n" +
 	"\n" +
 	"KeyService\x12M\n" +
 	"\bListKeys\x12\x1f.circuitseal.v1.ListKeysRequest\x1a .circuitseal.v1.ListKeysResponseBGZEgithub.com/circuitseal/circuitseal/proto/circuitseal/v1;circuitsealv1b\x06proto3"
