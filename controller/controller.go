@@ -20,6 +20,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/controller/api"
 	"github.com/circuitseal/circuitseal/controller/certify"
+	"github.com/circuitseal/circuitseal/controller/handover"
 	"github.com/circuitseal/circuitseal/controller/pki"
 	"github.com/circuitseal/circuitseal/controller/rotate"
 	"github.com/circuitseal/circuitseal/controller/session"
@@ -149,17 +150,19 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	certifier := certify.New(certify.Config{Store: kept, Sessions: hub, Issuer: authority, Log: c.Log.With("part", "certify"), Now: c.Now})
+	mover := handover.New(kept, hub, c.Log.With("part", "handover"))
 	metrics := newMetrics(c.Version)
 	countWork(metrics, hub.Work)
 	handler := api.New(api.Config{
 		Store: kept, Authority: authority, Sessions: hub, Advertised: advertised,
-		Inventory: authority, Rotation: rotator, Certificates: certifier, Secrets: secrets,
+		Inventory: authority, Rotation: rotator, Certificates: certifier, Handover: mover, Secrets: secrets,
 		Log: c.Log.With("part", "api"), Now: c.Now, Metrics: metrics, Stopping: ctx,
 	})
 
 	group.Go(func() error { return hub.Run(ctx) })
 	group.Go(func() error { return rotator.Run(ctx) })
 	group.Go(func() error { return certifier.Run(ctx) })
+	group.Go(func() error { return mover.Run(ctx) })
 	group.Go(func() error {
 		if err := kept.Await(ctx); ctx.Err() == nil {
 			return outlive(ctx, c, err)

@@ -66,6 +66,8 @@ type Config struct {
 	Rotation  Rotation
 	// Certificates says how far the certificates of endpoints are.
 	Certificates Certificates
+	// Handover says what changes of protocols wait for.
+	Handover Handover
 	// Advertised is the address by which agents reach the controller, or "".
 	Advertised string
 	// Secrets are the keys with which the store's secrets are sealed.
@@ -84,7 +86,7 @@ type Config struct {
 // procedure, and a refusal should say what is wrong.
 func New(c Config) http.Handler {
 	calls := newCallMetrics(c.Metrics)
-	statuses := &status{store: c.Store, sessions: c.Sessions, now: c.Now}
+	statuses := &status{store: c.Store, sessions: c.Sessions, handover: c.Handover, now: c.Now}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(statusMetrics{statuses})
 	}

@@ -16,7 +16,14 @@ import (
 type status struct {
 	store    Store
 	sessions Sessions
+	handover Handover
 	now      func() time.Time
+}
+
+// Handover says what connections that change their protocol wait for; handover.Mover
+// has it.
+type Handover interface {
+	Waiting(s *model.Snapshot) map[string]string
 }
 
 // report is a node as the controller sees it, for a connection's ends.
@@ -53,8 +60,18 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 		}
 		answer.Nodes = append(answer.Nodes, w)
 	}
+	changing := s.handover.Waiting(now)
 	for _, k := range selected(now.Documents, model.KindConnection, "") {
-		answer.Connections = append(answer.Connections, connection(now, k, reports))
+		w := connection(now, k, reports)
+		if waits, ok := changing[model.GroupID(k.Customer, k.Name)]; ok {
+			want, retiring, _ := now.Protocols(k)
+			sentence := fmt.Sprintf("tunnels change from %s to %s and have both", retiring.Protocol, want.Protocol)
+			if waits != "" {
+				sentence += ": it " + waits
+			}
+			w.Problems = append(w.Problems, sentence)
+		}
+		answer.Connections = append(answer.Connections, w)
 	}
 	advise(answer)
 	return connect.NewResponse(answer), nil

@@ -5,22 +5,21 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/circuitseal/circuitseal/controller/follow"
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/controller/pki"
-	"github.com/circuitseal/circuitseal/controller/store"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // Store is what a Certifier needs of the store; store.Store has it.
 type Store interface {
-	Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error]
+	follow.Store
 	PutIdentities(ctx context.Context, identities map[string]model.IdentityCertificates) error
 }
 
@@ -43,9 +42,6 @@ type Config struct {
 	// Now is the clock on the wall, by which certificates end.
 	Now func() time.Time
 }
-
-// every is how often reports are looked at.
-const every = time.Second
 
 // Certifier looks after the certificates of all endpoints. Its methods may be called
 // at once.
@@ -73,50 +69,10 @@ func New(c Config) *Certifier { return &Certifier{config: c, refused: map[model.
 // Run certifies until ctx is done, which is no error, or until the store cannot be
 // read any more.
 func (c *Certifier) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type news struct {
-		snapshot *model.Snapshot
-		err      error
+	if err := follow.Run(ctx, c.config.Store, c.config.Log, "certificates of endpoints", c.pass); err != nil {
+		return fmt.Errorf("certify endpoints: %w", err)
 	}
-	snapshots := make(chan news)
-	go func() {
-		defer close(snapshots)
-		for s, err := range c.config.Store.Watch(ctx) {
-			select {
-			case snapshots <- news{s, err}:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	var now *model.Snapshot
-	for {
-		select {
-		case n, ok := <-snapshots:
-			if !ok {
-				return nil
-			}
-			if n.err != nil {
-				return fmt.Errorf("certify endpoints: %w", n.err)
-			}
-			now = n.snapshot
-		case <-tick.C:
-		}
-		if now == nil {
-			continue
-		}
-		switch err := c.pass(ctx, now); {
-		case err == nil, ctx.Err() != nil:
-		case errors.Is(err, store.ErrConflict):
-			// Somebody else was faster; what they wrote comes as a snapshot.
-			c.config.Log.Debug("certificates were decided on what has changed meanwhile", "error", err)
-		default:
-			c.config.Log.Warn("certificates of endpoints were not made; trying again", "error", err)
-		}
-	}
+	return nil
 }
 
 // pass makes every move that can be made on a snapshot, in one transaction. One

@@ -2,24 +2,22 @@ package rotate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
-	"iter"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/circuitseal/circuitseal/controller/follow"
 	"github.com/circuitseal/circuitseal/controller/model"
-	"github.com/circuitseal/circuitseal/controller/store"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // Store is what a Rotator needs of the store; store.Store has it.
 type Store interface {
-	Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error]
+	follow.Store
 	PutPreshared(ctx context.Context, keys map[string]model.PresharedKeys) error
 }
 
@@ -36,10 +34,6 @@ type Config struct {
 	// Now is the clock on the wall.
 	Now func() time.Time
 }
-
-// every is how often reports are looked at: a rotation takes minutes, since it
-// waits for WireGuard's own handshakes.
-const every = time.Second
 
 // Rotator rotates the keys of all tunnels. Its methods may be called at once.
 type Rotator struct {
@@ -75,50 +69,10 @@ func New(c Config) *Rotator { return &Rotator{config: c, ages: map[string]age{}}
 // Run rotates until ctx is done, which is no error, or until the store cannot be
 // read any more.
 func (r *Rotator) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type news struct {
-		snapshot *model.Snapshot
-		err      error
+	if err := follow.Run(ctx, r.config.Store, r.config.Log, "pre-shared keys", r.pass); err != nil {
+		return fmt.Errorf("rotate pre-shared keys: %w", err)
 	}
-	snapshots := make(chan news)
-	go func() {
-		defer close(snapshots)
-		for s, err := range r.config.Store.Watch(ctx) {
-			select {
-			case snapshots <- news{s, err}:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	var now *model.Snapshot
-	for {
-		select {
-		case n, ok := <-snapshots:
-			if !ok {
-				return nil
-			}
-			if n.err != nil {
-				return fmt.Errorf("rotate pre-shared keys: %w", n.err)
-			}
-			now = n.snapshot
-		case <-tick.C:
-		}
-		if now == nil {
-			continue
-		}
-		switch err := r.pass(ctx, now); {
-		case err == nil, ctx.Err() != nil:
-		case errors.Is(err, store.ErrConflict):
-			// Somebody else was faster; what they wrote comes as a snapshot.
-			r.config.Log.Debug("rotation was decided on what has changed meanwhile", "error", err)
-		default:
-			r.config.Log.Warn("pre-shared keys were not rotated; trying again", "error", err)
-		}
-	}
+	return nil
 }
 
 // pass makes every move that can be made on a snapshot, in one transaction.

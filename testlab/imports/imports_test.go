@@ -94,6 +94,10 @@ var rules = []rule{
 		why: "when a secret changes is decided from values; who keeps, seals and carries it is elsewhere"},
 	{from: "controller/certify", never: []string{wire, etcd, connect, "os", "net/http", module + "controller/api", module + "controller/compile", module + "proto/sealed"},
 		why: "when a certificate changes is decided from values; who keeps, makes and carries it is elsewhere"},
+	{from: "controller/handover", never: []string{wire, etcd, connect, "os", "net/http", module + "controller/api", module + "controller/compile", module + "proto/sealed"},
+		why: "when a protocol has taken over is decided from values"},
+	{from: "controller/follow", never: []string{wire, etcd, connect, "os", "net/http", module + "controller/api", module + "controller/compile", module + "controller/rotate", module + "controller/certify", module + "controller/handover"},
+		why: "the loop knows nothing of what is done in it"},
 	{from: "controller/cmd/sealctl", never: []string{module + "controller", module + "proto/desired", etcd}, but: []string{module + "controller/cmd/sealctl"},
 		why: "sealctl speaks the public API and nothing else, so anybody could have written it"},
 
