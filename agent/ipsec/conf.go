@@ -26,10 +26,22 @@ func plugins(backend Backend) []string {
 // threads is enough for some answers that wait beside those that work.
 const threads = 16
 
+// libipsec has a route by its TUN for each policy, or no policy. They are put into a
+// table that only packets with the mark nowhere look at, and there are none: it is
+// that of the greatest number of a link, which no link has.
+const (
+	libipsecTable        = 220
+	nowhere       uint32 = instance.ControlMark | 0xffff
+)
+
 // configuration is strongswan.conf of a charon of ours (strongswan.conf(5)). It
 // holds no secret. Each setting has a line of its own, since its parser wants
 // that.
 func configuration(backend Backend, socket string) string {
+	table := 0
+	if backend == Libipsec {
+		table = libipsecTable
+	}
 	return fmt.Sprintf(`charon-systemd {
 	load = %s
 	threads = %d
@@ -94,6 +106,10 @@ func configuration(backend Backend, socket string) string {
 		}
 	}
 
+	# Routes that libipsec insists on go where nothing looks them up; without them
+	# there is no table and no rule.
+	routing_table = %d
+
 	plugins {
 		socket-default {
 			fwmark = %#x
@@ -105,6 +121,7 @@ func configuration(backend Backend, socket string) string {
 			mss = 0
 			port_bypass = no
 			process_rules = no
+			fwmark = %#x
 		}
 		kernel-libipsec {
 			allow_peer_ts = no
@@ -114,5 +131,5 @@ func configuration(backend Backend, socket string) string {
 		}
 	}
 }
-`, strings.Join(plugins(backend), " "), threads, instance.ControlMark, socket)
+`, strings.Join(plugins(backend), " "), threads, table, instance.ControlMark, nowhere, socket)
 }

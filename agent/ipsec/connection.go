@@ -177,7 +177,7 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 		// It comes back even when no agent runs.
 		again, on = "restart", "start"
 	}
-	locals, remotes := selectors(backend, t)
+	locals, remotes := selectors(p)
 	child := section(
 		"mode", "tunnel",
 		"esp_proposals", p.ESPProposals,
@@ -217,16 +217,14 @@ var everything = []string{"0.0.0.0/0", "::/0"}
 
 // selectors are everything between agents and with gateways that route: which
 // packets enter is decided by routes and the classifier, and a change of prefixes
-// touches no SA. libipsec has nothing else to tell tunnels apart by.
-func selectors(backend Backend, t plan.IPsecTunnel) (local, remote []string) {
-	p := t.Policy
+// touches no SA. libipsec takes them because they hold 127.0.0.1 and ::1: of others
+// it wants each to hold an address of its namespace (get_address_by_ts in
+// src/libcharon/kernel/kernel_interface.c).
+func selectors(p desired.IPsecPolicy) (local, remote []string) {
 	if len(p.LocalSelectors) > 0 || len(p.RemoteSelectors) > 0 {
 		return prefixes(p.LocalSelectors), prefixes(p.RemoteSelectors)
 	}
-	if backend != Libipsec {
-		return everything, everything
-	}
-	return append(prefixes(t.Locals), host(t.LocalProbe)...), append(prefixes(t.Remotes), host(t.RemoteProbe)...)
+	return everything, everything
 }
 
 func prefixes(list []netip.Prefix) []string {
@@ -235,13 +233,6 @@ func prefixes(list []netip.Prefix) []string {
 		out = append(out, p.String())
 	}
 	return out
-}
-
-func host(a netip.Addr) []string {
-	if !a.IsValid() {
-		return nil
-	}
-	return []string{netip.PrefixFrom(a, a.BitLen()).String()}
 }
 
 // ppkName is the PPK's identity in IKE (RFC 8784, section 5.1), an FQDN to

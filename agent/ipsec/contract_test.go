@@ -1,34 +1,428 @@
 package ipsec
 
 import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
-func TestTunnel(t *testing.T) {
+// contract is what holds with every backend.
+var contract = map[string]func(*testing.T, Backend, *pair){
+	"tunnel comes up and says what it is":           comesUp,
+	"a repeat writes nothing":                       repeats,
+	"a changed policy takes over":                   changes,
+	"a PPK is rotated":                              rotates,
+	"a killed charon comes back":                    killed,
+	"a charon that was stopped comes back":          stopped,
+	"of two SAs the older goes":                     doubles,
+	"a silent SA is replaced":                       silence,
+	"what is not wanted goes":                       goes,
+	"PSK":                                           psk,
+	"a session that breaks is taken up":             breaks,
+	"an agent that starts again finds its tunnel":   startsAgain,
+	"a weaker SA is taken down":                     weaker,
+	"the other pre-shared key is tried":             otherKey,
+	"another connection is not disturbed by errors": undisturbed,
+}
+
+func TestContract(t *testing.T) {
 	backends(t, func(t *testing.T, b Backend) {
-		p := newPair(t)
-		a, z := p.plans(t)
-		p.a.run(t)
-		p.b.run(t)
-		p.a.sync(t, a)
-		p.b.sync(t, z)
-		s, _ := p.awaitUp(t)
-		x := s.Associations[0]
-		if x.IKE != "aes256gcm16-prfsha384-ecp384" || !x.PPK || x.PFS != "" || x.LocalID != p.a.identity.Name {
-			t.Errorf("evidence %+v", x)
-		}
-		if s.PresharedUsed != 1 {
-			t.Errorf("pre-shared key of generation %d is used, want 1", s.PresharedUsed)
-		}
-		if b == Kernel {
-			if err := p.carries(t); err != nil {
-				t.Error(err)
-			}
-			if x.ESP != "aes256gcm16-esn" || !x.ESN || x.Backend != desired.BackendKernel {
-				t.Errorf("evidence %+v", x)
-			}
+		for _, name := range slices.Sorted(maps.Keys(contract)) {
+			t.Run(name, func(t *testing.T) { contract[name](t, b, newPair(t)) })
 		}
 	})
+}
+
+// up has both ends run, and the tunnel come up.
+func (p *pair) up(t *testing.T, change ...func(a, b *plan.IPsecTunnel)) (a, b plan.IPsec) {
+	t.Helper()
+	p.a.run(t)
+	p.b.run(t)
+	a, b = p.plans(t, change...)
+	p.a.sync(t, a)
+	p.b.sync(t, b)
+	p.awaitUp(t)
+	return a, b
+}
+
+func (p *pair) mustCarry(t *testing.T) {
+	t.Helper()
+	if err := p.carries(t); err != nil {
+		t.Errorf("the tunnel carries nothing: %v", err)
+	}
+}
+
+// sas are the IKE SAs that the end's charon has of the tunnel.
+func (e *end) sas(t *testing.T) []namedSA {
+	t.Helper()
+	e.driver.mu.Lock()
+	defer e.driver.mu.Unlock()
+	if _, err := e.driver.session(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	all, err := e.driver.listSAs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all[7]
+}
+
+func (e *end) one(t *testing.T) namedSA {
+	t.Helper()
+	s := e.sas(t)
+	if len(s) != 1 {
+		t.Fatalf("%s has %d IKE SAs, want one: %+v", e.inst, len(s), s)
+	}
+	return s[0]
+}
+
+func comesUp(t *testing.T, b Backend, p *pair) {
+	p.up(t)
+	for _, e := range []*end{p.a, p.b} {
+		s := e.status(t)
+		x := s.Associations[0]
+		if x.IKE != "aes256gcm16-prfsha384-ecp384" || !x.PPK || x.PFS != "" || x.LocalID != e.identity.Name || x.Backend != b.String() || len(x.PeerCertificates) != 1 {
+			t.Errorf("evidence %+v", x)
+		}
+		if esn := b == Kernel; x.ESN != esn || x.ESP != map[bool]string{true: "aes256gcm16-esn", false: "aes256gcm16"}[esn] || x.UDPEncapsulated == esn {
+			t.Errorf("evidence %+v", x)
+		}
+		if s.PresharedUsed != 1 || !slices.Equal(s.PresharedHeld, []uint64{1}) {
+			t.Errorf("pre-shared keys %v, used %d, want 1", s.PresharedHeld, s.PresharedUsed)
+		}
+	}
+	p.mustCarry(t)
+	if s := p.a.status(t); s.ReceivedBytes == 0 || s.SentBytes == 0 {
+		t.Errorf("nothing was counted: %+v", s)
+	}
+}
+
+func repeats(t *testing.T, _ Backend, p *pair) {
+	a, _ := p.up(t)
+	before := p.a.one(t)
+	p.a.drift.Begin(true)
+	for range 3 {
+		p.a.sync(t, a)
+	}
+	p.a.drift.End()
+	if d := p.a.drift.Drift(); len(d) != 0 {
+		t.Errorf("a repeat has written: %+v", d)
+	}
+	if after := p.a.one(t); after.id != before.id || after.children[0].id != before.children[0].id {
+		t.Errorf("SA %d was replaced by %d", before.id, after.id)
+	}
+}
+
+func startsAgain(t *testing.T, _ Backend, p *pair) {
+	a, _ := p.up(t)
+	before, pid := p.a.one(t), p.a.driver.open.pid
+	p.a.restart()
+	p.a.sync(t, a)
+	p.a.run(t)
+	p.a.await(t, "the tunnel", isUp)
+	if after := p.a.one(t); after.id != before.id || p.a.driver.open.pid != pid {
+		t.Errorf("SA %d of charon %d was replaced by %d of %d", before.id, pid, after.id, p.a.driver.open.pid)
+	}
+	p.a.drift.Begin(true)
+	p.a.sync(t, a)
+	p.a.drift.End()
+	if d := p.a.drift.Drift(); len(d) != 0 {
+		t.Errorf("a repeat has written: %+v", d)
+	}
+}
+
+// awaitOther waits until the tunnel is up by one SA that is not this.
+func (e *end) awaitOther(t *testing.T, before namedSA) {
+	t.Helper()
+	e.await(t, "another SA", func(s TunnelState) bool {
+		if !isUp(s) {
+			return false
+		}
+		sas := e.sas(t)
+		return len(sas) == 1 && sas[0].spis != before.spis
+	})
+}
+
+func changes(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	lost := p.stream(t)
+	a, b := p.plans(t, func(a, b *plan.IPsecTunnel) {
+		for _, x := range []*plan.IPsecTunnel{a, b} {
+			x.Policy.IKEProposals = []string{"aes256gcm16-prfsha512-ecp521"}
+		}
+	})
+	p.b.sync(t, b)
+	time.Sleep(time.Second)
+	if !p.b.status(t).Up {
+		t.Error("the answering end took the tunnel down before the other one knew")
+	}
+	p.a.sync(t, a)
+	p.a.awaitOther(t, before)
+	p.b.awaitOther(t, before)
+	if s := p.a.status(t); s.Associations[0].IKE != "aes256gcm16-prfsha512-ecp521" {
+		t.Errorf("evidence %+v", s.Associations[0])
+	}
+	if n, all := lost(); n != 0 {
+		t.Errorf("%d of %d packets were lost", n, all)
+	}
+	p.mustCarry(t)
+}
+
+func rotates(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	for _, step := range [][2][]uint64{{{1, 2}, {1, 2}}, {{2, 1}, {1, 2}}, {{2, 1}, {2, 1}}, {{2}, {2}}} {
+		a, b := p.plans(t, func(a, b *plan.IPsecTunnel) {
+			a.PresharedKeys, b.PresharedKeys = shared(t, step[0]...), shared(t, step[1]...)
+		})
+		p.a.sync(t, a)
+		p.b.sync(t, b)
+		used := step[0][0]
+		for _, e := range []*end{p.a, p.b} {
+			e.await(t, fmt.Sprintf("generation %d", used), func(s TunnelState) bool { return isUp(s) && s.PresharedUsed == used })
+		}
+	}
+	if after := p.a.one(t); after.spis == before.spis || !after.ppk {
+		t.Errorf("the PPK has changed and the SA has not: %+v", after)
+	}
+	if s := p.b.status(t); !slices.Equal(s.PresharedHeld, []uint64{2}) {
+		t.Errorf("held are %v, want generation 2", s.PresharedHeld)
+	}
+}
+
+// kill ends the end's charon.
+func (e *end) kill(t *testing.T, signal unix.Signal) {
+	t.Helper()
+	e.driver.mu.Lock()
+	c, err := e.driver.session(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := c.pid
+	e.driver.mu.Unlock()
+	if err := unix.Kill(pid, signal); err != nil {
+		t.Fatal(err)
+	}
+	for unix.Kill(pid, 0) == nil {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func killed(t *testing.T, b Backend, p *pair) {
+	for _, e := range []*end{p.a, p.b} {
+		t.Run(string(e.inst[0]), func(t *testing.T) {
+			if e == p.a {
+				p.up(t)
+			}
+			before := p.a.one(t)
+			e.kill(t, unix.SIGKILL)
+			if b == Kernel {
+				p.mustCarry(t)
+				if s := e.status(t); !s.Up {
+					t.Errorf("the kernel still carries, and the tunnel is not up: %+v", s)
+				}
+			}
+			p.a.awaitOther(t, before)
+			p.b.awaitOther(t, before)
+			p.mustCarry(t)
+			if b != Kernel {
+				return
+			}
+			h, err := e.circuit.Netlink(unix.NETLINK_XFRM)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+				k, err := readKernel(h)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := len(k[7].states); n == 2 {
+					break
+				} else if time.Now().After(end) {
+					t.Fatalf("the kernel has %d SAs of the tunnel, want 2: orphans stay", n)
+				}
+			}
+			p.mustCarry(t)
+		})
+	}
+}
+
+func stopped(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	p.a.kill(t, unix.SIGTERM)
+	p.a.awaitOther(t, before)
+	p.b.await(t, "the tunnel", isUp)
+	p.mustCarry(t)
+}
+
+func doubles(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	lost := p.stream(t)
+	p.a.driver.mu.Lock()
+	err := p.a.driver.initiate(t.Context(), p.a.driver.tunnels[7])
+	p.a.driver.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.a.awaitOther(t, before)
+	p.b.awaitOther(t, before)
+	if a, b := p.a.one(t), p.b.one(t); a.spis != b.spis {
+		t.Errorf("the ends have kept different ones: %v and %v", a.spis, b.spis)
+	}
+	if n, all := lost(); n != 0 {
+		t.Errorf("%d of %d packets were lost", n, all)
+	}
+	p.mustCarry(t)
+}
+
+func silence(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	p.a.driver.mu.Lock()
+	p.a.silent = func(string, time.Time) bool { return true }
+	p.a.driver.mu.Unlock()
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		if s := p.a.sas(t); len(s) > 0 && s[len(s)-1].spis != before.spis {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("a silent tunnel did not begin anew")
+		}
+	}
+	p.a.driver.mu.Lock()
+	p.a.silent = nil
+	p.a.driver.mu.Unlock()
+	p.awaitUp(t)
+}
+
+func goes(t *testing.T, b Backend, p *pair) {
+	a, _ := p.up(t)
+	p.a.sync(t, plan.IPsec{Identities: a.Identities})
+	h, err := p.a.driver.openNetlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	have, err := p.a.driver.readDevices(h)
+	if err != nil || len(have) != 0 {
+		t.Errorf("devices %v are left, %v", have, err)
+	}
+	for end := time.Now().Add(patience); len(p.a.sas(t)) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("SAs are left")
+		}
+	}
+	p.a.driver.mu.Lock()
+	defer p.a.driver.mu.Unlock()
+	left, err := p.a.driver.readHeld(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left.connections) != 0 || len(left.secrets) != 0 || len(left.keys) != 1 {
+		t.Errorf("charon still has %+v", left)
+	}
+	if b == Kernel {
+		k, err := readKernel(h.circuit)
+		if err != nil || len(k) != 0 {
+			t.Errorf("the kernel still has %v, %v", k, err)
+		}
+	}
+}
+
+func psk(t *testing.T, _ Backend, p *pair) {
+	use := func(a, b *plan.IPsecTunnel) {
+		for _, x := range []*plan.IPsecTunnel{a, b} {
+			x.Policy.Authentication, x.Policy.PPKRequired, x.Policy.PeerCertificates = desired.AuthenticationPSK, false, nil
+		}
+	}
+	p.up(t, use)
+	for _, step := range [][2][]uint64{{{1, 2}, {1, 2}}, {{2, 1}, {2, 1}}, {{2}, {2}}} {
+		a, b := p.plans(t, use, func(a, b *plan.IPsecTunnel) {
+			a.PresharedKeys, b.PresharedKeys = shared(t, step[0]...), shared(t, step[1]...)
+		})
+		p.a.sync(t, a)
+		p.b.sync(t, b)
+		p.a.await(t, fmt.Sprintf("generation %d", step[0][0]), func(s TunnelState) bool { return isUp(s) && s.PresharedUsed == step[0][0] })
+	}
+	p.mustCarry(t)
+}
+
+// breaks has the session end between any two requests of a Sync.
+func breaks(t *testing.T, _ Backend, p *pair) {
+	p.b.run(t)
+	a, b := p.plans(t)
+	p.b.sync(t, b)
+	p.a.run(t)
+	for after := 0; after < 6; after++ {
+		p.a.driver.mu.Lock()
+		c, err := p.a.driver.session(t.Context(), true)
+		if err != nil {
+			p.a.driver.mu.Unlock()
+			t.Fatal(err)
+		}
+		left := after
+		c.conn.Conn = &breaking{Conn: c.conn.Conn, writes: &left}
+		p.a.driver.mu.Unlock()
+		_ = p.a.trySync(a)
+	}
+	p.a.sync(t, a)
+	p.awaitUp(t)
+	p.a.one(t)
+	p.b.one(t)
+}
+
+func weaker(t *testing.T, _ Backend, p *pair) {
+	_, b := p.up(t)
+	// What is asked of the SA that is there is more than it is; its name says that it
+	// was made for that.
+	p.a.driver.mu.Lock()
+	x := p.a.driver.tunnels[7]
+	x.Policy.IKEProposals = []string{"aes256gcm16-prfsha512-ecp521"}
+	x.Policy.ESPProposals = b.Tunnels[0].Policy.ESPProposals
+	p.a.driver.mu.Unlock()
+	p.a.driver.wake()
+	s := p.a.await(t, "its end", func(s TunnelState) bool { return !s.Up && strings.Contains(s.Problem, "weaker") })
+	if !strings.Contains(s.Problem, "aes256gcm16-prfsha384-ecp384") {
+		t.Errorf("problem %q does not say what was negotiated", s.Problem)
+	}
+}
+
+func otherKey(t *testing.T, _ Backend, p *pair) {
+	p.up(t, func(a, b *plan.IPsecTunnel) {
+		a.PresharedKeys, b.PresharedKeys = shared(t, 5, 4), shared(t, 4)
+	})
+	if s := p.a.status(t); s.PresharedUsed != 4 {
+		t.Errorf("generation %d is used, the far end has 4 only", s.PresharedUsed)
+	}
+}
+
+func undisturbed(t *testing.T, _ Backend, p *pair) {
+	a, _ := p.up(t)
+	before := p.a.one(t)
+	bad := a.Tunnels[0]
+	bad.ID, bad.Number, bad.Device, bad.Policy.LocalID = "customer/connection/circuit/other", 8, p.a.inst.IPsecDevice(8), "nobody.example"
+	bad.LocalProbe, bad.RemoteProbe = desired.ProbeAddresses(8)
+	double := a.Tunnels[0]
+	double.ID, double.Number, double.Device = "customer/second/circuit/link", 9, p.a.inst.IPsecDevice(9)
+	double.LocalProbe, double.RemoteProbe = desired.ProbeAddresses(9)
+	a.Tunnels = append(a.Tunnels, bad, double)
+	err := p.a.trySync(a)
+	if err == nil || !strings.Contains(err.Error(), "no certificate of nobody.example") || !strings.Contains(err.Error(), "IKE cannot tell it from tunnel customer/connection/circuit/link") {
+		t.Errorf("error %v", err)
+	}
+	if after := p.a.one(t); after.id != before.id {
+		t.Error("the SA was replaced")
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -402,4 +403,80 @@ func (p *pair) carries(t *testing.T) error {
 		err = fmt.Errorf("back: %w", err)
 	}
 	return err
+}
+
+// breaking is a connection that ends at a write.
+type breaking struct {
+	net.Conn
+	writes *int
+}
+
+func (b *breaking) Write(p []byte) (int, error) {
+	if *b.writes--; *b.writes < 0 {
+		_ = b.Close()
+		return 0, net.ErrClosed
+	}
+	return b.Conn.Write(p)
+}
+
+// stream sends numbered packets through the tunnel until lost is called, which
+// tells how many did not arrive.
+func (p *pair) stream(t *testing.T) (lost func() (n, all int)) {
+	t.Helper()
+	local, remote := desired.ProbeAddresses(7)
+	socket := func(e *end, at netip.Addr) (fd int) {
+		err := e.main.Do(func() (err error) {
+			if fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				return err
+			}
+			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 500_000}); err != nil {
+				return err
+			}
+			return unix.Bind(fd, &unix.SockaddrInet6{Port: 4001, Addr: at.As16()})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	from, to := socket(p.a, local), socket(p.b, remote)
+	stop, sent, got := make(chan struct{}), make(chan int), make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				sent <- n
+				return
+			case <-time.After(2 * time.Millisecond):
+				_ = unix.Sendto(from, []byte(strconv.Itoa(n)), 0, &unix.SockaddrInet6{Port: 4001, Addr: remote.As16()})
+				n++
+			}
+		}
+	}()
+	over := make(chan struct{})
+	go func() {
+		n := 0
+		var b [100]byte
+		for {
+			if _, _, err := unix.Recvfrom(to, b[:], 0); err == nil {
+				n++
+				continue
+			}
+			select {
+			case <-over:
+				got <- n
+				return
+			default:
+			}
+		}
+	}()
+	return func() (int, int) {
+		close(stop)
+		all := <-sent
+		close(over)
+		n := <-got
+		_, _ = unix.Close(from), unix.Close(to)
+		return all - n, all
+	}
 }
