@@ -103,6 +103,8 @@ type tunnel struct {
 	// lastUsed is the last.
 	used     map[uint64]uint64
 	lastUsed uint64
+	// sole is since when it has the same pre-shared keys.
+	sole time.Time
 	// weakness is in what the last SA was weaker than the policy, which was taken
 	// down for that.
 	weakness string
@@ -170,6 +172,11 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 		x := d.tunnels[t.Number]
 		if x == nil || x.ID != t.ID {
 			x = &tunnel{seen: map[uint64]sighting{}, used: map[uint64]uint64{}}
+		}
+		if !slices.EqualFunc(x.PresharedKeys, t.PresharedKeys, func(a, b desired.PresharedKey) bool {
+			return a.Generation == b.Generation && a.Key.Equal(b.Key)
+		}) {
+			x.sole = time.Now()
 		}
 		x.IPsecTunnel, x.problem = t, ""
 		x.preferred %= max(1, len(t.PresharedKeys))

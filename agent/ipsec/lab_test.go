@@ -338,8 +338,13 @@ func (e *end) status(t *testing.T) TunnelState {
 // await waits until ok says so of the end's tunnel.
 func (e *end) await(t *testing.T, what string, ok func(TunnelState) bool) TunnelState {
 	t.Helper()
+	return e.awaitFor(t, patience, what, ok)
+}
+
+func (e *end) awaitFor(t *testing.T, limit time.Duration, what string, ok func(TunnelState) bool) TunnelState {
+	t.Helper()
 	var s TunnelState
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if s = e.status(t); ok(s) {
 			return s
 		}

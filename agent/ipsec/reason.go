@@ -26,7 +26,7 @@ var reasons = []struct {
 	{[]string{"certificate invalid (valid from"}, "the far end's certificate is not valid now: it has expired, or the clocks differ"},
 	{[]string{"no trusted", "public key found for"}, "the far end shows no certificate that is pinned for it"},
 	{[]string{"no issuer certificate found for"}, "the far end's certificate is from an authority that the policy does not name"},
-	{[]string{"constraint check failed"}, "the far end is not who the policy names"},
+	{[]string{"constraint check failed"}, "the far end is not who the policy names, or shows a certificate that is not pinned for it"},
 	{[]string{"signature validation failed"}, "the far end cannot prove that it has the key of its certificate"},
 	{[]string{"no private key found for"}, "this node's private key does not fit its certificate"},
 	{[]string{"received proposals unacceptable"}, "the far end proposes nothing that the policy allows"},

@@ -41,7 +41,7 @@ func TestRefused(t *testing.T) {
 			{"another tenant's certificate of the same CA", nil, func(t *testing.T, p *pair, _, b *plan.IPsecTunnel) {
 				// What is pinned is another's, of the same CA.
 				b.Policy.PeerCertificates = [][]byte{p.b.current()}
-			}, "AUTHENTICATION_FAILED", "no certificate that is pinned"},
+			}, "AUTHENTICATION_FAILED", "not pinned"},
 			{"weaker proposal", nil, func(_ *testing.T, _ *pair, a, _ *plan.IPsecTunnel) {
 				a.Policy.IKEProposals = []string{"aes128gcm16-prfsha256-ecp256"}
 			}, "NO_PROPOSAL_CHOSEN", ""},

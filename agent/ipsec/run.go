@@ -34,7 +34,7 @@ const (
 	// another is after how many failures the other pre-shared key is tried.
 	another = 3
 	// redial is how long after an error of the session of events the next is made.
-	redial = time.Second
+	redial = 200 * time.Millisecond
 )
 
 // attempt notes that one is made, and when the next may be.
@@ -124,10 +124,10 @@ func (d *Driver) listenOnce(ctx context.Context, to chan<- vici.Event) error {
 	}
 	defer func() { _ = c.Close() }()
 	events := make(chan vici.Event, cap(to))
-	c.session.NotifyEvents(events)
-	if err := c.session.Subscribe(eventLog, eventIKE, eventChild); err != nil {
+	if err := c.subscribe(events, eventIKE, eventChild, eventLog); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
+	d.wake()
 	check := time.NewTicker(lookEvery)
 	defer check.Stop()
 	for {
@@ -301,7 +301,11 @@ func (t *tunnel) observe(sas []namedSA, now time.Time) {
 		}
 		g := t.used[s.id]
 		if c := s.child(); g == 0 && c != nil {
-			if g = generationOf(c.name); g == 0 && s.ppk && len(t.used) > 0 {
+			switch g = generationOf(c.name); {
+			case g != 0 || !s.ppk:
+			case len(t.PresharedKeys) == 1 && s.age < now.Sub(t.sole):
+				g = t.PresharedKeys[0].Generation
+			case len(t.used) > 0:
 				// A rekeyed IKE SA has another number; one that was authenticated anew would
 				// have told.
 				g = t.lastUsed

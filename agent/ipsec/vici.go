@@ -5,11 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/strongswan/govici/vici"
@@ -140,22 +142,39 @@ func (c *client) stream(ctx context.Context, command, event string, in *vici.Mes
 	return errors.Join(errs...)
 }
 
-// window is how many packets may be on their way between reader and taker; see
-// stream.
-const window = 64
+// subscribe has events go to a channel, which drops them while it is full. govici
+// waits for charon's answer with a lock that its reader takes for an event: one that
+// comes in between would have both wait for ever. So those are not read.
+func (c *client) subscribe(to chan<- vici.Event, events ...string) error {
+	c.session.NotifyEvents(to)
+	c.conn.deaf.Store(true)
+	defer c.conn.deaf.Store(false)
+	return c.session.Subscribe(events...)
+}
 
-// pacedConn counts packets as govici reads them: a length of four bytes, then as
-// many.
+const (
+	// window is how many packets may be on their way between reader and taker; see
+	// stream.
+	window = 64
+	// packetLimit bounds what is taken for a packet; charon's own bound is 512 KiB.
+	packetLimit = 4 << 20
+	lengthSize  = 4
+	// packetEvent is the type of an event (src/libcharon/plugins/vici/README.md).
+	packetEvent = 7
+)
+
+// pacedConn reads whole packets: a length of four bytes, then as many.
 type pacedConn struct {
 	net.Conn
+	// deaf leaves events out.
+	deaf atomic.Bool
+
 	mu     sync.Mutex
 	more   *sync.Cond
 	paced  bool
 	credit int
-	// length is what has been read of a packet's length, left what has not been of
-	// its rest. One goroutine reads.
-	length []byte
-	left   uint32
+	// rest is what has not been read of a packet. One goroutine reads.
+	rest []byte
 }
 
 func newPacedConn(c net.Conn) *pacedConn {
@@ -165,28 +184,44 @@ func newPacedConn(c net.Conn) *pacedConn {
 }
 
 func (p *pacedConn) Read(b []byte) (int, error) {
-	if p.left == 0 && len(p.length) == 0 {
+	if len(p.rest) == 0 {
 		p.mu.Lock()
 		for p.paced && p.credit <= 0 {
 			p.more.Wait()
 		}
 		p.credit--
 		p.mu.Unlock()
-	}
-	n, err := p.Conn.Read(b)
-	for _, x := range b[:n] {
-		if p.left > 0 {
-			p.left -= min(p.left, uint32(n))
-			break
-		}
-		if p.length = append(p.length, x); len(p.length) == lengthSize {
-			p.left, p.length = binary.BigEndian.Uint32(p.length), nil
+		var err error
+		if p.rest, err = p.packet(); err != nil {
+			return 0, err
 		}
 	}
-	return n, err
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
 }
 
-const lengthSize = 4
+// packet is the next one with its length.
+func (p *pacedConn) packet() ([]byte, error) {
+	for {
+		length := make([]byte, lengthSize)
+		if _, err := io.ReadFull(p.Conn, length); err != nil {
+			return nil, err
+		}
+		n := binary.BigEndian.Uint32(length)
+		if n > packetLimit {
+			return nil, fmt.Errorf("charon sends a packet of %d bytes", n)
+		}
+		packet := append(length, make([]byte, n)...)
+		if _, err := io.ReadFull(p.Conn, packet[lengthSize:]); err != nil {
+			return nil, err
+		}
+		if n > 0 && packet[lengthSize] == packetEvent && p.deaf.Load() {
+			continue
+		}
+		return packet, nil
+	}
+}
 
 func (p *pacedConn) pace(on bool) {
 	p.mu.Lock()

@@ -56,6 +56,10 @@ func Open(name string) (Namespace, error) {
 	return n, nil
 }
 
+// FromFile is the namespace that a file of /proc/PID/ns leads to. The file stays the
+// caller's.
+func FromFile(f *os.File) Namespace { return Namespace{file: f} }
+
 // Close gives the handle up. Closing the zero value does nothing.
 func (n Namespace) Close() error {
 	if n.file == nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/ipsec"
 	"github.com/circuitseal/circuitseal/agent/wireguard"
 )
 
@@ -108,7 +109,7 @@ Exit status: 0 ok, 1 refused or failed, 2 wrong usage.`,
 	f.StringVar(&o.secretKey, "secret-key-file", "", "`file` with the key that encrypts secrets at rest, 0600, outside of the state directory (default: the credential \"secret-key\", else /etc/circuitseal/NAME.key, made by run when there is none)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), removeCommand(o), secretKeyCommand())
+	root.AddCommand(enrollCommand(o), runCommand(o), statusCommand(o), planCommand(o), wireguardCommand(o), charonCommand(o), removeCommand(o), secretKeyCommand())
 	for _, c := range root.Commands() {
 		check := c.Args
 		c.Args = func(c *cobra.Command, args []string) error {
@@ -183,6 +184,28 @@ a unit's processes, so that it outlives the agent.`,
 				return err
 			}
 			return wireguard.Serve(c.Context(), i, log)
+		},
+	}
+}
+
+func charonCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "charon",
+		Short: "Run strongSwan's charon, for tunnels by IPsec",
+		Long: `Becomes the instance's charon, in its circuit namespace, with a configuration and a
+/run of its own. The agent starts it when a tunnel needs it, and tells it everything;
+give it a unit of its own where a service manager ends all of a unit's processes, so
+that it outlives the agent.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			i, _, err := o.parse()
+			if err != nil {
+				return err
+			}
+			if err := agent.RequireRoot(); err != nil {
+				return err
+			}
+			return ipsec.Serve(i)
 		},
 	}
 }
