@@ -247,6 +247,7 @@ func (n *node) Status(ctx context.Context) desired.Status {
 	}
 	s.Tunnels = report.Tunnels(p, seen, now)
 	s.IdentityKeys = public.identities
+	s.Charon = n.ipsec.Charon(ctx)
 	s.Capabilities = report.Capabilities(n.hooks.String(), s.Tunnels)
 
 	guards, counters, err := n.guard.Status(ctx)
