@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -76,7 +75,7 @@ func New(c Config) (*Classifier, error) {
 	d := &Classifier{
 		config:    c,
 		directory: pinDirectory(c.Instance),
-		markBase:  markBase(c.Instance),
+		markBase:  c.Instance.InnerMark(),
 		log:       c.Log,
 	}
 	if err := d.open(); err != nil {
@@ -127,19 +126,6 @@ func (c *Classifier) load() error {
 
 // maxGroup is the greatest number of a group: it is the lower half of a mark.
 const maxGroup = 1<<16 - 1
-
-// markBase is the upper half of the marks of classified packets, never 0 and
-// never that of outer packets. Nothing breaks when two instances have the same:
-// their groups are on different devices.
-func markBase(i instance.Instance) uint32 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(i)) // never fails
-	base := h.Sum32()<<16 ^ h.Sum32()&0xffff0000
-	for base == 0 || base == instance.Mark(0) {
-		base += 1 << 16
-	}
-	return base
-}
 
 // Sync makes the kernel have exactly what want says. It returns what could not
 // be done, each error naming its interface, prefix or group; all else is done

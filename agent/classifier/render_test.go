@@ -109,8 +109,8 @@ func TestRenderRefuses(t *testing.T) {
 		{"missing LAN", func(c *plan.Classifier) { c.LANs[2].Interface = "lan9" }, "LAN interface lan9: there is no such interface"},
 		{"LAN without Ethernet", func(c *plan.Classifier) { c.LANs[2].Interface = "tun0" }, "LAN interface tun0: it is not an Ethernet interface"},
 		{"LAN of tenant 0", func(c *plan.Classifier) { c.LANs[2].Tenant = 0 }, "tenant 0 is no tenant"},
-		{"slow path's device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = "cs-t_1" }, "names that begin with cs-t- or cs-t_ are the agent's own"},
-		{"tunnel device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = testPrefix + "6" }, "names that begin with cs-t- or cs-t_ are the agent's own devices"},
+		{"slow path's device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = "cs-t_1" }, "names that begin with cs-t-, cs-t~ or cs-t_ are the agent's own"},
+		{"tunnel device as LAN", func(c *plan.Classifier) { c.LANs[2].Interface = testPrefix + "6" }, "names that begin with cs-t-, cs-t~ or cs-t_ are the agent's own devices"},
 		{"foreign device as member", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = "eth0" }, "eth0 is no tunnel device of this instance"},
 		{"LAN as member", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = "lan8" }, "lan8 is no tunnel device of this instance"},
 		{"device not there", func(c *plan.Classifier) { c.Groups[2].Members[0].Device = testPrefix + "99" }, "device cs-t-99 is not there yet"},
@@ -182,25 +182,6 @@ func TestRenderSharesTheNode(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// Marks of instances differ from each other and from those of outer packets.
-func TestMarkBase(t *testing.T) {
-	seen := map[uint32]string{0: "none", instance.Mark(0): "outer packets"}
-	for _, name := range []string{"main", "a", "b", "lab1", "lab2", "prem", "nva"} {
-		i, err := instance.Parse(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		base := markBase(i)
-		if base&maxGroup != 0 {
-			t.Errorf("mark of %s is %#x, want its lower half to be the group's", i, base)
-		}
-		if was, twice := seen[base]; twice {
-			t.Errorf("%s has the mark %#x of %s", i, base, was)
-		}
-		seen[base] = name
 	}
 }
 

@@ -6,6 +6,7 @@ package instance
 
 import (
 	"fmt"
+	"hash/fnv"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -141,6 +142,23 @@ func Mark(link uint16) uint32 { return markBase | uint32(link) }
 // ControlMark is the mark of control sockets that serve several links: charon's.
 // No link has the number 0.
 const ControlMark uint32 = markBase
+
+// InnerMark is the upper half of the marks of packets that were judged fit to be
+// encrypted, never 0 and never that of outer packets; the lower half is their
+// group's number. Nothing breaks when two instances have the same: their groups are
+// on different devices.
+func (i Instance) InnerMark() uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(i)) // never fails
+	base := h.Sum32()<<16 ^ h.Sum32()&0xffff0000
+	for base == 0 || base == markBase {
+		base += 1 << 16
+	}
+	return base
+}
+
+// InnerTable is the routing table of the main namespace for packets with InnerMark.
+func (i Instance) InnerTable() uint32 { return i.InnerMark() }
 
 // InterfaceID is what a tunnel's IPsec interface, SAs and policies are told by
 // (XFRMA_IF_ID).

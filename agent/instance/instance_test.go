@@ -42,3 +42,22 @@ func TestVLANDevices(t *testing.T) {
 		}
 	}
 }
+
+// Marks of instances differ from each other and from those of outer packets.
+func TestInnerMark(t *testing.T) {
+	seen := map[uint32]string{0: "none", Mark(0): "outer packets"}
+	for _, name := range []string{"main", "a", "b", "lab1", "lab2", "prem", "nva"} {
+		i, err := Parse(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := i.InnerMark()
+		if base&math.MaxUint16 != 0 {
+			t.Errorf("mark of %s is %#x, want its lower half to be the group's", i, base)
+		}
+		if was, twice := seen[base]; twice {
+			t.Errorf("%s has the mark %#x of %s", i, base, was)
+		}
+		seen[base] = name
+	}
+}

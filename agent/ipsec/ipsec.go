@@ -253,6 +253,7 @@ func (d *Driver) syncDevices(closing func([]string) error) error {
 	if err != nil {
 		return err
 	}
+	all := maps.Clone(have)
 	var tunnels []plan.IPsecTunnel
 	ids := map[string]string{}
 	for _, t := range d.want.Tunnels {
@@ -273,7 +274,9 @@ func (d *Driver) syncDevices(closing func([]string) error) error {
 			steps = slices.DeleteFunc(steps, func(s deviceStep) bool { return slices.Contains(devices, s.device) })
 		}
 	}
-	return errors.Join(append(errs, d.applyDevices(h, steps, ids))...)
+	errs = append(errs, d.applyDevices(h, steps, ids))
+	interfaces, err := d.innerInterfaces(h, made(steps), all)
+	return errors.Join(append(errs, err, d.syncInner(h.main, interfaces))...)
 }
 
 // applyDevices takes the steps in order. After an error it leaves out the other

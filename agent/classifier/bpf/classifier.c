@@ -527,6 +527,10 @@ int cs_tunnel_out(struct __sk_buff *skb)
 	remote = find_remote(port.tenant, p.family, &p.dst);
 	if (!remote || remote->group != port.group || !find_local(port.tenant, p.family, &p.src))
 		return verdict(skb, port.slot, DIRECTION_OUT, REASON_WRONG_SELECTOR);
+	// XFRM interfaces look up a route for IPv6 packets (xfrmi_xmit in
+	// net/xfrm/xfrm_interface_core.c): the instance's own table has one, for this mark.
+	// Who encrypts gives the outer packet its own.
+	skb->mark = mark;
 	count(port.slot, DIRECTION_OUT, REASON_FORWARDED);
 	return TC_NEXT;
 }
