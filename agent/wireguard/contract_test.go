@@ -35,6 +35,12 @@ func TestContract(t *testing.T) {
 			for name, f := range contract {
 				t.Run(name, func(t *testing.T) { f(t, newPair(t, b)) })
 			}
+			for name, f := range map[string]func(*testing.T, pair){
+				"carries packets over IPv6":                      carriesPackets,
+				"an unchanged tunnel over IPv6 is never touched": neverTouched,
+			} {
+				t.Run(name, func(t *testing.T) { f(t, newPairAt(t, b, "fd00:77::1", "fd00:77::2")) })
+			}
 		})
 	}
 }

@@ -71,8 +71,14 @@ type pair struct{ a, b *end }
 
 func newPair(t *testing.T, b Backend) pair {
 	t.Helper()
+	return newPairAt(t, b, "192.0.2.1", "192.0.2.2")
+}
+
+// newPairAt is newPair with these outer addresses.
+func newPairAt(t *testing.T, b Backend, first, second string) pair {
+	t.Helper()
 	requireBackend(t, b)
-	p := pair{newEnd(t, "a", b, "192.0.2.1"), newEnd(t, "b", b, "192.0.2.2")}
+	p := pair{newEnd(t, "a", b, first), newEnd(t, "b", b, second)}
 	h, err := p.a.circuit.Netlink()
 	if err != nil {
 		t.Fatal(err)
@@ -140,8 +146,12 @@ func (e *end) cable(t *testing.T, up bool) {
 		}
 		return
 	}
+	address := &netlink.Addr{IPNet: netOf(netip.PrefixFrom(e.address, e.address.BitLen()-2))}
+	if e.address.Is6() {
+		address.Flags = unix.IFA_F_NODAD
+	}
 	if err := errors.Join(
-		h.AddrReplace(l, &netlink.Addr{IPNet: netOf(netip.PrefixFrom(e.address, 30))}), h.LinkSetUp(l),
+		h.AddrReplace(l, address), h.LinkSetUp(l),
 	); err != nil {
 		t.Fatal(err)
 	}

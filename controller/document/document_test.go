@@ -28,7 +28,7 @@ var comparer = cmp.Options{
 func sampleFiles(t testing.TB) []document.Source {
 	t.Helper()
 	var files []string
-	for _, pattern := range []string{"../../deploy/samples/*.yaml", "../../deploy/samples/kinds/*.yaml", "../../deploy/samples/ipv6/*.yaml"} {
+	for _, pattern := range []string{"../../deploy/samples/*.yaml", "../../deploy/samples/kinds/*.yaml"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no samples: %v", err)
