@@ -128,6 +128,14 @@ func TestBuild(t *testing.T) {
 	tagged.Links[1].OuterVLAN = 300
 	certless := byIPsec()
 	certless.Identities[0].Certificates[0].Certificate = nil
+	six := premises()
+	for i, ends := range [][3]string{{"fd00:16::1", "fd00:16::2", "fd00:20::4"}, {"fd00:16::5", "fd00:16::6", "fd00:20::5"}} {
+		six.Interfaces[i].Addresses = []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(ends[0]), 126)}
+		six.Links[i].NextHop = netip.MustParseAddr(ends[1])
+		t := &six.Sections[0].Groups[0].Tunnels[i]
+		t.Local = netip.AddrPortFrom(netip.MustParseAddr(ends[0]), t.Local.Port())
+		t.Remote = netip.AddrPortFrom(netip.MustParseAddr(ends[2]), t.Remote.Port())
+	}
 	bare := desired.State{Interfaces: premises().Interfaces[:1]}
 	tests := []struct {
 		name  string
@@ -140,6 +148,7 @@ func TestBuild(t *testing.T) {
 		{"gateway", gateway()},
 		{"ipsec-pending", certless},
 		{"tagged", tagged},
+		{"ipv6", six},
 		{"interface-without-tunnels", bare},
 		{"nothing", desired.State{}},
 	}

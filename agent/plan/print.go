@@ -31,7 +31,7 @@ func (p Plan) String() string {
 			line("  %s via %s dev %s src %s", r.Destination, r.NextHop, r.Interface, r.Source)
 		}
 		for _, c := range t.Control {
-			line("  also control packets %s -> %s", c.Local, c.Remote)
+			line("  control packets from %s to %s", c.Local, c.Remote)
 		}
 	}
 	section("tunnels", len(p.Tunnels))
@@ -64,7 +64,11 @@ func (p Plan) String() string {
 		line("%s", i)
 	}
 	for _, n := range p.Guard.Neighbors {
-		line("%s ARP %s <-> %s", n.Interface, n.Local, n.Remote)
+		by := "ARP"
+		if n.Local.Is6() {
+			by = "ND"
+		}
+		line("%s %s %s <-> %s", n.Interface, by, n.Local, n.Remote)
 	}
 	for _, f := range p.Guard.Flows {
 		line("%s", f)
