@@ -95,16 +95,19 @@ func (p policy) judgeND(f Frame, stack tags) Reason {
 		return ReasonNoNeighbor
 	}
 	key := neighborKey{f.Interface, stack, source, other}
-	if f.Direction == In {
-		key.local, key.remote = key.remote, key.local
+	// Whatever link-local address the neighbour asks from, and is answered at.
+	anyFrom, anyTo := asks && f.Direction == In, !asks && f.Direction == Out
+	if source == ownLinkLocal(from) || anyFrom && linkLocal.Contains(source) {
+		key.local = someLinkLocal
 	}
 	switch {
 	case f.Direction == In && !asks && other == allNodesAddr:
-		key.local = source
-	case asks && f.Direction == Out && source == ownLinkLocal(from), !asks && f.Direction == In && other == ownLinkLocal(to):
-		key.local = someLinkLocal
-	case asks && f.Direction == In && linkLocal.Contains(source), !asks && f.Direction == Out && linkLocal.Contains(other):
+		key.remote = source
+	case other == ownLinkLocal(to) && !anyTo || anyTo && linkLocal.Contains(other):
 		key.remote = someLinkLocal
+	}
+	if f.Direction == In {
+		key.local, key.remote = key.remote, key.local
 	}
 	if !p.neighbors[key] {
 		return ReasonNoNeighbor

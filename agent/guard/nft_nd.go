@@ -37,37 +37,33 @@ func setsND(p policy) []nftSet {
 }
 
 // acceptNDOut: ask for the neighbour, all or itself; answer it.
-func acceptNDOut() [][]expr.Any {
-	is := among(expr.MetaKeyOIFNAME)
-	asks := slices.Concat(nd(ndSolicitation), is(setNeighbors6, transport, ndTarget))
-	answers := slices.Concat(nd(ndAdvertisement), is(setOwn6, network, ipv6Source), is(setOwn6, transport, ndTarget))
-	var rules [][]expr.Any
-	for _, from := range [][]expr.Any{is(setOwn6, network, ipv6Source), isLinkLocal(ipv6Source)} {
-		rules = append(rules,
-			accepting(asks, from, toSolicitedNode(expr.MetaKeyOIFNAME)),
-			accepting(asks, from, is(setNeighbors6, network, ipv6Destination)))
-	}
-	return append(rules,
-		accepting(answers, is(setNeighbors6, network, ipv6Destination)),
-		accepting(answers, isLinkLocal(ipv6Destination)))
-}
+func acceptNDOut() [][]expr.Any { return discovery(expr.MetaKeyOIFNAME, setOwn6, setNeighbors6) }
 
 // acceptNDIn is the same the other way round, and that the neighbour announces
 // itself.
 func acceptNDIn() [][]expr.Any {
 	is := among(expr.MetaKeyIIFNAME)
-	asks := slices.Concat(nd(ndSolicitation), is(setOwn6, transport, ndTarget))
-	answers := slices.Concat(nd(ndAdvertisement), is(setNeighbors6, network, ipv6Source), is(setNeighbors6, transport, ndTarget))
-	var rules [][]expr.Any
-	for _, from := range [][]expr.Any{is(setNeighbors6, network, ipv6Source), isLinkLocal(ipv6Source)} {
+	return append(discovery(expr.MetaKeyIIFNAME, setNeighbors6, setOwn6),
+		accepting(nd(ndAdvertisement), is(setNeighbors6, network, ipv6Source), is(setNeighbors6, transport, ndTarget), toAllNodes()))
+}
+
+// discovery is what those of one set tell those of another. Link-local addresses
+// are either's.
+func discovery(device expr.MetaKey, from, to string) (rules [][]expr.Any) {
+	is := among(device)
+	asks, answers := nd(ndSolicitation), nd(ndAdvertisement)
+	for _, source := range [][]expr.Any{is(from, network, ipv6Source), isLinkLocal(network, ipv6Source)} {
 		rules = append(rules,
-			accepting(asks, from, toSolicitedNode(expr.MetaKeyIIFNAME)),
-			accepting(asks, from, is(setOwn6, network, ipv6Destination)))
+			accepting(asks, source, is(to, transport, ndTarget), toSolicitedNode(device)),
+			accepting(asks, source, is(to, transport, ndTarget), is(to, network, ipv6Destination)),
+			accepting(asks, source, isLinkLocal(transport, ndTarget), isLinkLocal(network, ipv6Destination)))
 	}
-	return append(rules,
-		accepting(answers, is(setOwn6, network, ipv6Destination)),
-		accepting(answers, isLinkLocal(ipv6Destination)),
-		accepting(answers, toAllNodes()))
+	for _, destination := range [][]expr.Any{is(to, network, ipv6Destination), isLinkLocal(network, ipv6Destination)} {
+		rules = append(rules,
+			accepting(answers, is(from, network, ipv6Source), is(from, transport, ndTarget), destination),
+			accepting(answers, isLinkLocal(network, ipv6Source), isLinkLocal(transport, ndTarget), destination))
+	}
+	return rules
 }
 
 func accepting(matches ...[]expr.Any) []expr.Any {
@@ -100,20 +96,23 @@ func toAllNodes() []expr.Any {
 	}
 }
 
-func isLinkLocal(at uint32) []expr.Any {
+func isLinkLocal(read load, at uint32) []expr.Any {
 	return []expr.Any{
-		network(reg0, at, 8),
+		read(reg0, at, 8),
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: linkLocal.Addr().AsSlice()[:8]},
 	}
 }
 
-// among wants an address of a set, for the interface, at a place that load, which
-// is network or transport, reads.
-func among(device expr.MetaKey) func(set string, load func(register, offset, length uint32) expr.Any, at uint32) []expr.Any {
-	return func(set string, load func(register, offset, length uint32) expr.Any, at uint32) []expr.Any {
+// load is network or transport.
+type load func(register, offset, length uint32) expr.Any
+
+// among wants the address that is read at a place to be one of a set, for the
+// interface.
+func among(device expr.MetaKey) func(set string, read load, at uint32) []expr.Any {
+	return func(set string, read load, at uint32) []expr.Any {
 		return []expr.Any{
 			&expr.Meta{Key: device, Register: reg0},
-			load(register(4), at, 16),
+			read(register(4), at, 16),
 			&expr.Lookup{SourceRegister: reg0, SetName: set},
 		}
 	}

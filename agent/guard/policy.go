@@ -209,8 +209,8 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 		return errors.New("the interface carries tagged links, want one of those")
 	case !usable(n.Local) || !usable(n.Remote) || n.Local == n.Remote || n.Local.Is4() != n.Remote.Is4():
 		return errors.New("want two unicast addresses of one family, in IPv6 none that is link-local")
-	case !p.neighbors[key] && len(p.neighbors)+4*p.depth(n.Interface) > maxNeighbors:
-		return fmt.Errorf("more than %d neighbours", maxNeighbors/4)
+	case !p.neighbors[key] && len(p.neighbors)+5*p.depth(n.Interface) > maxNeighbors:
+		return fmt.Errorf("more than %d neighbours", maxNeighbors/5)
 	}
 	p.below(n.Interface, func(name string, t tags) {
 		p.neighbors[neighborKey{name, t, n.Local, n.Remote}] = true
@@ -218,6 +218,7 @@ func (p policy) addNeighbor(n plan.Neighbor, known map[string]bool) error {
 		if n.Local.Is6() {
 			p.neighbors[neighborKey{name, t, n.Local, someLinkLocal}] = true
 			p.neighbors[neighborKey{name, t, someLinkLocal, n.Remote}] = true
+			p.neighbors[neighborKey{name, t, someLinkLocal, someLinkLocal}] = true
 		}
 	})
 	return nil

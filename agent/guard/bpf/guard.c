@@ -302,13 +302,15 @@ static __always_inline int own_link_local(const __u8 *a, const __u8 *mac)
 }
 
 // Neighbour discovery: who is asked for, and answers, is one of the link's two
-// addresses, and nothing in it is anybody's choice. Routers ask from their
-// link-local address, and so does this node where it makes sure of a neighbour.
+// addresses, or one that follows from the hardware address that is asked; nothing in
+// it is anybody's choice. Routers ask from their link-local address, and so does this
+// node where it makes sure of a neighbour.
 static __always_inline enum reason judge_nd(struct __sk_buff *skb, const struct ethhdr *eth, const struct ipv6 *ip, const struct tags *tags, enum direction direction)
 {
 	struct neighbor key = {.ifindex = skb->ifindex, .tags = tags->stack, .version = 6};
 	__u32 length = bpf_ntohs(ip->length), at = sizeof(struct ethhdr) + tags->bytes + sizeof(struct ipv6);
 	const __u8 *other;
+	__u8 *from, *to;
 	struct nd nd = {};
 	int asks;
 
@@ -344,20 +346,16 @@ static __always_inline enum reason judge_nd(struct __sk_buff *skb, const struct 
 	// Only the neighbour announces itself, see neighbors, and to all.
 	if (address_equal(ip->source, other))
 		return REASON_NO_NEIGHBOR;
-	if (direction == DIRECTION_OUT) {
-		// A link-local address stays zero.
-		if (!asks || !own_link_local(ip->source, eth->h_source))
-			__builtin_memcpy(key.local, ip->source, 16);
-		if (asks || !link_local(other))
-			__builtin_memcpy(key.remote, other, 16);
-	} else {
-		if (!asks || !link_local(ip->source))
-			__builtin_memcpy(key.remote, ip->source, 16);
-		if (!asks && all_nodes(other))
-			__builtin_memcpy(key.local, ip->source, 16);
-		else if (asks || !own_link_local(other, eth->h_dest))
-			__builtin_memcpy(key.local, other, 16);
-	}
+	from = direction == DIRECTION_OUT ? key.local : key.remote;
+	to = direction == DIRECTION_OUT ? key.remote : key.local;
+	// A link-local address stays zero. Of the neighbour's, only that which it sends
+	// about can be told.
+	if (!(asks && direction == DIRECTION_IN ? link_local(ip->source) : own_link_local(ip->source, eth->h_source)))
+		__builtin_memcpy(from, ip->source, 16);
+	if (!asks && direction == DIRECTION_IN && all_nodes(other))
+		__builtin_memcpy(to, ip->source, 16);
+	else if (!(!asks && direction == DIRECTION_OUT ? link_local(other) : own_link_local(other, eth->h_dest)))
+		__builtin_memcpy(to, other, 16);
 	return bpf_map_lookup_elem(&neighbors, &key) ? REASON_NEIGHBOR : REASON_NO_NEIGHBOR;
 }
 

@@ -73,8 +73,8 @@ struct flow {
 
 // With both addresses the neighbour's it is the neighbour's announcement of
 // itself (RFC 5227, section 3; RFC 4861, section 7.2.6), which only comes in. In
-// IPv6 one of the two may be zero: it is a link-local address, which hosts ask
-// from and are answered at, and nobody is asked for.
+// IPv6 zero stands for a link-local address, which hosts ask from, are answered at,
+// and make sure of.
 struct neighbor {
 	__u32 ifindex;
 	__u32 tags;
