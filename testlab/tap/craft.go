@@ -14,6 +14,7 @@ var (
 	craftB  = netip.MustParseAddr("172.16.10.2")
 	craftC  = netip.MustParseAddr("172.16.10.3")
 	craftA6 = netip.MustParseAddr("fd00::1")
+	craftB6 = netip.MustParseAddr("fd00::2")
 
 	macA  = []byte{2, 0, 0, 0, 0, 1}
 	macB  = []byte{2, 0, 0, 0, 0, 2}
@@ -21,7 +22,7 @@ var (
 )
 
 func craftInterface() Interface {
-	return Interface{Name: "test", Link: Link{Addresses: []netip.Addr{craftA, craftB, craftA6}, Tunnels: []Tunnel{
+	return Interface{Name: "test", Link: Link{Addresses: []netip.Addr{craftA, craftB, craftA6, craftB6}, Tunnels: []Tunnel{
 		{Protocol: WireGuard, A: craftA, B: craftB, PortA: 51820, PortB: 51820},
 		{Protocol: IPsec, A: craftA, B: craftC},
 	}}}
@@ -39,8 +40,16 @@ func craftARP(operation byte, senderMAC []byte, sender netip.Addr, targetMAC []b
 
 // craftND is a solicitation (135) or an advertisement (136) of craftA6.
 func craftND(kind byte, flags uint32, options ...byte) []byte {
+	return craftNDBetween(craftB6, craftA6, craftA6, kind, flags, options...)
+}
+
+// craftNDBetween is one from and to any address, of any target.
+func craftNDBetween(from, to, target netip.Addr, kind byte, flags uint32, options ...byte) []byte {
 	b := binary.BigEndian.AppendUint32([]byte{kind, 0, 0, 0}, flags)
-	return craftIPv6(protoICMPv6, append(append(b, craftA6.AsSlice()...), options...))
+	f := craftIPv6(protoICMPv6, append(append(b, target.AsSlice()...), options...))
+	copy(f[14+8:], from.AsSlice())
+	copy(f[14+24:], to.AsSlice())
+	return f
 }
 
 // craftIPv4 goes from A to B.

@@ -123,7 +123,7 @@ func (in *Inspector) parse(frame []byte, m Meta) Verdict {
 	case etherIPv4:
 		return in.ipv4(body, m)
 	case etherIPv6:
-		return in.ipv6(src, body, m)
+		return in.ipv6(dst, src, body, m)
 	default:
 		return clear("ethernet", "ethertype %#04x", t)
 	}
@@ -186,7 +186,7 @@ func (in *Inspector) ipv4(b []byte, m Meta) Verdict {
 }
 
 // ipv6 follows RFC 8200. No extension header is on the list.
-func (in *Inspector) ipv6(src, b []byte, m Meta) Verdict {
+func (in *Inspector) ipv6(dst, src, b []byte, m Meta) Verdict {
 	if len(b) < 40 || b[0]>>4 != 6 {
 		return clear("malformed", "IPv6 header is broken")
 	}
@@ -199,32 +199,53 @@ func (in *Inspector) ipv6(src, b []byte, m Meta) Verdict {
 		return clear("trailer", "content behind the IPv6 packet, %s to %s", p.src, p.dst)
 	}
 	if p.proto == protoICMPv6 {
-		return in.nd(p, src, b[7])
+		return in.nd(p, dst, src, b[7])
 	}
 	return in.packet(p, m)
 }
 
 // nd allows solicitations and advertisements of the link's own addresses
 // (RFC 4861, sections 4.3, 4.4 and 7.1), with one option at most: the frame's
-// own source, which a solicitation gives in option 1, an advertisement in 2.
-func (in *Inspector) nd(p packet, src []byte, hopLimit uint8) Verdict {
+// own source, which a solicitation gives in option 1, an advertisement in 2. The
+// link's own are, too, those link-local addresses that follow from the frame's
+// hardware addresses; whoever speaks may do so from another one, as routers do.
+func (in *Inspector) nd(p packet, dst, src []byte, hopLimit uint8) Verdict {
 	var option, flags byte
+	var owner []byte
 	switch b := p.payload; {
 	case len(b) >= 24 && b[0] == 135:
-		option, flags = 1, 0
+		option, flags, owner = 1, 0, dst
 	case len(b) >= 24 && b[0] == 136:
-		option, flags = 2, 0xe0
+		option, flags, owner = 2, 0xe0, src
 	default:
 		return clear("icmpv6", "ICMPv6 from %s to %s", p.src, p.dst)
 	}
 	target, rest := netip.AddrFrom16([16]byte(p.payload[8:24])), p.payload[24:]
-	if hopLimit != 255 || p.payload[1] != 0 || !slices.Contains(in.addresses, target) {
+	if hopLimit != 255 || p.payload[1] != 0 || !slices.Contains(in.addresses, target) && target != linkLocalOf(owner) {
 		return clear(ND, "neighbour discovery of %s from %s that is not the link's own", target, p.src)
+	}
+	speaks := func(a netip.Addr) bool { return slices.Contains(in.addresses, a) || linkLocal.Contains(a) }
+	if !speaks(p.src) || !speaks(p.dst) && p.dst != solicited(target) && (option == 1 || p.dst != netip.IPv6LinkLocalAllNodes()) {
+		return clear(ND, "neighbour discovery of %s between %s and %s, which are not both the link's own", target, p.src, p.dst)
 	}
 	if p.payload[4]&^flags != 0 || !zero(p.payload[5:8]) || len(rest) > 0 && !bytes.Equal(rest, append([]byte{option, 1}, src...)) {
 		return clear(ND, "neighbour discovery of %s from %s with content of its own", target, p.src)
 	}
 	return allowed(ND)
+}
+
+// linkLocal follows RFC 4291, section 2.5.6.
+var linkLocal = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfe, 0x80}), 64)
+
+// linkLocalOf follows RFC 4291, appendix A.
+func linkLocalOf(mac []byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
+// solicited follows RFC 4291, section 2.7.1.
+func solicited(a netip.Addr) netip.Addr {
+	b := a.As16()
+	return netip.AddrFrom16([16]byte{0xff, 2, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]})
 }
 
 func zero(b []byte) bool {

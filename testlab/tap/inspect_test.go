@@ -109,7 +109,7 @@ func TestNeighbourDiscoveryOfOthers(t *testing.T) {
 	if v := in.Inspect(craftND(135, 0), Meta{}); v.Kind != ND || v.Clear == "" {
 		t.Errorf("solicitation of another address: %+v, want it in clear", v)
 	}
-	in.addresses = append(in.addresses, craftA6)
+	in.addresses = append(in.addresses, craftA6, craftB6)
 	if diff := cmp.Diff(allowed(ND), in.Inspect(craftND(135, 0), Meta{})); diff != "" {
 		t.Errorf("solicitation of the link's own address (-want +got):\n%s", diff)
 	}

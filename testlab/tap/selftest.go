@@ -43,7 +43,8 @@ func specimens(canary []byte) []specimen {
 
 // neighbourSpecimens are ARP and ND.
 func neighbourSpecimens(text []byte) []specimen {
-	stranger := netip.MustParseAddr("10.1.0.10")
+	stranger, far := netip.MustParseAddr("10.1.0.10"), netip.MustParseAddr("fd00:c0:1::10")
+	local := netip.MustParseAddr("fe80::1")
 	address := func(kind byte, mac []byte) []byte { return append([]byte{kind, 1}, mac...) }
 	return []specimen{
 		{name: "arp request", frame: craftARP(1, macA, craftA, noMAC, craftB, nil)},
@@ -66,6 +67,20 @@ func neighbourSpecimens(text []byte) []specimen {
 		{name: "neighbour solicitation with flags", frame: craftND(135, 0xe0000000), clear: true},
 		{name: "neighbour solicitation with reserved bits", frame: craftND(135, 0x00616161), clear: true},
 		{name: "neighbour advertisement with reserved bits", frame: craftND(136, 0xe0616161), clear: true},
+		{name: "neighbour solicitation to all that may have the address", frame: craftNDBetween(craftB6, solicited(craftA6), craftA6, 135, 0)},
+		{name: "neighbour solicitation from a link-local address", frame: craftNDBetween(local, craftA6, craftA6, 135, 0)},
+		{name: "neighbour solicitation of the link-local address that it goes to", frame: craftNDBetween(local, linkLocalOf(macB), linkLocalOf(macB), 135, 0)},
+		{name: "neighbour advertisement of the link-local address that it comes from", frame: craftNDBetween(linkLocalOf(macA), local, linkLocalOf(macA), 136, 0xe0000000)},
+		{name: "neighbour advertisement to all", frame: craftNDBetween(craftA6, netip.IPv6LinkLocalAllNodes(), craftA6, 136, 0xa0000000)},
+		{name: "neighbour solicitation of another link-local address", frame: craftNDBetween(local, linkLocalOf(macB), local, 135, 0), clear: true},
+		{name: "neighbour advertisement of another link-local address", frame: craftNDBetween(local, craftB6, local, 136, 0xe0000000), clear: true},
+		{name: "neighbour solicitation from a stranger", frame: craftNDBetween(far, craftA6, craftA6, 135, 0), clear: true},
+		{name: "neighbour solicitation to a stranger", frame: craftNDBetween(craftB6, far, craftA6, 135, 0), clear: true},
+		{name: "neighbour solicitation from beyond the link-local prefix", frame: craftNDBetween(netip.MustParseAddr("fe80:1::1"), craftA6, craftA6, 135, 0), clear: true},
+		{name: "neighbour solicitation to all", frame: craftNDBetween(craftB6, netip.IPv6LinkLocalAllNodes(), craftA6, 135, 0), clear: true},
+		{name: "duplicate address detection", frame: craftNDBetween(netip.IPv6Unspecified(), solicited(craftA6), craftA6, 135, 0), clear: true},
+		{name: "router advertisement", frame: craftIPv6(protoICMPv6, append([]byte{134}, make([]byte, 15)...)), clear: true},
+		{name: "redirect", frame: craftIPv6(protoICMPv6, append([]byte{137}, make([]byte, 39)...)), clear: true},
 		{name: "router solicitation", frame: craftIPv6(protoICMPv6, append([]byte{133}, make([]byte, 15)...)), clear: true},
 	}
 }
