@@ -107,6 +107,38 @@ func TestIPv6Link(t *testing.T) {
 	}
 }
 
+// A tagged link has IPv6 on its own device, and nothing below it has any.
+func TestIPv6VLAN(t *testing.T) {
+	l := newLab(t)
+	l.wire(t, "port0")
+	l.requireVLANs(t)
+	want := portWithLinks()
+	for i := range want {
+		if len(want[i].Addresses) > 0 {
+			want[i].Addresses = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 15: byte(4*i + 1)}), 126)}
+		}
+	}
+	for range 2 {
+		if claimed, err := l.driver.Claim(t.Context(), want); err != nil || len(claimed) != len(want) {
+			t.Fatalf("claimed %q: %v", claimed, err)
+		}
+		if err := l.driver.Sync(t.Context(), want, nil); err != nil {
+			t.Fatal(err)
+		}
+		l.wantPlanned(t, want, nil)
+	}
+	for _, i := range want {
+		link, err := l.c.LinkByName(i.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addresses, err := l.c.AddrList(link, netlink.FAMILY_V6)
+		if n := 2 * len(i.Addresses); err != nil || len(addresses) != n {
+			t.Errorf("%s has %v with error %v, want %d addresses", i.Name, addresses, err, n)
+		}
+	}
+}
+
 // A marked packet is at no time looked up in the main table, in IPv6 as in IPv4.
 func TestDiffIPv6(t *testing.T) {
 	ifaces, tables := wantedIPv6()
