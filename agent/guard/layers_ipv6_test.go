@@ -32,6 +32,21 @@ func (l *lab) up6(resolve bool) {
 	l.must(err)
 	l.must(h.AddrAdd(c, &netlink.Addr{IPNet: &net.IPNet{IP: localAddr6.AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}))
 	l.must(h.LinkSetUp(c))
+	// The kernel takes IPv6 into use when it has noticed the carrier.
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		routes, err := h.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: c.Attrs().Index},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		l.must(err)
+		own := func(a netip.Addr) bool {
+			return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.AsSlice()) })
+		}
+		if own(localAddr6) && own(ownLinkLocal(localMAC)) {
+			break
+		}
+		if time.Since(start) > 10*time.Second {
+			l.t.Fatalf("the addresses are not in use: %v", routes)
+		}
+	}
 	if resolve {
 		return
 	}
