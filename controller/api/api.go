@@ -34,6 +34,7 @@ type Store interface {
 	Chunk(ctx context.Context, k model.Key, revision uint64, sum chunk.Sum) ([]byte, error)
 	Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error]
 	Write(ctx context.Context, base uint64, c store.Change) (revision uint64, err error)
+	PutPreshared(ctx context.Context, keys map[string]model.PresharedKeys) error
 	PutToken(ctx context.Context, t store.Token) error
 	Redeem(ctx context.Context, q store.Redemption, issue func(node string) (store.Issued, error)) (node string, _ store.Issued, err error)
 	Renew(ctx context.Context, node string, spki [32]byte, now time.Time, issue func() (store.Issued, error)) (store.Issued, error)
@@ -109,13 +110,15 @@ func New(c Config) http.Handler {
 		store: c.Store, authority: c.Authority, sessions: c.Sessions, log: c.Log, now: c.Now,
 		failures: newFailures(c.Now), told: told,
 	}, perProcedure))
-	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, texts, c.Log), perProcedure))
-	mount(circuitsealv1connect.NewPlanServiceHandler(&plans{store: c.Store, uploads: texts, log: c.Log}, perProcedure))
+	mount(circuitsealv1connect.NewPolicyServiceHandler(newPolicy(c.Stopping, c.Store, c.Sessions, texts, c.Log), perProcedure))
+	mount(circuitsealv1connect.NewPlanServiceHandler(&plans{store: c.Store, sessions: c.Sessions, uploads: texts, log: c.Log}, perProcedure))
 	mount(circuitsealv1connect.NewNodeServiceHandler(&nodes{store: c.Store, authority: c.Authority, sessions: c.Sessions, advertised: c.Advertised, log: c.Log, now: c.Now}, perProcedure))
 	mount(circuitsealv1connect.NewStatusServiceHandler(statuses, perProcedure))
 	mount(circuitsealv1connect.NewKeyServiceHandler(&keys{
 		store: c.Store, inventory: c.Inventory, rotation: c.Rotation, certs: c.Certificates, secrets: c.Secrets, log: c.Log, now: c.Now,
 	}, perProcedure))
+	mount(circuitsealv1connect.NewProfileServiceHandler(&profiles{c.Store}, perProcedure))
+	mount(circuitsealv1connect.NewGatewayServiceHandler(&gateways{store: c.Store, log: c.Log, now: c.Now}, perProcedure))
 	return &gate{
 		authority: c.Authority, now: c.Now, log: c.Log, handlers: handlers,
 		errors:    connect.NewErrorWriter(connect.WithCompression("gzip", nil, nil)),

@@ -95,7 +95,7 @@ func FuzzCodec(f *testing.F) {
 
 func TestSourcesAreBounded(t *testing.T) {
 	q := &v1.ApplyRequest{Sources: make([]*v1.Source, maxSources+1)}
-	_, err := newPolicy(t.Context(), nil, newUploads(time.Now), slog.New(slog.DiscardHandler)).Apply(t.Context(), connect.NewRequest(q))
+	_, err := newPolicy(t.Context(), nil, nil, newUploads(time.Now), slog.New(slog.DiscardHandler)).Apply(t.Context(), connect.NewRequest(q))
 	if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "sources") {
 		t.Errorf("%d sources: %v", len(q.GetSources()), err)
 	}

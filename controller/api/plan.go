@@ -27,9 +27,10 @@ const (
 
 // plans is the PlanService.
 type plans struct {
-	store   Store
-	uploads *uploads
-	log     *slog.Logger
+	store    Store
+	sessions Sessions
+	uploads  *uploads
+	log      *slog.Logger
 }
 
 // Plan implements circuitsealv1connect.PlanServiceHandler.
@@ -87,6 +88,9 @@ func (p *plans) plan(ctx context.Context, q *v1.PlanRequest) (*v1.PlanResponse, 
 	}
 	if err := judge(s, all, where, malformed, deletes); err != nil {
 		return nil, err
+	}
+	if problems := where.Merge(nil, incapable(p.sessions, s.Documents, all)); len(problems) > 0 {
+		return nil, invalid(problems)
 	}
 	most := maxPlanList
 	if q.GetFull() {

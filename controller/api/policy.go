@@ -32,8 +32,9 @@ const (
 
 // policy is the PolicyService.
 type policy struct {
-	store Store
-	log   *slog.Logger
+	store    Store
+	sessions Sessions
+	log      *slog.Logger
 	// stopping is done when the controller stops.
 	stopping context.Context
 	// watches has room for those who watch.
@@ -41,8 +42,8 @@ type policy struct {
 	uploads *uploads
 }
 
-func newPolicy(stopping context.Context, s Store, u *uploads, log *slog.Logger) *policy {
-	return &policy{store: s, log: log, stopping: stopping, watches: make(chan struct{}, maxWatches), uploads: u}
+func newPolicy(stopping context.Context, s Store, sessions Sessions, u *uploads, log *slog.Logger) *policy {
+	return &policy{store: s, sessions: sessions, log: log, stopping: stopping, watches: make(chan struct{}, maxWatches), uploads: u}
 }
 
 // Apply implements circuitsealv1connect.PolicyServiceHandler.
@@ -91,6 +92,9 @@ func (p *policy) apply(ctx context.Context, q *v1.ApplyRequest) (*v1.ApplyRespon
 			return nil, outdated(old)
 		}
 		if problems := where.Merge(malformed, model.ValidateBut(all, where.Told)); len(problems) > 0 {
+			return nil, invalid(problems)
+		}
+		if problems := where.Merge(nil, incapable(p.sessions, s.Documents, all)); len(problems) > 0 {
 			return nil, invalid(problems)
 		}
 		numbers, err := compile.Number(all, s.Numbers)

@@ -62,7 +62,7 @@ func TestWritesOfUnknownOutcome(t *testing.T) {
 			}
 			for action, call := range calls {
 				var log bytes.Buffer
-				err := call(newPolicy(t.Context(), failing{read: tt.read, write: tt.write}, newUploads(time.Now), slog.New(slog.NewTextHandler(&log, nil))))
+				err := call(newPolicy(t.Context(), failing{read: tt.read, write: tt.write}, nil, newUploads(time.Now), slog.New(slog.NewTextHandler(&log, nil))))
 				if connect.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
 					t.Errorf("%s: %v, want %s that says %q", action, err, tt.code, tt.says)
 				}

@@ -47,7 +47,7 @@ func TestSlowWatcherIsCutOff(t *testing.T) {
 	takeTimeout = 200 * time.Millisecond
 	defer func() { takeTimeout = before }()
 	store := restless{ended: make(chan struct{})}
-	p := newPolicy(t.Context(), store, newUploads(time.Now), slog.New(slog.DiscardHandler))
+	p := newPolicy(t.Context(), store, nil, newUploads(time.Now), slog.New(slog.DiscardHandler))
 	_, handler := circuitsealv1connect.NewPolicyServiceHandler(p)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := call{deadlines: http.NewResponseController(w)}

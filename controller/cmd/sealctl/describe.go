@@ -15,19 +15,25 @@ import (
 )
 
 func describeCommand(o *options) *cobra.Command {
-	var customer string
+	var (
+		customer string
+		reveal   bool
+	)
 	cmd := &cobra.Command{
 		Use:   "describe KIND [CUSTOMER/]NAME | KIND/CUSTOMER/NAME",
 		Short: "Show a document, what names it, and the status of what it stands for",
 		Long: `Show a document, which other documents name it, and the status of what it stands
 for: a node's interfaces, guards and tunnels; both ends of each tunnel of a
 connection, or of what belongs to a circuit, a site, an endpoint or a customer; what
-is wrong, and what to do next.
+is wrong, and what to do next. Of an endpoint that is a gateway without our agent: how
+that is to be set, ready to use (for an Azure VPN Gateway commands of the Azure CLI, for
+others strongSwan's swanctl.conf), with its pre-shared keys if --reveal-psk asks for them.
 
 sealctl get -o json and sealctl status -o json say the same to programs.`,
 		Example: `  sealctl describe node prem-1
   sealctl describe connection contoso/hq-weu
-  sealctl describe connection/contoso/hq-weu`,
+  sealctl describe connection/contoso/hq-weu
+  sealctl describe endpoint contoso/vpngw-uks --reveal-psk`,
 		Args: func(_ *cobra.Command, args []string) error {
 			q, err := parseReference(args, customer)
 			if err == nil && q.name == "" {
@@ -49,11 +55,15 @@ sealctl get -o json and sealctl status -o json say the same to programs.`,
 			if err != nil {
 				return err
 			}
+			if d.gateway, err = askGateway(cmd.Context(), o, c, d.document, reveal); err != nil {
+				return err
+			}
 			return d.print(cmd.OutOrStdout(), o.palette(cmd.OutOrStdout()))
 		},
 		ValidArgsFunction: completeDocuments(o, &customer),
 	}
 	cmd.Flags().StringVar(&customer, "customer", "", "the document's `customer`, unless its kind has none")
+	cmd.Flags().BoolVar(&reveal, "reveal-psk", false, "show the pre-shared keys of a gateway; the controller logs who has asked")
 	return formats(cmd)
 }
 
@@ -62,7 +72,9 @@ type description struct {
 	document *v1.Document
 	all      []*v1.Document
 	status   *v1.GetStatusResponse
-	now      time.Time
+	// gateway is how the other side is to be set, nil for what is no gateway.
+	gateway *v1.DescribeGatewayResponse
+	now     time.Time
 }
 
 func ask(cmd *cobra.Command, o *options, c connection, q reference) (*description, error) {
@@ -117,6 +129,9 @@ func (d *description) print(w io.Writer, colours palette) error {
 	if err := d.writeStatus(&b, colours); err != nil {
 		return err
 	}
+	if err := writeGateway(&b, colours, d.gateway); err != nil {
+		return err
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -142,7 +157,7 @@ func (d *description) writeStatus(b *strings.Builder, colours palette) error {
 	var tables []*table
 	about := d.concerns()
 	part := &v1.GetStatusResponse{}
-	tunnels := newTunnelTable(colours)
+	tunnels, associations := newTunnelTable(colours), newAssociationTable(colours)
 	for _, n := range d.status.GetNodes() {
 		isIt := d.document.GetKind() == "Node" && n.GetNode() == d.document.GetName()
 		if isIt {
@@ -154,6 +169,7 @@ func (d *description) writeStatus(b *strings.Builder, colours palette) error {
 		for _, t := range n.GetStatus().GetTunnels() {
 			if isIt || about(t.GetId()) {
 				tunnels.add(n, t, d.now)
+				associations.add(n, t)
 			}
 		}
 	}
@@ -164,7 +180,7 @@ func (d *description) writeStatus(b *strings.Builder, colours palette) error {
 			part.Connections = append(part.Connections, c)
 		}
 	}
-	tables = append(tables, connections, tunnels.table)
+	tables = append(tables, connections, tunnels.table, associations.table)
 	for _, t := range tables {
 		if t.empty() {
 			continue

@@ -100,7 +100,7 @@ then the context of CIRCUITSEAL_CONTEXT, or else the current one.
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(
 		planCommand(o), applyCommand(o), getCommand(o), describeCommand(o), explainCommand(o), deleteCommand(o),
-		statusCommand(o), watchCommand(o), nodeCommand(o), keysCommand(o), tokenCommand(o), contextCommand(o), completionCommand(), versionCommand(o),
+		statusCommand(o), watchCommand(o), nodeCommand(o), keysCommand(o), profilesCommand(o), rotateCommand(o), tokenCommand(o), contextCommand(o), completionCommand(), versionCommand(o),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true
 	completeFlags(root, o)

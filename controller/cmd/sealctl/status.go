@@ -146,11 +146,12 @@ func printStatus(w io.Writer, o *options, s *v1.GetStatusResponse, now time.Time
 		head = append(head, "ACKNOWLEDGED", "KERNEL", "REPORTED")
 	}
 	nodes := newTable(head...).paint(colours)
-	tunnels := newTunnelTable(colours)
+	tunnels, associations := newTunnelTable(colours), newAssociationTable(colours)
 	for _, n := range s.GetNodes() {
 		addNode(nodes, n, o.wide(), now)
 		for _, t := range n.GetStatus().GetTunnels() {
 			tunnels.add(n, t, now)
+			associations.add(n, t)
 		}
 	}
 	connections := newTable("CUSTOMER", "CONNECTION", "TUNNELS UP").paint(colours)
@@ -160,6 +161,9 @@ func printStatus(w io.Writer, o *options, s *v1.GetStatusResponse, now time.Time
 	tables := []*table{nodes, connections}
 	if o.wide() {
 		tables = append(tables, tunnels.table)
+		if !associations.empty() {
+			tables = append(tables, associations.table)
+		}
 	}
 	for i, t := range tables {
 		if i > 0 {
@@ -227,6 +231,9 @@ func (t tunnelTable) add(n *v1.NodeReport, s *v1.TunnelStatus, now time.Time) {
 		trip = d.AsDuration().Round(10 * time.Microsecond).String()
 	}
 	told := phase(s.GetPhase())
+	if s.GetRetiring() {
+		told += " (retiring)"
+	}
 	if !n.GetConnected() {
 		told += " when last heard"
 	}

@@ -1,0 +1,149 @@
+package api
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/controller/profile"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// userSpace is what a node's strongSwan does where its kernel has no ESP.
+const userSpace = "its ESP is in user space (libipsec, a backend for tests): "
+
+// charons judges what documents want of each node's strongSwan. A node that has not
+// said what it has is not judged: nobody knows, and it says so itself when it is.
+type charons struct {
+	report func(node string) (connected bool, wanted desired.Position, last *desired.Status)
+	seen   map[string]*desired.CharonStatus
+}
+
+func newCharons(sessions Sessions) *charons {
+	return &charons{report: sessions.Report, seen: map[string]*desired.CharonStatus{}}
+}
+
+// of is what a node has said of its strongSwan, nil for nothing.
+func (c *charons) of(node string) *desired.CharonStatus {
+	if s, ok := c.seen[node]; ok {
+		return s
+	}
+	_, _, last := c.report(node)
+	var s *desired.CharonStatus
+	if last != nil {
+		s = last.Charon
+	}
+	c.seen[node] = s
+	return s
+}
+
+// judge says what the nodes of connections by IPsec cannot do, at the documents that
+// want it of them.
+func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
+	var problems []model.Problem
+	userSpace := map[string][]model.Key{}
+	for _, k := range selected(docs, model.KindConnection, "") {
+		spec, ok := model.Lookup[*model.ConnectionSpec](docs, k)
+		if !ok {
+			continue
+		}
+		policy, ok := model.Lookup[*model.EncryptionPolicySpec](docs, model.Key{Kind: model.KindEncryptionPolicy, Customer: k.Customer, Name: spec.EncryptionPolicy})
+		if !ok || policy.Protocol != model.ProtocolIPsec {
+			continue
+		}
+		tunnels, _ := model.Tunnels(docs, k)
+		if len(tunnels) == 0 {
+			continue
+		}
+		external := externalOf(docs, k.Customer, tunnels[0])
+		p, ok := model.ProfileOf(docs, k.Customer, policy, external)
+		if !ok {
+			continue
+		}
+		ppk, _ := policy.PPK(p, external != nil)
+		for _, e := range tunnels[0].Ends {
+			charon := c.of(e.Node)
+			if e.External() || charon == nil {
+				continue
+			}
+			if why := lacks(e.Node, *charon, p, ppk); why != "" {
+				problems = append(problems, model.Problem{
+					Document: k.String(), Field: "spec.encryptionPolicy", Value: model.Shorten(spec.EncryptionPolicy), Message: why,
+					Hint: "a policy with another crypto profile, or another strongSwan on the node",
+				})
+				continue
+			}
+			if charon.Backend == desired.BackendLibipsec {
+				userSpace[e.Node] = append(userSpace[e.Node], k)
+			}
+		}
+	}
+	for _, node := range slices.Sorted(maps.Keys(userSpace)) {
+		problems = append(problems, limits(node, *c.of(node), userSpace[node])...)
+	}
+	return problems
+}
+
+// incapable says what a change wants of nodes' strongSwans that they cannot do. What
+// they could not do before, either, holds no other change up: it is in the status.
+func incapable(sessions Sessions, before, after map[model.Key]model.Document) []model.Problem {
+	c := newCharons(sessions)
+	problems := c.judge(after)
+	if len(problems) == 0 {
+		return nil
+	}
+	return newProblems(c.judge(before), problems)
+}
+
+// lacks says what a node's strongSwan cannot do of what a profile wants, "" for
+// nothing.
+func lacks(node string, c desired.CharonStatus, p profile.Profile, ppk bool) string {
+	runs := fmt.Sprintf("node %s runs strongSwan %s", node, c.Version)
+	switch {
+	case c.Version == "" && c.Problem != "":
+		return fmt.Sprintf("node %s has no strongSwan that works: %s", node, c.Problem)
+	case c.Version == "":
+		return fmt.Sprintf("node %s has no strongSwan", node)
+	case ppk && !slices.Contains(c.Algorithms, "ppk"):
+		return runs + ", which cannot mix in post-quantum pre-shared keys (RFC 8784)"
+	}
+	for _, choice := range slices.Concat(p.IKE, p.ESP) {
+		for _, a := range choice.Algorithms() {
+			if slices.Contains(c.Algorithms, a) {
+				continue
+			}
+			if a == "esn" && c.Backend == desired.BackendLibipsec {
+				return fmt.Sprintf("%s, and %sit has no extended sequence numbers (esn), which proposal %s of profile %q wants; a profile whose ESP proposals have esn: off does not",
+					runs, userSpace, choice, model.Shorten(p.Name))
+			}
+			return fmt.Sprintf("%s, which has no %s: proposal %s of profile %q wants it", runs, a, choice, model.Shorten(p.Name))
+		}
+	}
+	return ""
+}
+
+// limits says what a node whose ESP is in user space cannot carry: it has one device
+// for all SAs, and so one tunnel.
+func limits(node string, c desired.CharonStatus, connections []model.Key) []model.Problem {
+	var problems []model.Problem
+	for _, k := range connections[1:] {
+		problems = append(problems, model.Problem{
+			Document: k.String(), Field: "spec.endpoints", Value: model.Shorten(node),
+			Message: fmt.Sprintf("node %s runs strongSwan %s, and %sit carries one tunnel, which %s has", node, c.Version, userSpace, connections[0]),
+			Hint:    "a kernel with ESP and XFRM interfaces on the node, or protocol: wireguard",
+		})
+	}
+	return problems
+}
+
+// externalOf is the gateway without our agent at one end of a tunnel; nil for none.
+func externalOf(docs map[model.Key]model.Document, customer string, t model.Tunnel) *model.ExternalSpec {
+	for _, e := range t.Ends {
+		s, ok := model.Lookup[*model.EndpointSpec](docs, model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint})
+		if ok && s.External != nil {
+			return s.External
+		}
+	}
+	return nil
+}

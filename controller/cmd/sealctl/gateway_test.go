@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	v1 "github.com/circuitseal/circuitseal/proto/circuitseal/v1"
+)
+
+func TestProfiles(t *testing.T) {
+	start(t)
+	must(t, "", "apply", "-f", samples)
+	must(t, "", "apply", "-f", samples+"/kinds")
+	all := must(t, "", "profiles")
+	for _, want := range []string{"cnsa1 ", "built-in, default", "strict ", "contoso ", "aes256gcm16-prfsha384-ecp384-ke1_mlkem768 and 1 more"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("profiles lacks %q:\n%s", want, all)
+		}
+	}
+	one := must(t, "", "profiles", "bsi-tr-02102-3")
+	for _, want := range []string{"cryptoprofile bsi-tr-02102-3\n", "aes256gcm16-ecp384bp-esn", "(recalled)", "GOFIPS140", "refused: WireGuard has", "IKE 24h0m0s, ESP 4h0m0s"} {
+		if !strings.Contains(one, want) {
+			t.Errorf("one profile lacks %q:\n%s", want, one)
+		}
+	}
+	var answer struct {
+		Profiles []struct{ Name, Customer string }
+	}
+	if err := json.Unmarshal([]byte(must(t, "", "profiles", "--customer", "contoso", "-o", "json")), &answer); err != nil || len(answer.Profiles) != 7 {
+		t.Errorf("as JSON: %v, %+v", err, answer)
+	}
+	if code, _, stderr := sealctl(t, "", "profiles", "cnsa"); code == exitOK || !strings.Contains(stderr, `did you mean "cnsa1"?`) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// A gateway's settings come with its endpoint, and its keys only when they are asked
+// for.
+func TestDescribeGateway(t *testing.T) {
+	start(t)
+	must(t, "", "apply", "-f", samples)
+	must(t, "", "apply", "-f", samples+"/kinds")
+	eventually(t, "contoso/hq-uks/er-ams/primary", "keys")
+	plain := must(t, "", "describe", "endpoint", "contoso/vpngw-uks")
+	for _, want := range []string{"THE GATEWAY'S SETTINGS FOR CONNECTION hq-uks", "ipsecPolicies.ikeEncryption", "az network vpn-connection ipsec-policy add", "--reveal-psk shows it, and is logged"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("lacks %q:\n%s", want, plain)
+		}
+	}
+	revealed := must(t, "", "describe", "endpoint", "contoso/vpngw-uks", "--reveal-psk")
+	key := ""
+	for l := range strings.Lines(revealed) {
+		if f := strings.Fields(l); len(f) == 4 && f[0] == "contoso/hq-uks/er-ams/primary" && f[2] == "current" {
+			key = f[3]
+		}
+	}
+	if len(key) != 44 || strings.Contains(plain, key) || !strings.Contains(revealed, "--shared-key '"+key+"'") {
+		t.Errorf("the key is %q:\n%s", key, revealed)
+	}
+	code, _, stderr := sealctl(t, "", "describe", "site", "contoso/hq", "--reveal-psk")
+	if code != exitUsage || !strings.Contains(stderr, "is no gateway") {
+		t.Errorf("of a site: %d, %s", code, stderr)
+	}
+	made := must(t, "", "rotate", "psk", "contoso/vpngw-uks")
+	if strings.Count(made, "next") != 2 || strings.Contains(made, key) {
+		t.Errorf("rotated: %s", made)
+	}
+	// Our end does not run: it goes no further, and the gateway is to get the next one.
+	again := must(t, "", "describe", "endpoint", "contoso/vpngw-uks", "--reveal-psk")
+	if !strings.Contains(again, " next ") || strings.Contains(again, "--shared-key '"+key+"'") {
+		t.Errorf("after a rotation:\n%s", again)
+	}
+	for args, want := range map[string]string{
+		"contoso/vpngw-uks": "under way already", "contoso/hq": "which our agent looks after", "contoso/nobody": "there is no Endpoint/contoso/nobody", "contoso": "want CUSTOMER/ENDPOINT",
+	} {
+		if code, _, stderr := sealctl(t, "", "rotate", "psk", args); code == exitOK || !strings.Contains(stderr, want) {
+			t.Errorf("rotate psk %s: %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// What was negotiated is shown as it was reported, and a weakness is told.
+func TestEvidence(t *testing.T) {
+	dir := start(t)
+	must(t, "", "apply", "-f", samples)
+	policy, err := os.ReadFile(samples + "/20-contoso.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, strings.Replace(string(policy), "protocol: wireguard", "protocol: ipsec", 1), "apply", "-f", "-")
+	n := enrol(t, dir, "prem-1")
+	p := n.next()
+	n.report(func(s *v1.NodeStatus) {
+		s.Applied, s.Acknowledged = p, p
+		s.Tunnels = []*v1.TunnelStatus{
+			{Id: "contoso/hq-weu/er-ams/primary", Phase: v1.TunnelPhase_TUNNEL_PHASE_UP, Backend: "ipsec-kernel", Associations: []*v1.SecurityAssociation{{
+				Ike: "aes256gcm16-prfsha384-ecp384", Esp: "aes256gcm16-ecp384-esn", Pfs: "ecp384", Esn: true, Ppk: true, RemoteId: "vnet-weu.contoso.circuitseal.internal",
+				PeerCertificates: []string{"0123456789abcdef0123456789abcdef"}, IkeAge: durationpb.New(90e9), EspAge: durationpb.New(30e9), ReceivedPackets: 7, SentPackets: 9, Backend: "kernel",
+			}}},
+			{Id: "contoso/hq-weu/er-ams/primary", Phase: v1.TunnelPhase_TUNNEL_PHASE_UP, Backend: "wireguard-kernel", Retiring: true},
+			{Id: "contoso/hq-weu/er-ams/secondary", Phase: v1.TunnelPhase_TUNNEL_PHASE_DOWN, Backend: "ipsec-kernel", Associations: []*v1.SecurityAssociation{{Esp: "aes128", Weakness: "its cipher is not in the profile"}}},
+		}
+	})
+	eventually(t, "ipsec-kernel", "status", "-o", "wide")
+	for _, args := range [][]string{{"status", "-o", "wide"}, {"describe", "connection/contoso/hq-weu"}, {"describe", "node/prem-1"}} {
+		got := must(t, "", args...)
+		for _, want := range []string{"aes256gcm16-prfsha384-ecp384", "aes256gcm16-ecp384-esn", "vnet-weu.contoso.circuitseal.internal", "0123456789abcdef ", "1m30s/30s", "7/9", "of IKE", "its cipher is not in the profile", "up (retiring)"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%v lacks %q:\n%s", args, want, got)
+			}
+		}
+	}
+	if got := must(t, "", "status", "-o", "json"); !strings.Contains(got, `"pfs": "ecp384"`) {
+		t.Errorf("as JSON:\n%s", got)
+	}
+	if got := must(t, "", "status"); !strings.Contains(got, "tunnels change from wireguard to ipsec and have both") {
+		t.Errorf("status:\n%s", got)
+	}
+}

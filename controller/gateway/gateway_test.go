@@ -1,0 +1,188 @@
+package gateway_test
+
+import (
+	"encoding/base64"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/circuitseal/circuitseal/controller/compile"
+	"github.com/circuitseal/circuitseal/controller/document"
+	"github.com/circuitseal/circuitseal/controller/gateway"
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+var update = flag.Bool("update", false, "write golden files")
+
+const others = `
+apiVersion: circuitseal.io/v1
+kind: Site
+metadata: {name: dc, customer: contoso}
+spec: {type: azure-vnet, prefixes: [10.201.0.0/16, 10.202.0.0/16]}
+---
+apiVersion: circuitseal.io/v1
+kind: Endpoint
+metadata: {name: dc, customer: contoso}
+spec: {site: dc, external: {type: ikev2, authentication: psk}, underlay: [{address: 172.20.3.4}, {address: 172.20.3.5}]}
+---
+apiVersion: circuitseal.io/v1
+kind: EncryptionPolicy
+metadata: {name: encapsulated, customer: contoso}
+spec: {protocol: ipsec, udpEncapsulation: always, lifetimes: {time: 30m}}
+---
+apiVersion: circuitseal.io/v1
+kind: Connection
+metadata: {name: hq-dc, customer: contoso}
+spec: {endpoints: [hq, dc], circuits: [er-ams], encryptionPolicy: encapsulated}
+`
+
+// snapshot has the shipped documents and a gateway of any make.
+func snapshot(t *testing.T) *model.Snapshot {
+	t.Helper()
+	sources := []document.Source{{Name: "others", Text: others}}
+	for _, pattern := range []string{"../../deploy/samples/*.yaml", "../../deploy/samples/kinds/*.yaml"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no samples: %v", err)
+		}
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sources = append(sources, document.Source{Name: f, Text: string(text)})
+		}
+	}
+	docs, where, problems := document.Decode(sources)
+	s := &model.Snapshot{Epoch: 1, Revision: 1, Documents: map[model.Key]model.Document{}, PresharedKeys: map[string]model.PresharedKeys{}}
+	for _, d := range docs {
+		s.Documents[d.Key] = d
+	}
+	if problems = where.Merge(problems, model.Validate(s.Documents)); len(problems) > 0 {
+		t.Fatalf("invalid documents: %+v", problems)
+	}
+	var err error
+	if s.Numbers, err = compile.Number(s.Documents, model.Numbers{}); err != nil {
+		t.Fatal(err)
+	}
+	n := byte(0)
+	for _, c := range []string{"hq-dc", "hq-uks"} {
+		for _, link := range model.LinkNames() {
+			n++
+			key := func(generation uint64) model.PresharedGeneration {
+				return model.PresharedGeneration{PresharedKey: desired.PresharedKey{Generation: generation, Key: desired.Secret{n, byte(generation)}}}
+			}
+			s.PresharedKeys[model.TunnelID("contoso", c, "er-ams", link)] = model.PresharedKeys{
+				Phase: model.PresharedActivate, Keys: []model.PresharedGeneration{key(5), key(4)},
+			}
+		}
+	}
+	return s
+}
+
+func TestDescribe(t *testing.T) {
+	s := snapshot(t)
+	for _, endpoint := range []string{"vpngw-uks", "dc"} {
+		for _, reveal := range []bool{false, true} {
+			name := endpoint
+			if reveal {
+				name += "-revealed"
+			}
+			t.Run(name, func(t *testing.T) {
+				var b strings.Builder
+				for _, c := range gateway.Describe(s, "contoso", endpoint, reveal) {
+					fmt.Fprintf(&b, "%s %s\n", c.Name, c.Type)
+					for _, x := range c.Settings {
+						fmt.Fprintf(&b, "%s: %s\n", x.Name, x.Value)
+					}
+					for _, k := range c.Keys {
+						fmt.Fprintf(&b, "%s %d %s %s\n", k.Tunnel, k.Generation, k.Phase, k.Value)
+					}
+					b.WriteString("\n" + c.Text)
+				}
+				path := filepath.Join("testdata", name+".txt")
+				if *update {
+					if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(string(want), b.String()); d != "" {
+					t.Errorf("(-want +got)\n%s", d)
+				}
+			})
+		}
+	}
+	if got := gateway.Describe(s, "contoso", "hq", true); got != nil {
+		t.Errorf("of an endpoint with an agent: %+v", got)
+	}
+	if got := gateway.Describe(s, "fabrikam", "dc", true); got != nil {
+		t.Errorf("of another customer: %+v", got)
+	}
+}
+
+// No key is shown that was not asked for, in whatever form.
+func TestKeysAreHidden(t *testing.T) {
+	s := snapshot(t)
+	for _, endpoint := range []string{"vpngw-uks", "dc"} {
+		hidden := fmt.Sprintf("%+v", gateway.Describe(s, "contoso", endpoint, false))
+		shown := fmt.Sprintf("%+v", gateway.Describe(s, "contoso", endpoint, true))
+		found := 0
+		for id, keys := range s.PresharedKeys {
+			for _, k := range keys.Keys {
+				text := gateway.Text(k.Key)
+				for _, form := range []string{text, base64.StdEncoding.EncodeToString([]byte(text)), fmt.Sprintf("%x", [32]byte(k.Key))} {
+					if strings.Contains(hidden, form) {
+						t.Errorf("%s of %s is shown", id, endpoint)
+					}
+				}
+				if strings.Contains(shown, text) {
+					found++
+				}
+			}
+		}
+		if found != 4 {
+			t.Errorf("asked for, %d keys of %s are shown, want 4", found, endpoint)
+		}
+	}
+}
+
+// Both sides say the same: what a node of ours gets is what the gateway is told.
+func TestBothSidesAgree(t *testing.T) {
+	s := snapshot(t)
+	state := compile.Compile(s)["prem-1"]
+	for _, x := range state.Sections {
+		for _, g := range x.Groups {
+			if g.IPsec == nil {
+				continue
+			}
+			endpoint := map[string]string{"contoso/hq-dc": "dc", "contoso/hq-uks": "vpngw-uks"}[g.ID]
+			c := gateway.Describe(s, "contoso", endpoint, true)[0]
+			for _, tunnel := range g.Tunnels {
+				p := g.IPsec.For(tunnel)
+				for _, want := range []string{tunnel.Local.Addr().String(), p.LocalID, gateway.Text(tunnel.IPsec.PresharedKeys[0].Key)} {
+					if !strings.Contains(c.Text, want) && !strings.Contains(c.Text, base64.StdEncoding.EncodeToString([]byte(want))) {
+						t.Errorf("%s: the gateway is not told of %s", tunnel.ID, want)
+					}
+				}
+			}
+			if c.Type == model.GatewayIKEv2 {
+				for _, want := range slices.Concat(g.IPsec.IKEProposals, g.IPsec.ESPProposals) {
+					if !strings.Contains(c.Text, want) {
+						t.Errorf("%s: the gateway is not told of %s", g.ID, want)
+					}
+				}
+			}
+		}
+	}
+}

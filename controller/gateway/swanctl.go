@@ -1,0 +1,101 @@
+package gateway
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/circuitseal/circuitseal/controller/model"
+	"github.com/circuitseal/circuitseal/controller/profile"
+)
+
+// swanctl is a connection in the words of strongSwan's swanctl.conf, which others'
+// words are not far from, and as such a file. Our end begins and replaces keys first:
+// the gateway's lifetimes are a little longer.
+func (v view) swanctl() ([]Setting, string) {
+	ike, esp, _, _ := v.policy.LifetimesUnder(v.profile)
+	longer := func(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds()*11/10)) }
+	proposals, espProposals := strings.Join(profile.Strings(v.profile.IKE), ", "), strings.Join(profile.Strings(v.profile.ESP), ", ")
+	localTS, remoteTS := "0.0.0.0/0, ::/0", "0.0.0.0/0, ::/0"
+	if v.external.Selectors() == model.PolicyBased {
+		localTS, remoteTS = join(v.theirs, ", "), join(v.ours, ", ")
+	}
+	auth := "psk"
+	if v.external.Authentication == model.AuthCertificate {
+		auth = "pubkey"
+	}
+	settings := []Setting{
+		{"version", "2"}, {"proposals", proposals}, {"esp_proposals", espProposals}, {"auth", auth},
+		{"local_ts", localTS}, {"remote_ts", remoteTS}, {"rekey_time (IKE)", longer(ike)}, {"rekey_time (ESP)", longer(esp)},
+	}
+	var b, secrets strings.Builder
+	fmt.Fprintf(&b, "# swanctl.conf of the gateway for connection %s.\nconnections {\n", v.key.Name)
+	for _, t := range v.tunnels {
+		name := v.key.Customer + "-" + v.key.Name + "-" + t.link
+		settings = append(settings,
+			Setting{"local_addrs of " + name, t.theirs.String()}, Setting{"remote_addrs of " + name, t.ours.String()},
+			Setting{"local.id of " + name, t.theirID}, Setting{"remote.id of " + name, t.ourID})
+		fmt.Fprintf(&b, `    %s {
+        version = 2
+        local_addrs = %s
+        remote_addrs = %s
+        proposals = %s
+        encap = %s
+        mobike = no
+        fragmentation = yes
+        dpd_delay = 10s
+        rekey_time = %s
+        local {
+            auth = %s
+            id = %s
+        }
+        remote {
+            auth = %s
+            id = %s
+%s        }
+        children {
+            net {
+                mode = tunnel
+                local_ts = %s
+                remote_ts = %s
+                esp_proposals = %s
+                rekey_time = %s
+                replay_window = 1024
+                start_action = none
+                dpd_action = clear
+                close_action = none
+            }
+        }
+    }
+`, name, t.theirs, t.ours, proposals, encap(v.policy), longer(ike), auth, t.theirID, auth, t.ourID, v.cacerts(), localTS, remoteTS, espProposals, longer(esp))
+		fmt.Fprintf(&secrets, `    ike-%s {
+        id-local = %s
+        id-remote = %s
+        secret = "%s"
+    }
+`, name, t.theirID, t.ourID, t.encoded)
+	}
+	b.WriteString("}\n")
+	if auth == "psk" {
+		b.WriteString("\nsecrets {\n" + secrets.String() + "}\n")
+	} else {
+		b.WriteString("\n# /etc/swanctl/x509ca/circuitseal.pem has these; the gateway's own certificate goes\n" +
+			"# into x509/, its key into private/.\n" + comment(pems(v.authorities)))
+	}
+	return settings, b.String()
+}
+
+// cacerts keeps every other authority that the gateway knows from vouching for us.
+func (v view) cacerts() string {
+	if v.external.Authentication != model.AuthCertificate {
+		return ""
+	}
+	return "            cacerts = circuitseal.pem\n"
+}
+
+func encap(s *model.EncryptionPolicySpec) string {
+	if s.UDPEncapsulation == model.UDPAlways {
+		return "yes"
+	}
+	return "no"
+}
