@@ -16,12 +16,8 @@ const userSpace = "its ESP is in user space (libipsec, a backend for tests): "
 // charons judges what documents want of each node's strongSwan. A node that has not
 // said what it has is not judged: nobody knows, and it says so itself when it is.
 type charons struct {
-	report func(node string) (connected bool, wanted desired.Position, last *desired.Status)
-	seen   map[string]*desired.CharonStatus
-}
-
-func newCharons(sessions Sessions) *charons {
-	return &charons{report: sessions.Report, seen: map[string]*desired.CharonStatus{}}
+	sessions Sessions
+	seen     map[string]*desired.CharonStatus
 }
 
 // of is what a node has said of its strongSwan, nil for nothing.
@@ -29,7 +25,7 @@ func (c *charons) of(node string) *desired.CharonStatus {
 	if s, ok := c.seen[node]; ok {
 		return s
 	}
-	_, _, last := c.report(node)
+	_, _, last := c.sessions.Report(node)
 	var s *desired.CharonStatus
 	if last != nil {
 		s = last.Charon
@@ -88,7 +84,7 @@ func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
 // incapable says what a change wants of nodes' strongSwans that they cannot do. What
 // they could not do before, either, holds no other change up: it is in the status.
 func incapable(sessions Sessions, before, after map[model.Key]model.Document) []model.Problem {
-	c := newCharons(sessions)
+	c := &charons{sessions: sessions, seen: map[string]*desired.CharonStatus{}}
 	problems := c.judge(after)
 	if len(problems) == 0 {
 		return nil

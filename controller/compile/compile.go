@@ -39,9 +39,7 @@ func compileAll(s *model.Snapshot) map[string]desired.State {
 		}
 	}
 	for _, k := range sorted(s.Documents, model.KindConnection) {
-		if spec, ok := model.Lookup[*model.ConnectionSpec](s.Documents, k); ok {
-			c.connection(k, spec)
-		}
+		c.connection(k)
 	}
 	states := make(map[string]desired.State, len(c.builders))
 	for name, b := range c.builders {
@@ -106,7 +104,7 @@ func (c *compiler) endpoint(k model.Key, spec *model.EndpointSpec) {
 }
 
 // connection adds its group to the nodes at both ends.
-func (c *compiler) connection(k model.Key, spec *model.ConnectionSpec) {
+func (c *compiler) connection(k model.Key) {
 	docs := c.snapshot.Documents
 	number := c.snapshot.Numbers.Groups[model.GroupID(k.Customer, k.Name)]
 	tunnels, _ := model.Tunnels(docs, k)

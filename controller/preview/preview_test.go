@@ -78,8 +78,8 @@ func edit(t testing.TB, s *model.Snapshot, change func(*model.Snapshot)) *model.
 	return numbered(t, &next)
 }
 
-func put(s *model.Snapshot, kind model.Kind, customer, name string, spec model.Spec) {
-	k := model.Key{Kind: kind, Customer: customer, Name: name}
+func put(s *model.Snapshot, kind model.Kind, name string, spec model.Spec) {
+	k := model.Key{Kind: kind, Customer: "contoso", Name: name}
 	s.Documents[k] = model.Document{Key: k, Spec: spec}
 }
 
@@ -135,7 +135,7 @@ func TestCompare(t *testing.T) {
 	}{
 		{"nothing", func(*model.Snapshot) {}},
 		{"other prefixes of a site", func(s *model.Snapshot) {
-			put(s, model.KindSite, "contoso", "hq", &model.SiteSpec{Type: model.SiteOnPremises, Prefixes: prefixes("10.1.0.0/17", "10.9.0.0/24")})
+			put(s, model.KindSite, "hq", &model.SiteSpec{Type: model.SiteOnPremises, Prefixes: prefixes("10.1.0.0/17", "10.9.0.0/24")})
 		}},
 		{"a deleted connection", func(s *model.Snapshot) { drop(s, model.KindConnection, "hq-weu") }},
 		{"everything is new", func(*model.Snapshot) {}},
@@ -147,25 +147,25 @@ func TestCompare(t *testing.T) {
 		}},
 		{"another protocol", func(s *model.Snapshot) {
 			policy := &model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, PostQuantum: model.PostQuantumRequired}
-			put(s, model.KindEncryptionPolicy, "contoso", "standard", policy)
+			put(s, model.KindEncryptionPolicy, "standard", policy)
 			s.Settled = map[string]model.Settled{"contoso/hq-weu": {Policy: model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard}}}
 		}},
 		{"a translated address", func(s *model.Snapshot) {
-			put(s, model.KindEndpoint, "contoso", "vnet-weu", &model.EndpointSpec{Site: "vnet-weu", Node: "nva-1", Underlay: []model.UnderlaySpec{
+			put(s, model.KindEndpoint, "vnet-weu", &model.EndpointSpec{Site: "vnet-weu", Node: "nva-1", Underlay: []model.UnderlaySpec{
 				{Address: netip.MustParseAddr("172.20.255.4"), TranslatedTo: netip.MustParseAddr("192.0.2.4")}, {Address: netip.MustParseAddr("172.20.255.5")},
 			}})
 		}},
 		{"a gateway", func(s *model.Snapshot) {
 			drop(s, model.KindConnection, "hq-weu")
 			drop(s, model.KindEndpoint, "vnet-weu")
-			put(s, model.KindEndpoint, "contoso", "gw", &model.EndpointSpec{Site: "vnet-weu", External: &model.ExternalSpec{Type: model.GatewayAzure, Authentication: model.AuthPSK}, Underlay: []model.UnderlaySpec{
+			put(s, model.KindEndpoint, "gw", &model.EndpointSpec{Site: "vnet-weu", External: &model.ExternalSpec{Type: model.GatewayAzure, Authentication: model.AuthPSK}, Underlay: []model.UnderlaySpec{
 				{Address: netip.MustParseAddr("172.20.254.4")},
 			}})
-			put(s, model.KindEncryptionPolicy, "contoso", "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec})
-			put(s, model.KindConnection, "contoso", "hq-gw", &model.ConnectionSpec{Endpoints: []string{"hq", "gw"}, Circuits: []string{"er-ams"}, EncryptionPolicy: "standard"})
+			put(s, model.KindEncryptionPolicy, "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec})
+			put(s, model.KindConnection, "hq-gw", &model.ConnectionSpec{Endpoints: []string{"hq", "gw"}, Circuits: []string{"er-ams"}, EncryptionPolicy: "standard"})
 		}},
 		{"another path MTU", func(s *model.Snapshot) {
-			put(s, model.KindEncryptionPolicy, "contoso", "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard, PathMTU: 1500})
+			put(s, model.KindEncryptionPolicy, "standard", &model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard, PathMTU: 1500})
 		}},
 	}
 	for _, tt := range tests {
@@ -335,7 +335,7 @@ func TestBounded(t *testing.T) {
 		for i := range 100 {
 			spec.Prefixes = append(spec.Prefixes, netip.MustParsePrefix(fmt.Sprintf("10.1.%d.0/24", 2*i)))
 		}
-		put(s, model.KindSite, "contoso", "hq", spec)
+		put(s, model.KindSite, "hq", spec)
 	})
 	whole := Compare(before, after)
 	r := whole.Bounded(1, 10, 10)

@@ -142,12 +142,12 @@ const tokenPrefix = "cst1."
 // secretKeyPrefix begins every key in a secret key file.
 const secretKeyPrefix = "cskey1."
 
-// secretIn says what secret a file is, if it is one. No line of a document
-// begins so.
+// secretIn says what secret a file is, if it is one. No line of a document begins
+// so, but for a gateway's certificates, which stand indented in one.
 func secretIn(b []byte) string {
 	found := ""
-	for l := range bytes.Lines(b) {
-		l = bytes.TrimSpace(l)
+	for whole := range bytes.Lines(b) {
+		l := bytes.TrimSpace(whole)
 		switch {
 		case bytes.HasPrefix(l, []byte(tokenPrefix)):
 			return "an enrolment token"
@@ -156,6 +156,7 @@ func secretIn(b []byte) string {
 		case !bytes.HasPrefix(l, []byte("-----BEGIN ")):
 		case bytes.Contains(l, []byte("PRIVATE KEY-----")):
 			return "a private key"
+		case bytes.HasPrefix(l, []byte("-----BEGIN CERTIFICATE-----")) && len(whole) > 0 && whole[0] == ' ':
 		default:
 			found = "PEM"
 		}

@@ -121,3 +121,19 @@ func TestEvidence(t *testing.T) {
 		t.Errorf("status:\n%s", got)
 	}
 }
+
+// A gateway's certificates are part of documents, and a key never is.
+func TestCertificatesInDocuments(t *testing.T) {
+	const document = "apiVersion: circuitseal.io/v1\nkind: Endpoint\nspec:\n  external:\n    authorities: |\n      -----BEGIN CERTIFICATE-----\n      AAAA\n      -----END CERTIFICATE-----\n"
+	for text, want := range map[string]string{
+		document: "",
+		strings.ReplaceAll(document, "CERTIFICATE", "EC PRIVATE KEY"):             "a private key",
+		document + "-----BEGIN CERTIFICATE-----\nAAAA\n":                          "PEM",
+		strings.ReplaceAll(document, "CERTIFICATE", "ENCRYPTED PRIVATE KEY"):      "a private key",
+		strings.ReplaceAll(document, "-----BEGIN CERTIFICATE", "-----BEGIN DATA"): "PEM",
+	} {
+		if got := secretIn([]byte(text)); got != want {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	}
+}
