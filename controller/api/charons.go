@@ -57,7 +57,7 @@ func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
 		if !ok {
 			continue
 		}
-		ppk, _ := policy.PPK(p, external != nil)
+		ppk := policy.PPK(p, external != nil)
 		for _, e := range tunnels[0].Ends {
 			charon := c.of(e.Node)
 			if e.External() || charon == nil {

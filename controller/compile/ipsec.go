@@ -37,7 +37,8 @@ func (c *compiler) carried(k model.Key, tunnels []model.Tunnel, end int) (carria
 		switch {
 		case spec == nil:
 		case spec.Protocol == model.ProtocolWireGuard:
-			carried.wireguard = true
+			// A gateway knows nothing of it, whatever there was before.
+			carried.wireguard = !tunnels[0].Ends[1-end].External()
 		case spec.Protocol == model.ProtocolIPsec:
 			made, ok := c.ipsec(k.Customer, tunnels, end, spec)
 			if !ok {
@@ -72,11 +73,12 @@ func (c *compiler) ipsec(customer string, tunnels []model.Tunnel, end int, spec 
 		return nil, false
 	}
 	made := &ipsec{spec: spec, profile: p}
-	used, required := spec.PPK(p, gateway != nil)
+	ppk := spec.PPK(p, gateway != nil)
+	made.shared = ppk
 	policy := desired.IPsecPolicy{
 		Profile: p.Name, Authentication: desired.AuthenticationCertificate,
 		IKEProposals: profile.Strings(p.IKE), ESPProposals: profile.Strings(p.ESP),
-		PPKRequired: required, DPDDelay: gateway.DPDDelay(),
+		PPKRequired: ppk, DPDDelay: gateway.DPDDelay(),
 		UDPEncapsulation: spec.UDPEncapsulation == model.UDPAlways, External: gateway != nil,
 	}
 	policy.LocalID, policy.RemoteID = model.Names(customer, tunnels, end, gateway)
@@ -87,7 +89,7 @@ func (c *compiler) ipsec(customer string, tunnels []model.Tunnel, end int, spec 
 			policy.PeerCertificates = theirs.Pins()
 		}
 	case gateway.Authentication == model.AuthPSK:
-		policy.Authentication, used = desired.AuthenticationPSK, true
+		policy.Authentication, made.shared = desired.AuthenticationPSK, true
 	default:
 		policy.PeerCertificates, policy.PeerAuthorities = model.DER(gateway.Certificates), model.DER(gateway.Authorities)
 	}
@@ -97,7 +99,7 @@ func (c *compiler) ipsec(customer string, tunnels []model.Tunnel, end int, spec 
 			policy.LocalSelectors, policy.RemoteSelectors = c.prefixes(customer, near.Endpoint), c.prefixes(customer, far.Endpoint)
 		}
 	}
-	made.policy, made.shared = policy, used
+	made.policy = policy
 	if policy.Authentication == desired.AuthenticationCertificate {
 		c.identity(near, policy.LocalID)
 	}

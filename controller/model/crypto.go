@@ -74,7 +74,8 @@ type PostQuantum string
 const (
 	// PostQuantumRequired: no tunnel without it.
 	PostQuantumRequired PostQuantum = "required"
-	// PostQuantumPreferred: where both ends can.
+	// PostQuantumPreferred: no tunnel between our nodes without it; gateways without
+	// our agent are let off.
 	PostQuantumPreferred PostQuantum = "preferred"
 )
 

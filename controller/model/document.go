@@ -288,15 +288,15 @@ type EncryptionPolicySpec struct {
 	// those that IPsec mixes in (RFC 8784), 5m to 24h; 1h when left out.
 	PSKRotation Duration `json:"pskRotation,omitempty"`
 	// CryptoProfile is what IKEv2 and ESP may negotiate: a built-in profile
-	// (BuiltInProfiles) or a CryptoProfile of the customer; cnsa1 when left out,
-	// and azure-vpngw for Azure VPN Gateways. WireGuard has one suite only, and is
+	// (sealctl profiles lists them) or a CryptoProfile of the customer; cnsa1 when
+	// left out, and azure-vpngw for Azure VPN Gateways. WireGuard has one suite only, and is
 	// refused where the profile forbids it.
 	CryptoProfile string `json:"cryptoProfile,omitempty"`
 	// Lifetimes is when the keys of IPsec tunnels are replaced.
 	Lifetimes *LifetimesSpec `json:"lifetimes,omitempty"`
-	// PostQuantum is required or preferred. WireGuard's pre-shared keys are enough.
-	// IPsec mixes pre-shared keys in (RFC 8784): with required there is no tunnel
-	// without, unless each of the profile's proposals has ML-KEM.
+	// PostQuantum is required, or preferred, which lets gateways without our agent
+	// off. WireGuard's pre-shared keys are enough; IPsec mixes some in (RFC 8784),
+	// unless each of the profile's proposals has ML-KEM.
 	PostQuantum PostQuantum `json:"postQuantum,omitempty"`
 	// UDPEncapsulation is auto, ESP in UDP where a NAT is found, or always, where a
 	// load balancer lies between; auto when left out. It is for IPsec.

@@ -209,16 +209,11 @@ func (s *EncryptionPolicySpec) LifetimesUnder(p profile.Profile) (ike, esp time.
 }
 
 // PPK says whether pre-shared keys are mixed into the IKE SAs of a policy (RFC
-// 8784), and whether there is no tunnel without. One cannot be given to a gateway
-// without our agent.
-func (s *EncryptionPolicySpec) PPK(p profile.Profile, external bool) (used, required bool) {
-	switch {
-	case external || s.Protocol != ProtocolIPsec:
-		return false, false
-	case p.PPK, s.PostQuantum == PostQuantumRequired && !p.PostQuantum():
-		return true, true
-	}
-	return s.PostQuantum == PostQuantumPreferred && !p.PostQuantum(), false
+// 8784), so that there is no tunnel without. One cannot be given to a gateway without
+// our agent. What is merely preferred is required of our own nodes: all of them can,
+// and what is optional an attacker can strip.
+func (s *EncryptionPolicySpec) PPK(p profile.Profile, external bool) bool {
+	return !external && s.Protocol == ProtocolIPsec && (p.PPK || s.PostQuantum != "" && !p.PostQuantum())
 }
 
 // ESPInnerMTU is the largest inner packet in bytes that IPsec sends in an outer one

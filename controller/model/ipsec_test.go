@@ -142,24 +142,23 @@ func TestPPK(t *testing.T) {
 	kem := pq
 	kem.PPK = false
 	for _, tt := range []struct {
-		name           string
-		protocol       Protocol
-		want           PostQuantum
-		p              profile.Profile
-		external       bool
-		used, required bool
+		name     string
+		protocol Protocol
+		want     PostQuantum
+		p        profile.Profile
+		external bool
+		required bool
 	}{
-		{"nothing said", ProtocolIPsec, "", cnsa, false, false, false},
-		{"required", ProtocolIPsec, PostQuantumRequired, cnsa, false, true, true},
-		{"preferred", ProtocolIPsec, PostQuantumPreferred, cnsa, false, true, false},
-		{"the profile's", ProtocolIPsec, "", pq, false, true, true},
-		{"ML-KEM is enough", ProtocolIPsec, PostQuantumRequired, kem, false, false, false},
-		{"WireGuard", ProtocolWireGuard, PostQuantumRequired, cnsa, false, false, false},
-		{"a gateway", ProtocolIPsec, PostQuantumRequired, kem, true, false, false},
+		{"nothing said", ProtocolIPsec, "", cnsa, false, false},
+		{"required", ProtocolIPsec, PostQuantumRequired, cnsa, false, true},
+		{"preferred", ProtocolIPsec, PostQuantumPreferred, cnsa, false, true},
+		{"the profile's", ProtocolIPsec, "", pq, false, true},
+		{"ML-KEM is enough", ProtocolIPsec, PostQuantumRequired, kem, false, false},
+		{"WireGuard", ProtocolWireGuard, PostQuantumRequired, cnsa, false, false},
+		{"a gateway", ProtocolIPsec, PostQuantumPreferred, cnsa, true, false},
 	} {
-		used, required := (&EncryptionPolicySpec{Protocol: tt.protocol, PostQuantum: tt.want}).PPK(tt.p, tt.external)
-		if used != tt.used || required != tt.required {
-			t.Errorf("%s: used %t, required %t", tt.name, used, required)
+		if got := (&EncryptionPolicySpec{Protocol: tt.protocol, PostQuantum: tt.want}).PPK(tt.p, tt.external); got != tt.required {
+			t.Errorf("%s: required %t", tt.name, got)
 		}
 	}
 }

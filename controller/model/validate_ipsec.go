@@ -257,8 +257,8 @@ func (c *checker) gatewayUnder(k Key, s *ConnectionSpec, policy *EncryptionPolic
 	switch {
 	case p.PPK:
 		c.add(k, field, s.EncryptionPolicy, "has profile "+quoted(p.Name)+", which wants a post-quantum pre-shared key that changes (RFC 8784): a gateway without our agent cannot be given one", "a policy with another profile")
-	case policy.PostQuantum != "" && !p.PostQuantum():
-		c.add(k, field, s.EncryptionPolicy, "has postQuantum: "+string(policy.PostQuantum)+", for which a gateway without our agent cannot be given a key", "a policy without postQuantum, or with a profile whose proposals all have ML-KEM")
+	case policy.PostQuantum == PostQuantumRequired && !p.PostQuantum():
+		c.add(k, field, s.EncryptionPolicy, "has postQuantum: required, for which a gateway without our agent cannot be given a key", "postQuantum: preferred, or a policy with a profile whose proposals all have ML-KEM")
 	}
 	if named, ok := ProfileNamed(c.docs, k.Customer, policy.CryptoProfile); ok && e.Type == GatewayAzure && policy.CryptoProfile != profile.Azure {
 		c.azureWithin(k, s, named, p)

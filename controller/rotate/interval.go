@@ -38,8 +38,7 @@ func rotates(s *model.Snapshot, k model.Key, tunnels []model.Tunnel) (rotation, 
 		}
 		gateway := gatewayOf(s, k.Customer, tunnels)
 		p, known := model.ProfileOf(s.Documents, k.Customer, spec, gateway)
-		used, _ := spec.PPK(p, gateway != nil)
-		needed = needed || known && used
+		needed = needed || known && spec.PPK(p, gateway != nil)
 		if gateway != nil && gateway.Authentication == model.AuthPSK {
 			needed, r.asked = true, true
 		}
