@@ -169,6 +169,9 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 		}
 		return err
 	}
+	if err := d.join(); err != nil {
+		return err
+	}
 	have, err := d.readHeld(ctx)
 	if err != nil {
 		return err

@@ -219,7 +219,13 @@ func (e *end) kill(t *testing.T, signal unix.Signal) {
 
 func killed(t *testing.T, b Backend, p *pair) {
 	p.up(t)
-	for _, e := range []*end{p.a, p.b} {
+	ends := []*end{p.a, p.b}
+	if b != Kernel {
+		// What libipsec had is gone with it, and the end that begins finds out when its
+		// questions are not answered: half a minute that shows nothing else.
+		ends = ends[:1]
+	}
+	for _, e := range ends {
 		t.Run(string(e.inst[0]), func(t *testing.T) {
 			before := p.a.one(t)
 			e.kill(t, unix.SIGKILL)
@@ -230,11 +236,11 @@ func killed(t *testing.T, b Backend, p *pair) {
 				}
 			}
 			p.a.awaitOther(t, before)
-			p.b.awaitOther(t, before)
 			p.mustCarry(t)
 			if b != Kernel {
 				return
 			}
+			p.b.awaitOther(t, before)
 			h, err := e.circuit.Netlink(unix.NETLINK_XFRM)
 			if err != nil {
 				t.Fatal(err)

@@ -357,14 +357,6 @@ func (d *Driver) createDevice(h *hostNetlink, name string, number uint16, mtu in
 	return h.circuit.LinkSetNsFd(l, d.config.Main.FD())
 }
 
-// createPair makes the way from the main namespace to libipsec's TUN in the circuit
-// one.
-func (d *Driver) createPair(h *hostNetlink, name string, mtu int) error {
-	return h.main.LinkAdd(&netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, PeerName: name, PeerNamespace: netlink.NsFd(d.config.Circuit.FD()),
-	})
-}
-
 // loopback is the index of every namespace's loopback interface (LOOPBACK_IFINDEX).
 // An XFRM interface is bound to it, for none would be more than some kernels take.
 const loopback = 1

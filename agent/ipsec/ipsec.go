@@ -73,6 +73,9 @@ type Driver struct {
 	socket string
 	// flushed is the process id of the charon whose predecessor's SAs were looked for.
 	flushed int
+	// unlimited has libipsec begin more tunnels than it can carry apart: for tests that
+	// count and send nothing.
+	unlimited bool
 	// kick wakes Run.
 	kick chan struct{}
 	// capable is what the installed charon can do, of the binary that asked tells.
@@ -187,6 +190,7 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 		}
 	}
 	d.tunnels = tunnels
+	d.only()
 	return errs
 }
 
@@ -324,7 +328,7 @@ func (d *Driver) Remove(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hangUp()
-	errs = append(errs, d.stopCharon(ctx))
+	errs = append(errs, d.stopCharon(ctx), d.part())
 	h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
 	if err != nil {
 		return errors.Join(append(errs, err)...)

@@ -197,7 +197,9 @@ func newEnd(t *testing.T, letter, address string) *end {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := errors.Join(e.driver.Remove(ctx), circuit.Close(), netns.Remove(inst.Namespace()), os.RemoveAll(inst.RunDir())); err != nil {
+		errs := e.driver.Remove(ctx)
+		_ = unix.Unmount(inst.BPFDir(), unix.MNT_DETACH)
+		if err := errors.Join(errs, circuit.Close(), netns.Remove(inst.Namespace()), os.RemoveAll(inst.RunDir())); err != nil {
 			t.Error(err)
 		}
 	})
