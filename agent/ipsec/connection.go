@@ -30,6 +30,10 @@ type connection struct {
 	generation uint64
 }
 
+// Format prints the name for every verb: fmt does not ask the secrets, which are in
+// an unexported field.
+func (c connection) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%+v", c.name) }
+
 // connectionName is CharonPrefix, the tunnel's number, and two digests: of whom to
 // trust, and of everything.
 type connectionName struct {
@@ -91,8 +95,8 @@ func (s secret) data() string {
 	return string(s.key[:])
 }
 
-// String keeps the key out of what prints a Driver.
-func (s secret) String() string { return s.id }
+// Format prints the id for every verb.
+func (s secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.id)) }
 
 const (
 	kindPSK = "ike"

@@ -46,6 +46,9 @@ type load struct {
 	secret secret
 }
 
+// Format prints String for every verb.
+func (l load) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(l.String())) }
+
 // String is for people and logs.
 func (l load) String() string {
 	switch l.verb {

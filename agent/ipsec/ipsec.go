@@ -83,6 +83,11 @@ type Driver struct {
 	asked   string
 }
 
+// Format keeps secrets out of what prints a Driver.
+func (d *Driver) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "IPsec driver of instance %s", d.config.Instance)
+}
+
 // tunnel is a wanted tunnel and what was seen of it. Times are of the monotonic
 // clock.
 type tunnel struct {
@@ -112,6 +117,9 @@ type tunnel struct {
 	// down for that.
 	weakness string
 }
+
+// Format keeps secrets out of what prints a tunnel.
+func (t *tunnel) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "tunnel %s", t.ID) }
 
 // sighting is a state of an IKE SA that must not last.
 type sighting struct {

@@ -16,15 +16,14 @@ type ikeSA struct {
 	id    uint64
 	state string
 	// initiator tells that this end began it.
-	initiator             bool
-	spis                  [2]string
-	localID, remoteID     string
-	localHost, remoteHost string
-	suite                 suite
-	ppk                   bool
-	established           bool
-	age                   time.Duration
-	children              []childSA
+	initiator         bool
+	spis              [2]string
+	localID, remoteID string
+	suite             suite
+	ppk               bool
+	established       bool
+	age               time.Duration
+	children          []childSA
 }
 
 // up reports whether packets can go both ways.
@@ -155,7 +154,6 @@ func parseIKE(name string, m *vici.Message) (ikeSA, error) {
 		name: name, id: f.number("uniqueid", 10, 32), state: f.text("state"), initiator: f.yes("initiator"),
 		spis:    [2]string{f.text("initiator-spi"), f.text("responder-spi")},
 		localID: f.text("local-id"), remoteID: f.text("remote-id"),
-		localHost: f.text("local-host"), remoteHost: f.text("remote-host"),
 		suite: f.suite(), ppk: f.yes("ppk"), age: f.since("established"),
 	}
 	s.established = s.state == ikeEstablished
@@ -187,7 +185,7 @@ func parseChild(f *fields) childSA {
 	}
 }
 
-// strings reads a list.
+// stringsOf reads a list.
 func stringsOf(m *vici.Message, key string) []string {
 	list, _ := m.Get(key).([]string)
 	return list

@@ -58,11 +58,16 @@ func dial(ctx context.Context, socket string, circuit netns.Namespace) (*client,
 		return nil, errors.Join(fmt.Errorf("charon at %s: %w", socket, err), conn.Close())
 	}
 	c.conn = newPacedConn(conn)
-	c.session, err = vici.NewSession(vici.WithDialContext(func(context.Context, string, string) (net.Conn, error) { return c.conn, nil }))
+	c.session, err = vici.NewSession(dialed(c.conn))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("connect to charon: %w", err), conn.Close())
 	}
 	return c, nil
+}
+
+// dialed has a session take a connection that is there.
+func dialed(c net.Conn) vici.SessionOption {
+	return vici.WithDialContext(func(context.Context, string, string) (net.Conn, error) { return c, nil })
 }
 
 func (c *client) Close() error { return c.session.Close() }

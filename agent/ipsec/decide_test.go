@@ -1,0 +1,89 @@
+package ipsec
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestDecide(t *testing.T) {
+	current := connectionName{7, "trust", "new"}
+	replaced := connectionName{7, "trust", "old"}
+	distrusted := connectionName{7, "other", "old"}
+	sa := func(name connectionName, id uint64, age time.Duration, change ...func(*namedSA)) namedSA {
+		_, s := good()
+		s.id, s.age, s.children[0].age, s.spis = id, age, age, [2]string{fmt.Sprint(id), "r"}
+		x := namedSA{ikeSA: s, connection: name}
+		for _, c := range change {
+			c(&x)
+		}
+		return x
+	}
+	state := func(state string, initiator bool, seen time.Duration) func(*namedSA) {
+		return func(s *namedSA) {
+			s.state, s.established, s.initiator, s.seen, s.children = state, false, initiator, seen, nil
+		}
+	}
+	weak := func(s *namedSA) { s.ppk = false }
+	seen := func(d time.Duration) func(*namedSA) { return func(s *namedSA) { s.seen = d } }
+	bare := func(s *namedSA) { s.children = nil }
+	tests := []struct {
+		name      string
+		answers   bool
+		silent    bool
+		early     bool
+		sas       []namedSA
+		initiate  bool
+		terminate []uint64
+		up        uint64
+	}{
+		{name: "nothing", initiate: true},
+		{name: "nothing, not yet", early: true},
+		{name: "nothing, to answer", answers: true},
+		{name: "up", sas: []namedSA{sa(current, 1, time.Minute)}, up: 1},
+		{name: "connecting", sas: []namedSA{sa(current, 1, 0, state(ikeConnecting, true, time.Second))}},
+		{name: "connecting for long", sas: []namedSA{sa(current, 1, 0, state(ikeConnecting, true, 2*connecting))}, initiate: true, terminate: []uint64{1}},
+		{name: "connecting for long, not yet", early: true, sas: []namedSA{sa(current, 1, 0, state(ikeConnecting, true, 2*connecting))}},
+		{name: "the far end is connecting", sas: []namedSA{sa(current, 1, 0, state(ikeConnecting, false, 0))}, initiate: true},
+		{name: "connecting by what was replaced", sas: []namedSA{sa(replaced, 1, 0, state(ikeConnecting, true, 0))}, initiate: true, terminate: []uint64{1}},
+		{name: "going", sas: []namedSA{sa(current, 1, 0, state(ikeDeleting, true, 0))}, initiate: true},
+		{name: "replaced", sas: []namedSA{sa(replaced, 1, time.Hour)}, initiate: true, up: 1},
+		{name: "replaced, to answer", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour)}, up: 1},
+		{name: "replaced long ago, and still what is asked for", sas: []namedSA{sa(replaced, 1, time.Hour, seen(time.Hour))}, initiate: true, up: 1},
+		{name: "replaced, and weaker", sas: []namedSA{sa(replaced, 1, time.Hour, weak, seen(time.Minute))}, initiate: true, up: 1},
+		{name: "replaced long ago, and weaker", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour, weak, seen(2*handover))}, terminate: []uint64{1}},
+		{name: "replaced long ago, and others are trusted", answers: true, sas: []namedSA{sa(distrusted, 1, time.Hour, seen(2*handover))}, terminate: []uint64{1}},
+		{name: "taken over", sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, settles)}, terminate: []uint64{1}, up: 2},
+		{name: "taken over, not settled", sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, settles/2)}, up: 2},
+		{name: "taken over, to answer", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, settles)}, up: 2},
+		{name: "taken over and forsaken", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, forsaken)}, terminate: []uint64{1}, up: 2},
+		{name: "double", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour), sa(current, 3, 2*time.Minute)}, terminate: []uint64{3, 2}, up: 1},
+		{name: "double, of the same second", sas: []namedSA{sa(current, 2, time.Minute), sa(current, 1, time.Minute)}, terminate: []uint64{2}, up: 1},
+		{name: "weaker", sas: []namedSA{sa(current, 1, time.Minute, weak)}, initiate: true, terminate: []uint64{1}},
+		{name: "without ESP", sas: []namedSA{sa(current, 1, time.Minute, bare, seen(2*childless))}, initiate: true, terminate: []uint64{1}},
+		{name: "without ESP yet", sas: []namedSA{sa(current, 1, time.Second, bare)}},
+		{name: "silent", silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, initiate: true, up: 1},
+		{name: "silent, to answer", answers: true, silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, up: 1},
+		{name: "silent, and begun anew", silent: true, sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, 0, state(ikeConnecting, true, 0))}, up: 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, _ := good()
+			p.Initiates = !tt.answers
+			d := decide(view{tunnel: p, backend: Kernel, name: current, sas: tt.sas, silent: tt.silent, due: !tt.early})
+			var ended []uint64
+			for _, x := range d.terminate {
+				ended = append(ended, x.id)
+			}
+			up := uint64(0)
+			if d.up != nil {
+				up = d.up.id
+			}
+			if d.initiate != tt.initiate || up != tt.up || cmp.Diff(tt.terminate, ended) != "" {
+				t.Errorf("initiate %t, terminate %v, up %d; want %t, %v, %d", d.initiate, ended, up, tt.initiate, tt.terminate, tt.up)
+			}
+		})
+	}
+}
