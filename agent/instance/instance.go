@@ -82,6 +82,10 @@ func (i Instance) IsTunnelDevice(name string) bool {
 // CharonSocket is where the instance's own charon answers (VICI).
 func (i Instance) CharonSocket() string { return filepath.Join(i.RunDir(), "charon.vici") }
 
+// LibipsecTUN is what strongSwan's kernel-libipsec calls the TUN that it makes in
+// the circuit namespace.
+const LibipsecTUN = "ipsec0"
+
 // CharonPrefix begins the name of everything of this instance in a charon. No other
 // instance's begins like that.
 func (i Instance) CharonPrefix() string { return i.Namespace() + "." }

@@ -27,7 +27,7 @@ import (
 
 const (
 	// tunName is libipsec's (kernel_libipsec_router.c).
-	tunName = "ipsec0"
+	tunName = instance.LibipsecTUN
 	// passing is on a packet between the two programs. No link has the number.
 	passing uint32 = instance.ControlMark | 0xfffe
 )

@@ -303,11 +303,13 @@ func (d *Driver) Release(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// physical tells an interface that was claimed from loopback and from devices
-// that a tunnel driver is about to move out.
+// physical tells an interface that was claimed from loopback, from devices that a
+// tunnel driver is about to move out, and from libipsec's TUN, which leads to charon
+// and nowhere else.
 func (d *Driver) physical(l netlink.Link) bool {
 	a := l.Attrs()
-	return a.RawFlags&unix.IFF_LOOPBACK == 0 && !d.config.Instance.IsTunnelDevice(a.Name)
+	return a.RawFlags&unix.IFF_LOOPBACK == 0 && !d.config.Instance.IsTunnelDevice(a.Name) &&
+		(a.Name != instance.LibipsecTUN || l.Type() != "tuntap")
 }
 
 type handles struct{ main, circuit *netlink.Handle }
