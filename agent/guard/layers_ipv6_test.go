@@ -84,6 +84,7 @@ func TestEachLayerAloneIPv6(t *testing.T) {
 		{"none", func(l *lab) { l.detach(); l.must(l.guard().removeNFT()) }, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			l := newLab(t)
 			l.must(l.guard().Sync(t.Context(), ipsecPlan("circ0")))
 			l.up6(false)
@@ -157,6 +158,7 @@ func TestEachLayerAloneIPv6In(t *testing.T) {
 		{"both", func(*lab) {}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			l := newLab(t)
 			l.must(l.guard().Sync(t.Context(), ipsecPlan("circ0")))
 			l.up6(false)
