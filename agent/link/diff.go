@@ -159,8 +159,14 @@ func diff(ifaces []plan.Interface, tables []plan.Table, have state) Changes {
 			}
 		}
 	}
+	haveRules := make(map[rule]bool, len(have.rules))
+	for _, r := range have.rules {
+		haveRules[r] = true
+	}
+	stay := make(map[rule]bool, len(wantRules))
 	for _, r := range wantRules {
-		if !slices.Contains(have.rules, r) {
+		stay[r] = true
+		if !haveRules[r] {
 			c.list = append(c.list, change{verb: addRule, rule: r})
 		}
 	}
@@ -175,11 +181,12 @@ func diff(ifaces []plan.Interface, tables []plan.Table, have state) Changes {
 			c.list = append(c.list, change{verb: removeRoute, route: r})
 		}
 	}
-	for i, r := range have.rules {
+	for _, r := range have.rules {
 		// Two of the same can exist when someone copied ours.
-		if !slices.Contains(wantRules, r) || slices.Contains(have.rules[:i], r) {
+		if !stay[r] {
 			c.list = append(c.list, change{verb: removeRule, rule: r})
 		}
+		stay[r] = false
 	}
 	for _, r := range stale {
 		if r.unreachable {
