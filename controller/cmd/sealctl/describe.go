@@ -163,7 +163,7 @@ func (d *description) writeStatus(b *strings.Builder, colours palette) error {
 		if isIt {
 			t := newTable("NODE", "ENROLLED", "CONNECTED", "WANTED", "APPLIED", "TUNNELS UP", "GUARDS", "VERSION", "ACKNOWLEDGED", "KERNEL", "REPORTED").paint(colours)
 			addNode(t, n, true, d.now)
-			tables = append(tables, t, interfaceTable(d.document, n, colours))
+			tables = append(tables, t, interfaceTable(d.document, n, colours), charonTable(n, colours))
 			part.Nodes = append(part.Nodes, n)
 		}
 		for _, t := range n.GetStatus().GetTunnels() {

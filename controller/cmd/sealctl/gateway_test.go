@@ -96,6 +96,7 @@ func TestEvidence(t *testing.T) {
 	p := n.next()
 	n.report(func(s *v1.NodeStatus) {
 		s.Applied, s.Acknowledged = p, p
+		s.Charon = &v1.CharonStatus{Version: "5.9.8", Backend: "kernel", Algorithms: []string{"aes256gcm16", "esn"}}
 		s.Tunnels = []*v1.TunnelStatus{
 			{Id: "contoso/hq-weu/er-ams/primary", Phase: v1.TunnelPhase_TUNNEL_PHASE_UP, Backend: "ipsec-kernel", Associations: []*v1.SecurityAssociation{{
 				Ike: "aes256gcm16-prfsha384-ecp384", Esp: "aes256gcm16-ecp384-esn", Pfs: "ecp384", Esn: true, Ppk: true, RemoteId: "vnet-weu.contoso.circuitseal.internal",
@@ -113,6 +114,9 @@ func TestEvidence(t *testing.T) {
 				t.Errorf("%v lacks %q:\n%s", args, want, got)
 			}
 		}
+	}
+	if got := must(t, "", "describe", "node/prem-1"); !strings.Contains(got, "5.9.8       kernel   aes256gcm16 esn") {
+		t.Errorf("strongSwan is not described:\n%s", got)
 	}
 	if got := must(t, "", "status", "-o", "json"); !strings.Contains(got, `"pfs": "ecp384"`) {
 		t.Errorf("as JSON:\n%s", got)

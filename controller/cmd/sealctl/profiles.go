@@ -150,3 +150,13 @@ func (t associationTable) add(n *v1.NodeReport, s *v1.TunnelStatus) {
 		t.mark(13, toneBad)
 	}
 }
+
+// charonTable is what a node's strongSwan says of itself; empty where there is none.
+func charonTable(n *v1.NodeReport, colours palette) *table {
+	t := newTable("STRONGSWAN", "BACKEND", "ALGORITHMS", "PROBLEM").paint(colours)
+	if c := n.GetStatus().GetCharon(); c != nil {
+		t.add(c.GetVersion(), c.GetBackend(), strings.Join(c.GetAlgorithms(), " "), c.GetProblem())
+		t.mark(3, toneBad)
+	}
+	return t
+}
