@@ -22,7 +22,7 @@ type Change struct {
 	Put []model.Document
 	// Delete removes documents; one that is not there is none the less gone.
 	// With a Node go its enrolment, its unused token and its keys, and the key of
-	// its identity is revoked.
+	// its identity is revoked; with an Endpoint go its certificates.
 	Delete []model.Key
 	// Revocation is what is kept of the identities of deleted Nodes.
 	Revocation model.Revocation
@@ -243,8 +243,13 @@ func (e encoded) difference(have *model.Snapshot) (ops []clientv3.Op, changed []
 	}
 	ends := e.ends(have)
 	known := map[string]bool{}
+	before := endsOf(have.Documents)
 	for tunnel := range have.PresharedKeys {
-		if _, numbered := e.tunnels[tunnel]; !numbered {
+		_, numbered := e.tunnels[tunnel]
+		// A tunnel by IPsec has no key that its nodes have reported.
+		was, is := before[tunnel], ends[tunnel]
+		moved := was != is && is != [2]string{} && was != [2]string{} && was != [2]string{is[1], is[0]}
+		if !numbered || moved {
 			known[tunnel] = true
 		}
 	}
@@ -295,6 +300,12 @@ func (e encoded) ends(have *model.Snapshot) map[string][2]string {
 	for _, d := range e.docs {
 		docs[d.Key] = d
 	}
+	return endsOf(docs)
+}
+
+// endsOf are the nodes at both ends of every tunnel of documents, "" for a gateway
+// without our agent.
+func endsOf(docs map[model.Key]model.Document) map[string][2]string {
 	ends := map[string][2]string{}
 	for k := range docs {
 		if k.Kind != model.KindConnection {
