@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -100,8 +101,8 @@ func (s *Store) Renew(ctx context.Context, node string, spki [32]byte, now time.
 }
 
 // Revoke revokes the key of a node for ever, voids the node's unused token and
-// forgets the public keys that it has reported, since whoever has the one may
-// have the others. It returns the key and how it is revoked, which is what it
+// forgets the public keys that it has reported and the pre-shared keys that it
+// knows, since whoever has the one may have the others. It returns the key and how it is revoked, which is what it
 // was when it was revoked already; "" for a node that is not enrolled, whose
 // token is void none the less. ErrUnknownNode when there is no such node.
 func (s *Store) Revoke(ctx context.Context, node string, r model.Revocation) (model.Fingerprint, model.Revocation, error) {
@@ -130,6 +131,11 @@ func (s *Store) Revoke(ctx context.Context, node string, r model.Revocation) (mo
 				return fail(err)
 			}
 			ops = append(ops, put, clientv3.OpDelete(keysRoot+node+"/", clientv3.WithPrefix()), clientv3.OpPut(changedKey, ""))
+			for tunnel, nodes := range endsOf(v.snapshot.Documents) {
+				if _, ok := v.snapshot.PresharedKeys[tunnel]; ok && slices.Contains(nodes[:], node) {
+					ops = append(ops, clientv3.OpDelete(presharedKey(tunnel)))
+				}
+			}
 		}
 		done, err := s.txn(ctx, []clientv3.Cmp{unchanged(changedKey, v.changed)}, ops, nil)
 		if err != nil {

@@ -243,24 +243,7 @@ func TestKeysFollowEndpoints(t *testing.T) {
 }
 
 func testKeysFollowEndpoints(t *testing.T, reported bool) {
-	s := start(t, dataDir(t))
-	paths, err := filepath.Glob("../../deploy/samples/*.yaml")
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("the samples: %v, %v", paths, err)
-	}
-	var sources []document.Source
-	for _, p := range paths {
-		b, err := os.ReadFile(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sources = append(sources, document.Source{Name: p, Text: string(b)})
-	}
-	docs, _, problems := document.Decode(sources)
-	if len(problems) > 0 {
-		t.Fatal(problems)
-	}
-	write(t, s, Change{Put: docs, Numbers: numbers()})
+	s := shipped(t)
 	for _, n := range []string{"prem-1", "nva-1"} {
 		if !reported {
 			break
@@ -284,6 +267,51 @@ func testKeysFollowEndpoints(t *testing.T, reported bool) {
 	}
 	if got := snapshot(t, s).PresharedKeys; len(got) != 0 {
 		t.Errorf("the node that was left knows pre-shared keys that are still in use: %v", got)
+	}
+}
+
+// shipped is a store with the documents that are shipped.
+func shipped(t *testing.T) *Store {
+	t.Helper()
+	s := start(t, dataDir(t))
+	paths, err := filepath.Glob("../../deploy/samples/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("the samples: %v, %v", paths, err)
+	}
+	var sources []document.Source
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources = append(sources, document.Source{Name: p, Text: string(b)})
+	}
+	docs, _, problems := document.Decode(sources)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	write(t, s, Change{Put: docs, Numbers: numbers()})
+	return s
+}
+
+// Who has a revoked node's disk knows the secrets of its tunnels: they are not used
+// again, and those of others stay.
+func TestSecretsOfARevokedNodeGo(t *testing.T) {
+	s := shipped(t)
+	const other = "contoso/other/er-ams/primary"
+	n := numbers()
+	n.Tunnels[other] = 9
+	write(t, s, Change{Numbers: n})
+	preshared(t, s, map[string]model.PresharedKeys{tunnelA: steady(generation(1, 1)), tunnelB: steady(generation(1, 2)), other: steady(generation(1, 3))})
+	if err := enrolled(t, s, "token001", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Revoke(t.Context(), "prem-1", model.Revocation{Reason: "stolen"}); err != nil {
+		t.Fatal(err)
+	}
+	left := snapshot(t, s).PresharedKeys
+	if _, ok := left[other]; !ok || len(left) != 1 {
+		t.Errorf("left are %v, want those of %s", left, other)
 	}
 }
 
