@@ -165,7 +165,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	g.Go(func() error { return n.loop.Run(ctx, func(changed bool) { n.passed(ctx, changed) }) })
 	g.Go(func() error { return d.tunnels.Run(ctx, n.probes.Silent) })
 	g.Go(func() error {
-		return d.ipsec.Run(ctx, func(tunnel string, since time.Time) bool { return n.probes.Silent(plan.IPsecKey(tunnel), since) })
+		return d.ipsec.Run(ctx, func(tunnel string, since time.Time) bool { return n.probes.Unanswered(plan.IPsecKey(tunnel), since) })
 	})
 	g.Go(func() error { return n.probes.Run(ctx) })
 	g.Go(func() error { return n.uplink.Run(ctx) })

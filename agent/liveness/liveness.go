@@ -160,6 +160,15 @@ func (m *Monitor) Silent(tunnel string, since time.Time) bool {
 	return m.problem == "" && (!ok || !t.asked.After(since))
 }
 
+// Unanswered is Silent of a tunnel that has been asked all the time since then: one
+// that is not watched yet is not known to be silent.
+func (m *Monitor) Unanswered(tunnel string, since time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, ok := m.targets[tunnel]
+	return m.problem == "" && ok && t.since.Before(since) && !t.asked.After(since)
+}
+
 // Problem is a sentence that says why no tunnel is being probed, and empty when
 // tunnels are. Meanwhile Snapshot has what was known before: what could not be
 // asked is neither up nor down.

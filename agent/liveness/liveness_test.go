@@ -390,6 +390,28 @@ func TestSocketTrouble(t *testing.T) {
 	})
 }
 
+// Nothing is unanswered that was not asked all the time: a monitor that has just
+// begun, as after a restart, knows of no silence.
+func TestUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire(false)
+		m, _ := run(t, w)
+		unanswered := func(since time.Time, want bool) {
+			t.Helper()
+			if got := m.Unanswered("a", since); got != want {
+				t.Errorf("unanswered is %t, want %t", got, want)
+			}
+		}
+		time.Sleep(time.Minute)
+		unanswered(time.Now().Add(-5*time.Second), false)
+		m.Set([]Target{one()})
+		time.Sleep(3 * time.Second)
+		unanswered(time.Now().Add(-5*time.Second), false)
+		time.Sleep(3 * time.Second)
+		unanswered(time.Now().Add(-5*time.Second), true)
+	})
+}
+
 // A tunnel is silent until a probe of its own is answered that went out late
 // enough; where none can go out, nothing is to be concluded.
 func TestSilent(t *testing.T) {
