@@ -10,8 +10,8 @@ import (
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
-// userSpace is what a node's strongSwan does where its kernel has no ESP.
-const userSpace = "its ESP is in user space (libipsec, a backend for tests): "
+// userSpaceESP is what a node's strongSwan does where its kernel has no ESP.
+const userSpaceESP = "its ESP is in user space (libipsec, a backend for tests): "
 
 // charons judges what documents want of each node's strongSwan. A node that has not
 // said what it has is not judged: nobody knows, and it says so itself when it is.
@@ -71,6 +71,14 @@ func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
 				continue
 			}
 			if charon.Backend == desired.BackendLibipsec {
+				if external != nil && external.Selectors() == model.PolicyBased {
+					problems = append(problems, model.Problem{
+						Document: k.String(), Field: "spec.endpoints", Value: model.Shorten(e.Node),
+						Message: fmt.Sprintf("node %s runs strongSwan %s, and %sit cannot keep to the selectors of a policy-based gateway", e.Node, charon.Version, userSpaceESP),
+						Hint:    "a kernel with ESP and XFRM interfaces on the node, or a gateway with trafficSelectors: route-based",
+					})
+					continue
+				}
 				userSpace[e.Node] = append(userSpace[e.Node], k)
 			}
 		}
@@ -111,7 +119,7 @@ func lacks(node string, c desired.CharonStatus, p profile.Profile, ppk bool) str
 			}
 			if a == "esn" && c.Backend == desired.BackendLibipsec {
 				return fmt.Sprintf("%s, and %sit has no extended sequence numbers (esn), which proposal %s of profile %q wants; a profile whose ESP proposals have esn: off does not",
-					runs, userSpace, choice, model.Shorten(p.Name))
+					runs, userSpaceESP, choice, model.Shorten(p.Name))
 			}
 			return fmt.Sprintf("%s, which has no %s: proposal %s of profile %q wants it", runs, a, choice, model.Shorten(p.Name))
 		}
@@ -126,7 +134,7 @@ func limits(node string, c desired.CharonStatus, connections []model.Key) []mode
 	for _, k := range connections[1:] {
 		problems = append(problems, model.Problem{
 			Document: k.String(), Field: "spec.endpoints", Value: model.Shorten(node),
-			Message: fmt.Sprintf("node %s runs strongSwan %s, and %sit carries one tunnel, which %s has", node, c.Version, userSpace, connections[0]),
+			Message: fmt.Sprintf("node %s runs strongSwan %s, and %sit carries one tunnel, which %s has", node, c.Version, userSpaceESP, connections[0]),
 			Hint:    "a kernel with ESP and XFRM interfaces on the node, or protocol: wireguard",
 		})
 	}

@@ -17,8 +17,11 @@ func (v view) swanctl() ([]Setting, string) {
 	longer := func(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds()*11/10)) }
 	proposals, espProposals := strings.Join(profile.Strings(v.profile.IKE), ", "), strings.Join(profile.Strings(v.profile.ESP), ", ")
 	localTS, remoteTS := "0.0.0.0/0, ::/0", "0.0.0.0/0, ::/0"
+	start, after := "none", "clear"
 	if v.external.Selectors() == model.PolicyBased {
 		localTS, remoteTS = join(v.theirs, ", "), join(v.ours, ", ")
+		// Without a trap a gateway sends in clear what it has no SA for.
+		start, after = "trap", "trap"
 	}
 	auth := "psk"
 	if v.external.Authentication == model.AuthCertificate {
@@ -61,13 +64,13 @@ func (v view) swanctl() ([]Setting, string) {
                 esp_proposals = %s
                 rekey_time = %s
                 replay_window = 1024
-                start_action = none
-                dpd_action = clear
-                close_action = none
+                start_action = %s
+                dpd_action = %s
+                close_action = %s
             }
         }
     }
-`, name, t.theirs, t.ours, proposals, encap(v.policy), longer(ike), auth, t.theirID, auth, t.ourID, v.cacerts(), localTS, remoteTS, espProposals, longer(esp))
+`, name, t.theirs, t.ours, proposals, encap(v.policy), longer(ike), auth, t.theirID, auth, t.ourID, v.cacerts(), localTS, remoteTS, espProposals, longer(esp), start, after, start)
 		fmt.Fprintf(&secrets, `    ike-%s {
         id-local = %s
         id-remote = %s

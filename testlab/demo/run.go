@@ -73,7 +73,7 @@ func (s *story) real(ctx context.Context) (err error) {
 		err = errors.Join(err, r.Close())
 		s.say("cleaned up")
 	}()
-	if s.tap, err = r.StartTap(); err != nil {
+	if s.tap, err = r.StartTap(nil); err != nil {
 		return err
 	}
 	steps := []struct {

@@ -28,7 +28,7 @@ func (s *story) control(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	t, err := r.StartTap()
+	t, err := r.StartTap(nil)
 	if err != nil {
 		return err
 	}

@@ -16,9 +16,9 @@ import (
 )
 
 // Rekey has the charons of several appliances replace the keys of all their SAs at
-// the same moment, so many times. Every eighth time the IKE SAs are meant, else the
+// the same moment, so many times, each within a limit. Every eighth time the IKE SAs are meant, else the
 // ESP SAs. It waits each time until there is one SA of each again.
-func (r *Rig) Rekey(ctx context.Context, times int, appliances ...netns.Host) error {
+func (r *Rig) Rekey(ctx context.Context, times int, limit time.Duration, appliances ...netns.Host) error {
 	const ikeEvery = 8
 	sessions := make([]*vici.Session, 0, len(appliances))
 	defer func() {
@@ -34,7 +34,7 @@ func (r *Rig) Rekey(ctx context.Context, times int, appliances ...netns.Host) er
 		sessions = append(sessions, s)
 	}
 	for i := range times {
-		before, err := settled(ctx, sessions, r.slow.Longer(10*time.Second))
+		before, err := settled(ctx, sessions, limit)
 		if err != nil {
 			return fmt.Errorf("before rekeying %d: %w", i+1, err)
 		}
@@ -69,8 +69,8 @@ func (r *Rig) Rekey(ctx context.Context, times int, appliances ...netns.Host) er
 		if err := g.Wait(); err != nil {
 			return err
 		}
-		err = until(ctx, r.slow.Longer(20*time.Second), "all SAs are replaced", func() error {
-			now, err := settled(ctx, sessions, 0)
+		err = until(ctx, limit, "all SAs are replaced", func() error {
+			now, err := look(ctx, sessions)
 			if err != nil {
 				return err
 			}
@@ -96,25 +96,24 @@ func (r *Rig) Rekey(ctx context.Context, times int, appliances ...netns.Host) er
 type pair struct{ ike, child string }
 
 // settled lists the SAs of each session once every IKE SA has one ESP SA, and
-// nothing is under way; limit 0 looks once.
+// nothing is under way.
 func settled(ctx context.Context, sessions []*vici.Session, limit time.Duration) (all [][]pair, err error) {
-	look := func() error {
-		all = nil
-		for _, s := range sessions {
-			pairs, err := list(ctx, s)
-			if err != nil {
-				return err
-			}
-			all = append(all, pairs)
-		}
-		return nil
-	}
-	if limit == 0 {
-		err = look()
-		return all, err
-	}
-	err = until(ctx, limit, "SAs have settled", look)
+	err = until(ctx, limit, "SAs have settled", func() (err error) {
+		all, err = look(ctx, sessions)
+		return err
+	})
 	return all, err
+}
+
+func look(ctx context.Context, sessions []*vici.Session) (all [][]pair, err error) {
+	for _, s := range sessions {
+		pairs, err := list(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, pairs)
+	}
+	return all, nil
 }
 
 func list(ctx context.Context, s *vici.Session) ([]pair, error) {

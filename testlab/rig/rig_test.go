@@ -39,7 +39,7 @@ func newRig(t *testing.T, control bool) *Rig {
 // in clear, and the tap says so, with the canary, on both links.
 func TestTapFires(t *testing.T) {
 	r := newRig(t, true)
-	tap, err := r.StartTap()
+	tap, err := r.StartTap(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestTapFires(t *testing.T) {
 // TestTapStaysSilent: a lab in which nothing is sent over the links.
 func TestTapStaysSilent(t *testing.T) {
 	r := newRig(t, false)
-	tap, err := r.StartTap()
+	tap, err := r.StartTap(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,28 +32,44 @@ const (
 // both between the gateway and the NVA. They speak WireGuard, or what protocols
 // say; while a connection changes, there are two. With IPv6 outside, nothing of
 // IPv4 may be seen.
-func (r *Rig) TapConfig(protocols ...tap.Protocol) tap.Config {
+//
+// Where somebody translates the NVA's addresses between the edges and the
+// gateway, seen has what the edges see of each.
+func (r *Rig) TapConfig(seen map[netip.Addr]netip.Addr, protocols ...tap.Protocol) tap.Config {
 	u, overhead := netns.Underlay4, 20
 	if r.ipv6 {
 		u, overhead = netns.Underlay6, 40
 	}
-	var first, second []tap.Tunnel
+	at := func(h netns.Host, name, label string, addresses []netip.Addr, tunnels ...tap.Tunnel) tap.Interface {
+		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Link: tap.Link{Addresses: addresses, Tunnels: tunnels}}
+	}
+	var first, second, inside []tap.Tunnel
 	if len(protocols) == 0 {
 		protocols = []tap.Protocol{tap.WireGuard}
 	}
-	for _, p := range protocols {
-		first = append(first, tap.Of(p, netip.AddrPortFrom(u.PremPrimary, PrimaryPort), netip.AddrPortFrom(u.NVAFirst, PrimaryPort)))
-		second = append(second, tap.Of(p, netip.AddrPortFrom(u.PremSecondary, SecondaryPort), netip.AddrPortFrom(u.NVASecond, SecondaryPort)))
+	outside := func(a netip.Addr) netip.Addr {
+		if other, ok := seen[a]; ok {
+			return other
+		}
+		return a
 	}
-	at := func(h netns.Host, name, label string, addresses []netip.Addr, tunnels ...tap.Tunnel) tap.Interface {
-		return tap.Interface{Namespace: netns.Path(r.Lab.Namespace(h)), Name: name, Label: label, Link: tap.Link{Addresses: addresses, Tunnels: tunnels}}
+	for _, p := range protocols {
+		for _, x := range []struct {
+			to        *[]tap.Tunnel
+			near, far netip.Addr
+			port      uint16
+		}{{&first, u.PremPrimary, u.NVAFirst, PrimaryPort}, {&second, u.PremSecondary, u.NVASecond, SecondaryPort}} {
+			near := netip.AddrPortFrom(x.near, x.port)
+			*x.to = append(*x.to, tap.Of(p, near, netip.AddrPortFrom(outside(x.far), x.port)))
+			inside = append(inside, tap.Of(p, near, netip.AddrPortFrom(x.far, x.port)))
+		}
 	}
 	return tap.Config{
 		Canary: r.Canary.Hex(), InnerMTU: innerMTU(overhead),
 		Interfaces: append([]tap.Interface{
 			at(netns.Edge1, netns.EdgeInterface, "primary", []netip.Addr{u.PremPrimary, u.EdgePrimary}, first...),
 			at(netns.Edge2, netns.EdgeInterface, "secondary", []netip.Addr{u.PremSecondary, u.EdgeSecondary}, second...),
-			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{u.Gateway, u.NVAFirst, u.NVASecond}, append(first, second...)...),
+			at(netns.ErGw, netns.GatewayInterface, "gateway", []netip.Addr{u.Gateway, u.NVAFirst, u.NVASecond}, inside...),
 		}, r.watches...),
 	}
 }
@@ -70,9 +86,9 @@ type Tap struct {
 
 // StartTap starts the tap on all links, as TapConfig has it, and waits until it
 // looks.
-func (r *Rig) StartTap(protocols ...tap.Protocol) (*Tap, error) {
+func (r *Rig) StartTap(seen map[netip.Addr]netip.Addr, protocols ...tap.Protocol) (*Tap, error) {
 	config := r.file(fmt.Sprintf("tap-%d.json", len(r.taps)))
-	b, err := json.Marshal(r.TapConfig(protocols...))
+	b, err := json.Marshal(r.TapConfig(seen, protocols...))
 	if err != nil {
 		return nil, fmt.Errorf("encode the tap's configuration: %w", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -47,21 +46,26 @@ func (x *session) rekey(s *script.State, args []string) error {
 		return errNoLab
 	}
 	var hosts []netns.Host
-	times := 1
+	settings := options{settings: map[string]string{}}
 	for _, a := range args {
-		if n, ok := strings.CutPrefix(a, "times="); ok {
-			var err error
-			if times, err = strconv.Atoi(n); err != nil {
-				return fmt.Errorf("%s: %w", a, err)
-			}
+		if key, value, ok := strings.Cut(a, "="); ok {
+			settings.settings[key] = value
 			continue
 		}
 		hosts = append(hosts, netns.Host(a))
 	}
-	if len(hosts) == 0 {
+	times, err := settings.number("times", 1)
+	if err != nil {
+		return err
+	}
+	within, err := x.limit(settings, "within", 20*time.Second)
+	if err != nil {
+		return err
+	}
+	if len(hosts) == 0 || len(settings.settings) > 2 {
 		return script.ErrUsage
 	}
-	return x.rig.Rekey(s.Context(), times, hosts...)
+	return x.rig.Rekey(s.Context(), times, within, hosts...)
 }
 
 // swanctl runs strongSwan's own command line against an appliance's charon.

@@ -44,7 +44,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"wireguard":   quiet("kill|running appliance", "end what encrypts without a warning, or make sure that it is there", x.wireGuard),
 		"charon":      quiet("kill|stop|running appliance", "end strongSwan's daemon, without a warning or with one, or wait until one runs", x.charon),
 		"strongswan":  command("start host directory | load|stop host | ctl host args...", "run strongSwan by swanctl's files, without an agent", x.strongSwan),
-		"rekey":       quiet("appliance... [times=1]", "replace the keys of all SAs at several ends at the same moment", x.rekey),
+		"rekey":       quiet("appliance... [times=1] [within=20s]", "replace the keys of all SAs at several ends at the same moment", x.rekey),
 		"swanctl":     command("appliance args...", "run strongSwan's own command line against an appliance's daemon", x.swanctl),
 		"tunnels":     quiet("appliance count [within=20s]", "wait until so many tunnels are up", x.tunnels),
 		"reach":       command("from to [-6] [-udp] [within=10s]", "test that a host is reached", x.reach),

@@ -234,10 +234,22 @@ func (x *session) watch(_ *script.State, args []string) error {
 			return errors.New("the tap runs already")
 		}
 		var protocols []tap.Protocol
-		for _, p := range args[1:] {
-			protocols = append(protocols, tap.Protocol(p))
+		seen := map[netip.Addr]netip.Addr{}
+		for _, word := range args[1:] {
+			inside, outside, ok := strings.Cut(word, "=")
+			if !ok {
+				protocols = append(protocols, tap.Protocol(word))
+				continue
+			}
+			from, err := netip.ParseAddr(inside)
+			if err != nil {
+				return err
+			}
+			if seen[from], err = netip.ParseAddr(outside); err != nil {
+				return err
+			}
 		}
-		t, err := x.rig.StartTap(protocols...)
+		t, err := x.rig.StartTap(seen, protocols...)
 		x.tap = t
 		return err
 	}
