@@ -80,6 +80,10 @@ func (d *Driver) ask(ctx context.Context, command string, in *vici.Message) (*vi
 	return out, err
 }
 
+// startTimeout is how long charon may take until it answers: a tenth of a second as
+// a rule.
+const startTimeout = 20 * time.Second
+
 // spawn starts the instance's charon and returns when it answers.
 func (d *Driver) spawn(ctx context.Context) error {
 	inst := d.config.Instance
@@ -94,13 +98,15 @@ func (d *Driver) spawn(ctx context.Context) error {
 		return fmt.Errorf("make run directory: %w", err)
 	}
 	return outlive.Process{
-		Name: "charon", Command: command, Log: d.logPath(),
+		Name: "charon", Command: command, Log: d.logPath(), Timeout: startTimeout,
 		Answers: func(ctx context.Context) error {
 			c, err := dial(ctx, inst.CharonSocket(), d.config.Circuit)
 			if err != nil {
 				return err
 			}
-			return c.Close()
+			// It listens before it answers.
+			_, err = c.call(ctx, "version", nil)
+			return errors.Join(err, c.Close())
 		},
 	}.Start(ctx, d.config.Log)
 }

@@ -21,7 +21,9 @@ import (
 )
 
 const (
-	dialTimeout = 3 * time.Second
+	// dialTimeout is long because charon takes connections when it has a thread for
+	// that, and a thousand tunnels that begin take them all.
+	dialTimeout = 15 * time.Second
 	// callTimeout bounds one request. charon answers within milliseconds, but a
 	// list of SAs waits for those that are being worked at.
 	callTimeout = 20 * time.Second

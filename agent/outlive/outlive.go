@@ -17,11 +17,8 @@ import (
 	"time"
 )
 
-const (
-	// startTimeout is how long a new process may take until it answers.
-	startTimeout = 5 * time.Second
-	logLimit     = 1 << 20
-)
+// logLimit is when a log has become long.
+const logLimit = 1 << 20
 
 // Self executes the running program: os.Executable's path is gone, or another
 // build, after an upgrade.
@@ -34,6 +31,8 @@ type Process struct {
 	Command []string
 	// Log takes what it writes; a file that has become long begins anew.
 	Log string
+	// Timeout is how long it may take until it answers.
+	Timeout time.Duration
 	// Answers is nil when the process is ready.
 	Answers func(ctx context.Context) error
 }
@@ -66,7 +65,7 @@ func (p Process) Start(ctx context.Context, log *slog.Logger, except ...string) 
 }
 
 func (p Process) await(ctx context.Context, ended <-chan error) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -77,7 +76,7 @@ func (p Process) await(ctx context.Context, ended <-chan error) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("start %s: no answer within %s: %w", p.Name, startTimeout, err)
+			return fmt.Errorf("start %s: no answer within %s: %w", p.Name, p.Timeout, err)
 		case end := <-ended:
 			// Another starter may have been faster.
 			if p.Answers(ctx) == nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,9 @@ import (
 // enteredEnv stops a process that cannot get into its namespace from executing
 // itself for ever.
 const enteredEnv = "CIRCUITSEAL_WIREGUARD_ENTERED"
+
+// startTimeout is how long a new process may take until it answers.
+const startTimeout = 5 * time.Second
 
 // Spawn starts the WireGuard process of an instance and returns when it
 // answers; when one runs already it does nothing. command is what to execute,
@@ -41,6 +45,7 @@ func Spawn(ctx context.Context, inst instance.Instance, command []string, log *s
 		Name:    "the WireGuard process",
 		Command: command,
 		Log:     filepath.Join(inst.RunDir(), "wireguard.log"),
+		Timeout: startTimeout,
 		Answers: func(ctx context.Context) error {
 			c, err := dial(ctx, inst)
 			if err != nil {
