@@ -20,15 +20,15 @@ import (
 
 // kernelPackages are those whose tests say something about a kernel.
 var kernelPackages = []string{
-	"./agent/bpffs", "./agent/classifier", "./agent/guard", "./agent/link", "./agent/liveness", "./agent/netns",
+	"./agent/bpffs", "./agent/classifier", "./agent/guard", "./agent/ipsec", "./agent/link", "./agent/liveness", "./agent/netns",
 	"./agent/slowpath", "./agent/tchook", "./agent/wireguard", "./testlab/netns", "./testlab/tap",
 }
 
 // fastPackages are those of them that show most of what only this line does:
-// WireGuard and VLAN devices in the kernel, and the programs of the fast path by clsact under an
+// ESP, WireGuard and VLAN devices in the kernel, and the programs of the fast path by clsact under an
 // older verifier.
 var fastPackages = map[string][]string{
-	"6.12": {"./agent/link", "./agent/slowpath", "./agent/tchook", "./agent/wireguard"},
+	"6.12": {"./agent/ipsec", "./agent/link", "./agent/slowpath", "./agent/tchook", "./agent/wireguard"},
 	"6.1":  {"./agent/classifier", "./agent/guard", "./agent/slowpath", "./agent/tchook"},
 }
 
