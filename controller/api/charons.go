@@ -132,9 +132,14 @@ func lacks(node string, c desired.CharonStatus, p profile.Profile, ppk bool) str
 func limits(node string, c desired.CharonStatus, connections []model.Key) []model.Problem {
 	var problems []model.Problem
 	for _, k := range connections[1:] {
+		// No customer learns from an error what another one has.
+		other := "a connection of another customer"
+		if connections[0].Customer == k.Customer {
+			other = connections[0].String()
+		}
 		problems = append(problems, model.Problem{
 			Document: k.String(), Field: "spec.endpoints", Value: model.Shorten(node),
-			Message: fmt.Sprintf("node %s runs strongSwan %s, and %sit carries one tunnel, which %s has", node, c.Version, userSpaceESP, connections[0]),
+			Message: fmt.Sprintf("node %s runs strongSwan %s, and %sit carries one tunnel, which %s has", node, c.Version, userSpaceESP, other),
 			Hint:    "a kernel with ESP and XFRM interfaces on the node, or protocol: wireguard",
 		})
 	}

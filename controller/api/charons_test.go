@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -93,6 +94,18 @@ func TestWhatStrongSwanCannotDo(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 		})
+	}
+}
+
+// No customer is told of another's connections.
+func TestLimitsOfAnotherCustomer(t *testing.T) {
+	connection := func(customer string) model.Key {
+		return model.Key{Kind: model.KindConnection, Customer: customer, Name: "secret-" + customer}
+	}
+	for _, p := range limits("shared", *debian12(desired.BackendLibipsec), []model.Key{connection("contoso"), connection("fabrikam")}) {
+		if text := fmt.Sprintf("%+v", p); strings.Contains(text, "contoso") || !strings.Contains(p.Message, "of another customer") {
+			t.Errorf("fabrikam is told %s", text)
+		}
 	}
 }
 
