@@ -221,7 +221,7 @@ func (b *builder) ipsec(locals []netip.Prefix, g desired.Group, t desired.Tunnel
 		ID: t.ID, Device: device, Number: t.Number, InterfaceID: instance.InterfaceID(t.Number), Mark: mark, MTU: int(t.MTU),
 		Local: t.Local.Addr(), Remote: t.Remote.Addr(), Retiring: g.Retiring == desired.ProtocolIPsec,
 		Initiates: g.IPsec.External || t.LocalProbe == first,
-		Policy: g.IPsec.For(t), PresharedKeys: t.IPsec.PresharedKeys, Locals: locals, Remotes: g.Remotes,
+		Policy:    g.IPsec.For(t), PresharedKeys: t.IPsec.PresharedKeys, Locals: locals, Remotes: g.Remotes,
 	}
 	if !g.IPsec.External {
 		made.LocalProbe, made.RemoteProbe = desired.IPsecProbe(t.LocalProbe), desired.IPsecProbe(t.RemoteProbe)
