@@ -270,6 +270,15 @@ func (b *bed) run(f frame) (outcome, error) {
 	case r.reason == bpfReasonREASON_FORWARDED && (f.program == bpfProgCsLanIn || f.program == bpfProgCsSlowIn):
 		g, _ := b.member(r.target)
 		wantMark = b.mark(g)
+	case r.reason == bpfReasonREASON_FORWARDED && f.program == bpfProgCsTunnelOut:
+		// An XFRM interface, which shows a header, looks for a route with it.
+		var port bpfPort
+		if err := b.classifier.objects.Ports.Lookup(b.index[f.device], &port); err != nil {
+			return r, err
+		}
+		if port.Header != 0 {
+			wantMark = f.mark
+		}
 	}
 	if f.program == bpfProgCsTunnelOut && r.reason == bpfReasonREASON_FORWARDED {
 		// An XFRM interface finds its route by it.

@@ -31,6 +31,7 @@ const (
 	etcd    = "go.etcd.io"
 	cli     = "github.com/spf13/cobra"
 	connect = "connectrpc.com/connect"
+	vici    = "github.com/strongswan/govici"
 )
 
 var rules = []rule{
@@ -60,22 +61,25 @@ var rules = []rule{
 	{from: "agent/bpfmap", never: []string{module}, why: "maps are read, whatever is in them"},
 	{from: "agent/reconcile", never: []string{kernel, ebpf, nft, wgctrl, wire, connect},
 		why: "the loop knows the drivers' interfaces, not what is beneath them"},
-	{from: "agent/uplink", never: []string{kernel, ebpf, nft, wgctrl, module + "agent/plan", module + "agent/guard", module + "agent/link", module + "agent/classifier", module + "agent/slowpath", module + "agent/wireguard"},
+	{from: "agent/uplink", never: []string{kernel, ebpf, nft, wgctrl, module + "agent/plan", module + "agent/guard", module + "agent/link", module + "agent/classifier", module + "agent/slowpath", module + "agent/wireguard", module + "agent/ipsec"},
 		why: "the uplink carries states and does not act on them"},
 	{from: "agent/lastgood", never: []string{kernel, ebpf, connect, module + "agent/plan"}, why: "the last good state is kept as signed bytes"},
-	{from: "agent/guard", never: []string{wire, connect, wgctrl, ebpf + "/link", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/slowpath"},
+	{from: "agent/guard", never: []string{wire, connect, wgctrl, ebpf + "/link", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/ipsec", module + "agent/slowpath"},
 		why: "each layer holds without the others"},
-	{from: "agent/classifier", never: []string{wire, connect, wgctrl, nft, ebpf + "/link", module + "agent/guard", module + "agent/link", module + "agent/wireguard", module + "agent/slowpath"},
+	{from: "agent/classifier", never: []string{wire, connect, wgctrl, nft, ebpf + "/link", module + "agent/guard", module + "agent/link", module + "agent/wireguard", module + "agent/ipsec", module + "agent/slowpath"},
 		why: "each layer holds without the others"},
-	{from: "agent/tchook", never: []string{wire, connect, wgctrl, nft, module + "agent/plan", module + "agent/instance", module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/slowpath"},
+	{from: "agent/tchook", never: []string{wire, connect, wgctrl, nft, module + "agent/plan", module + "agent/instance", module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/ipsec", module + "agent/slowpath"},
 		why: "how programs are attached knows neither what they do nor where they belong"},
-	{from: "agent/slowpath", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/tchook"},
+	{from: "agent/slowpath", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/ipsec", module + "agent/tchook"},
 		why: "slow paths know netlink; who sends packets there and judges what comes back is the classifier's"},
-	{from: "agent/link", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/wireguard", module + "agent/slowpath"},
+	{from: "agent/link", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/wireguard", module + "agent/ipsec", module + "agent/slowpath"},
 		why: "links know netlink and nothing above it"},
-	{from: "agent/wireguard", never: []string{wire, connect, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/slowpath"},
+	{from: "agent/wireguard", never: []string{wire, connect, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/slowpath", module + "agent/ipsec"},
 		why: "tunnels know neither what guards them nor what fills them"},
-	{from: "agent/liveness", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/wireguard", module + "agent/slowpath"},
+	{from: "agent/ipsec", never: []string{wire, connect, wgctrl, nft, module + "agent/guard", module + "agent/classifier", module + "agent/link", module + "agent/wireguard", module + "agent/slowpath"},
+		why: "tunnels know neither what guards them nor what fills them"},
+	{from: "agent/outlive", never: []string{module}, why: "processes are started, whatever they do"},
+	{from: "agent/liveness", never: []string{wire, connect, wgctrl, ebpf, nft, module + "agent/guard", module + "agent/classifier", module + "agent/wireguard", module + "agent/ipsec", module + "agent/slowpath"},
 		why: "liveness measures; who acts on it is the agent's wiring"},
 
 	{from: "controller/model", never: []string{wire, etcd, connect, "os", "net/http"}, why: "the operators' words are neither wire nor disk"},
@@ -204,6 +208,17 @@ func TestCobraStaysInCommands(t *testing.T) {
 		for _, i := range p.Imports {
 			if under(i, cli) && !strings.Contains(rel, "/cmd/") {
 				t.Errorf("%s imports %s: flags are read in cmd, values go on from there", rel, i)
+			}
+		}
+	}
+}
+
+// One package speaks to charon.
+func TestVICIStaysInItsDriver(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, i := range p.Imports {
+			if rel := strings.TrimPrefix(p.ImportPath, module); under(i, vici) && rel != "agent/ipsec" {
+				t.Errorf("%s imports %s: agent/ipsec is told what is wanted instead", rel, i)
 			}
 		}
 	}
