@@ -111,6 +111,9 @@ func configuration(backend Backend, socket string) string {
 	routing_table = %d
 
 	plugins {
+		openssl {
+			load_legacy = no
+		}
 		socket-default {
 			fwmark = %#x
 			set_source = yes

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -26,6 +27,7 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"a silent SA is replaced":                       silence,
 	"what is not wanted goes":                       goes,
 	"PSK":                                           psk,
+	"rekeyed SAs say by what":                       rekeys,
 	"a session that breaks is taken up":             breaks,
 	"an agent that starts again finds its tunnel":   startsAgain,
 	"a weaker SA is taken down":                     weaker,
@@ -99,10 +101,72 @@ func comesUp(t *testing.T, b Backend, p *pair) {
 			t.Errorf("pre-shared keys %v, used %d, want 1", s.PresharedHeld, s.PresharedUsed)
 		}
 	}
+	if b == Kernel {
+		p.a.checkKernel(t)
+	}
 	p.mustCarry(t)
 	if s := p.a.status(t); s.ReceivedBytes == 0 || s.SentBytes == 0 {
 		t.Errorf("nothing was counted: %+v", s)
 	}
+}
+
+// checkKernel looks at what the kernel was told.
+func (e *end) checkKernel(t *testing.T) {
+	t.Helper()
+	h, err := e.circuit.Netlink(unix.NETLINK_XFRM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	k, err := readKernel(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(k[7].states); n != 2 || !k[7].carries(e.address.String()) {
+		t.Fatalf("the kernel has %d SAs", n)
+	}
+	for _, s := range k[7].states {
+		out := s.Src.String() == e.address.String()
+		if !s.ESN || s.Limits.PacketHard == 0 || s.Limits.ByteHard == 0 || s.Limits.TimeHard == 0 || !out && s.ReplayWindow != replayWindow {
+			t.Errorf("SA %+v", s)
+		}
+		if out && (s.OutputMark == nil || s.OutputMark.Value != instance.Mark(1) || s.OutputMark.Mask != 0xffffffff) {
+			t.Errorf("its packets have the mark %v, want %#x", s.OutputMark, instance.Mark(1))
+		}
+	}
+}
+
+func rekeys(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	lost := p.stream(t)
+	ask := func(pairs ...any) {
+		p.a.driver.mu.Lock()
+		defer p.a.driver.mu.Unlock()
+		if _, err := p.a.driver.session(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.a.driver.ask(t.Context(), "rekey", section(pairs...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The first ESP SA came with the IKE SA, and has to be older to be told apart.
+	time.Sleep(rekeyedAfter + time.Second)
+	ask("child-id", fmt.Sprint(before.children[0].id))
+	for _, e := range []*end{p.a, p.b} {
+		e.await(t, "PFS", func(s TunnelState) bool { return isUp(s) && s.Associations[0].PFS == "ecp384" })
+	}
+	ask("ike-id", fmt.Sprint(before.id))
+	for _, e := range []*end{p.a, p.b} {
+		e.await(t, "a rekeyed IKE SA", func(s TunnelState) bool {
+			sas := e.sas(t)
+			return isUp(s) && len(sas) == 1 && sas[0].spis != before.spis && s.Associations[0].PPK && s.PresharedUsed == 1
+		})
+	}
+	if n, all := lost(); n != 0 {
+		t.Errorf("%d of %d packets were lost", n, all)
+	}
+	p.mustCarry(t)
 }
 
 func repeats(t *testing.T, _ Backend, p *pair) {
@@ -369,7 +433,7 @@ func breaks(t *testing.T, _ Backend, p *pair) {
 	a, b := p.plans(t)
 	p.b.sync(t, b)
 	p.a.run(t)
-	for after := 0; after < 6; after++ {
+	for after := range 6 {
 		p.a.driver.mu.Lock()
 		c, err := p.a.driver.session(t.Context(), true)
 		if err != nil {

@@ -331,7 +331,9 @@ func (d *Driver) Sweep(ctx context.Context) error {
 
 // Remove removes everything of the instance, and ends its charon.
 func (d *Driver) Remove(ctx context.Context) error {
+	d.mu.Lock()
 	socket := d.want.Socket
+	d.mu.Unlock()
 	errs := []error{d.Sync(ctx, plan.IPsec{Socket: socket}, nil), d.Sweep(ctx)}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -310,8 +310,8 @@ func (e *end) trySync(want plan.IPsec) error {
 	return errors.Join(e.driver.Sync(ctx, want, func([]string) error { return nil }), e.driver.Sweep(ctx))
 }
 
-// run has the driver of the end run until the test ends, or stop.
-func (e *end) run(t *testing.T) (stop func()) {
+// run has the driver of the end run until the test ends.
+func (e *end) run(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -320,9 +320,7 @@ func (e *end) run(t *testing.T) (stop func()) {
 		defer close(done)
 		_ = driver.Run(ctx, func(id string, since time.Time) bool { return e.silent != nil && e.silent(id, since) })
 	}()
-	stop = func() { cancel(); <-done }
-	t.Cleanup(stop)
-	return stop
+	t.Cleanup(func() { cancel(); <-done })
 }
 
 func (e *end) status(t *testing.T) TunnelState {
@@ -357,9 +355,10 @@ func (e *end) awaitFor(t *testing.T, limit time.Duration, what string, ok func(T
 
 func isUp(s TunnelState) bool { return s.Up && s.Problem == "" && len(s.Associations) == 1 }
 
-func (p *pair) awaitUp(t *testing.T) (a, b TunnelState) {
+func (p *pair) awaitUp(t *testing.T) {
 	t.Helper()
-	return p.a.await(t, "a tunnel that is up", isUp), p.b.await(t, "a tunnel that is up", isUp)
+	p.a.await(t, "a tunnel that is up", isUp)
+	p.b.await(t, "a tunnel that is up", isUp)
 }
 
 // carries sends a packet from probe address to probe address, and back.

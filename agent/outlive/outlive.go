@@ -124,7 +124,13 @@ func openLog(path string) (*os.File, error) {
 // TrimLog begins a log anew that has become long; none is none. Its writers append,
 // and so go on at its beginning.
 func TrimLog(path string) error {
-	if info, err := os.Stat(path); err != nil || info.Size() <= logLimit {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Size() <= logLimit:
 		return nil
 	}
 	return os.Truncate(path, 0)
