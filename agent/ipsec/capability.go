@@ -103,8 +103,7 @@ func askThrowaway(ctx context.Context, path string, backend Backend) (desired.Ch
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "STRONGSWAN_CONF=" + config}
 	cmd.Dir = "/"
-	// It needs a /run of its own, too: a charon writes its process id there.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWNET}
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = time.Second
 	// Its parent's thread must live as long as it (Pdeathsig).

@@ -346,17 +346,40 @@ func (d *Driver) listSAs(ctx context.Context) (map[uint16][]namedSA, error) {
 	return all, nil
 }
 
+// sweepCharon unloads what is not wanted and ends its SAs, and removes those from the
+// kernel that no charon knows. Nothing is left to look for when that succeeded once.
 func (d *Driver) sweepCharon(ctx context.Context) error {
 	if !d.unswept {
 		return nil
 	}
-	if _, err := d.session(ctx, false); err != nil {
-		if errors.Is(err, errNotRunning) {
-			d.unswept = false
-			return nil
-		}
-		return err
+	var errs []error
+	if d.want.Socket != "" && !d.config.External {
+		// The instance's own has been given up for that one.
+		errs = append(errs, d.stopCharon(ctx))
 	}
+	known := map[uint16]bool{}
+	_, err := d.session(ctx, false)
+	switch {
+	case err == nil:
+		errs = append(errs, d.unload(ctx, known))
+	case !errors.Is(err, errNotRunning):
+		return errors.Join(append(errs, err)...)
+	}
+	if d.backend == Kernel {
+		h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		defer h.Close()
+		errs = append(errs, flushKernel(h, func(tunnel uint16) bool { return known[tunnel] || d.tunnels[tunnel] != nil }))
+	}
+	err = errors.Join(errs...)
+	d.unswept = err != nil
+	return err
+}
+
+// unload notes in known of which tunnels charon has SAs.
+func (d *Driver) unload(ctx context.Context, known map[uint16]bool) error {
 	errs := []error{d.applyLoads(ctx, wanted{}, d.laterLoads)}
 	d.laterLoads = nil
 	if d.open == nil {
@@ -367,7 +390,8 @@ func (d *Driver) sweepCharon(ctx context.Context) error {
 		return errors.Join(append(errs, err)...)
 	}
 	for n, list := range sas {
-		if _, ok := d.tunnels[n]; ok {
+		known[n] = true
+		if d.tunnels[n] != nil {
 			continue
 		}
 		for _, s := range list {
@@ -378,9 +402,7 @@ func (d *Driver) sweepCharon(ctx context.Context) error {
 			errs = append(errs, d.terminate(ctx, s.id))
 		}
 	}
-	err = errors.Join(errs...)
-	d.unswept = err != nil
-	return err
+	return errors.Join(errs...)
 }
 
 // algorithms are the keywords of get-algorithms, sorted.
