@@ -3,6 +3,7 @@ package ipsec
 import (
 	"fmt"
 	"maps"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/outlive"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -28,6 +30,7 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"what is not wanted goes":                       goes,
 	"PSK":                                           psk,
 	"rekeyed SAs say by what":                       rekeys,
+	"IPv6 outside":                                  outerSix,
 	"a session that breaks is taken up":             breaks,
 	"an agent that starts again finds its tunnel":   startsAgain,
 	"a weaker SA is taken down":                     weaker,
@@ -134,6 +137,14 @@ func (e *end) checkKernel(t *testing.T) {
 			t.Errorf("its packets have the mark %v, want %#x", s.OutputMark, instance.Mark(1))
 		}
 	}
+}
+
+func outerSix(t *testing.T, _ Backend, p *pair) {
+	p.up(t, func(a, b *plan.IPsecTunnel) {
+		a.Local, a.Remote = p.a.six(), p.b.six()
+		b.Local, b.Remote = p.b.six(), p.a.six()
+	})
+	p.mustCarry(t)
 }
 
 func rekeys(t *testing.T, _ Backend, p *pair) {
@@ -328,6 +339,10 @@ func killed(t *testing.T, b Backend, p *pair) {
 
 func stopped(t *testing.T, _ Backend, p *pair) {
 	p.up(t)
+	out, err := exec.Command(outlive.Self, "charon", "--instance", string(p.a.inst)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), ErrRunning.Error()) {
+		t.Errorf("a second charon of the instance: %v, %s", err, out)
+	}
 	before := p.a.one(t)
 	p.a.kill(t, unix.SIGTERM)
 	p.a.awaitOther(t, before)

@@ -223,12 +223,21 @@ func (e *end) cable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.AddrReplace(l, &netlink.Addr{IPNet: netOf(netip.PrefixFrom(e.address, 24))}); err != nil {
-		t.Fatal(err)
+	for _, a := range []netip.Prefix{netip.PrefixFrom(e.address, 24), netip.PrefixFrom(e.six(), 64)} {
+		if err := h.AddrReplace(l, &netlink.Addr{IPNet: netOf(a), Flags: unix.IFA_F_NODAD}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// six is its other outer address.
+func (e *end) six() netip.Addr {
+	a := netip.MustParseAddr("2001:db8::").As16()
+	a[15] = e.address.As4()[3]
+	return netip.AddrFrom16(a)
 }
 
 // issue gives the end a certificate for another generation of its key.
