@@ -59,21 +59,19 @@ func TestDiffLoads(t *testing.T) {
 func TestDiffDevices(t *testing.T) {
 	x := sample()
 	x.LocalProbe, x.RemoteProbe = desired.ProbeAddresses(7)
-	x.Remotes = append(x.Remotes, netip.MustParsePrefix("fd00:2::1/64"))
 	probe := func(a netip.Addr) []netip.Prefix { return single(a) }
 	whole := device{
 		kind: kindXFRM, main: true, mtu: 1400, up: true, quiet: true,
-		addresses: probe(x.LocalProbe), routes: probe(x.RemoteProbe), inner: []netip.Prefix{netip.MustParsePrefix("fd00:2::/64")},
+		addresses: probe(x.LocalProbe), routes: probe(x.RemoteProbe),
 	}
 	fresh := `make device cs-main~7
 set device cs-main~7 to make no address by itself
 add address fdc5:5ea1:7d10::7:1/128 to device cs-main~7
 set device cs-main~7 up
-add route to fdc5:5ea1:7d10::7:2/128 by device cs-main~7
-add route to fd00:2::/64 by device cs-main~7 for classified packets`
+add route to fdc5:5ea1:7d10::7:2/128 by device cs-main~7`
 	changed := whole
 	changed.mtu, changed.up, changed.quiet = 1300, false, false
-	changed.addresses, changed.routes, changed.inner = probe(netip.MustParseAddr("2001:db8::1")), nil, append(changed.inner, netip.MustParsePrefix("fd00:3::/64"))
+	changed.addresses, changed.routes = probe(netip.MustParseAddr("2001:db8::1")), nil
 	other := whole
 	other.kind = kindVeth
 	tests := []struct {
@@ -90,8 +88,7 @@ set MTU of device cs-main~7 to 1400
 add address fdc5:5ea1:7d10::7:1/128 to device cs-main~7
 remove address 2001:db8::1/128 from device cs-main~7
 set device cs-main~7 up
-add route to fdc5:5ea1:7d10::7:2/128 by device cs-main~7
-remove route to fd00:3::/64 by device cs-main~7 for classified packets`, ""},
+add route to fdc5:5ea1:7d10::7:2/128 by device cs-main~7`, ""},
 		{"not wanted", map[string]device{x.Device: whole, "cs-main~9": whole}, "", "remove device cs-main~9"},
 	}
 	for _, tt := range tests {
