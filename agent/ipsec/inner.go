@@ -43,30 +43,30 @@ func (d *Driver) syncInner(h *netlink.Handle, interfaces []int) error {
 		return err
 	}
 	var errs []error
-	write := func(kind drift.Kind, what string, err error) {
+	write := func(what string, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 			return
 		}
 		d.config.Log.Debug("IPsec", "change", what)
-		d.config.Drift.Note(kind, drift.Text(what))
+		d.config.Drift.Note(drift.IPsecRoute, drift.Text(what))
 	}
 	for _, i := range interfaces {
 		if !slices.Contains(have.routes, i) {
-			write(drift.IPsecRoute, fmt.Sprintf("add inner route by interface %d", i), h.RouteReplace(d.innerRoute(i)))
+			write(fmt.Sprintf("add inner route by interface %d", i), h.RouteReplace(d.innerRoute(i)))
 		}
 	}
 	if len(interfaces) > 0 && have.rules == 0 {
-		write(drift.IPsecRoute, "add rule for inner routes", h.RuleAdd(d.innerRule()))
+		write("add rule for inner routes", h.RuleAdd(d.innerRule()))
 	}
 	if len(interfaces) == 0 {
 		for range have.rules {
-			write(drift.IPsecRoute, "remove rule for inner routes", gone(h.RuleDel(d.innerRule())))
+			write("remove rule for inner routes", gone(h.RuleDel(d.innerRule())))
 		}
 	}
 	for _, i := range have.routes {
 		if !slices.Contains(interfaces, i) {
-			write(drift.IPsecRoute, fmt.Sprintf("remove inner route by interface %d", i), gone(h.RouteDel(d.innerRoute(i))))
+			write(fmt.Sprintf("remove inner route by interface %d", i), gone(h.RouteDel(d.innerRoute(i))))
 		}
 	}
 	return errors.Join(errs...)

@@ -95,7 +95,7 @@ func tunnel(ctx context.Context, args []string) error {
 	}
 	c.KernelESP, c.KernelWireGuard = slices.Contains(have, "kernel-esp"), slices.Contains(have, "kernel-wireguard")
 	c.Slow = rig.Slow(*slow)
-	for _, c.Protocol = range strings.Split(*protocols, ",") {
+	for c.Protocol = range strings.SplitSeq(*protocols, ",") {
 		if c.Protocol != bench.WireGuard && c.Protocol != bench.IPsec {
 			return fmt.Errorf("--protocol %q: want %s, %s or both", c.Protocol, bench.WireGuard, bench.IPsec)
 		}
