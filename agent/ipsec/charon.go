@@ -365,14 +365,7 @@ func (d *Driver) sweepCharon(ctx context.Context) error {
 	case !errors.Is(err, errNotRunning):
 		return errors.Join(append(errs, err)...)
 	}
-	if d.backend == Kernel {
-		h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		defer h.Close()
-		errs = append(errs, flushKernel(h, func(tunnel uint16) bool { return known[tunnel] || d.tunnels[tunnel] != nil }))
-	}
+	errs = append(errs, d.flushKernel(func(tunnel uint16) bool { return known[tunnel] || d.tunnels[tunnel] != nil }))
 	err = errors.Join(errs...)
 	d.unswept = err != nil
 	return err

@@ -428,7 +428,12 @@ func goes(t *testing.T, b Backend, p *pair) {
 		t.Errorf("charon still has %+v", left)
 	}
 	if b == Kernel {
-		k, err := readKernel(h.circuit)
+		x, err := p.a.circuit.Netlink(unix.NETLINK_XFRM)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		k, err := readKernel(x)
 		if err != nil || len(k) != 0 {
 			t.Errorf("the kernel still has %v, %v", k, err)
 		}

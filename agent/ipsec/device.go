@@ -195,7 +195,7 @@ func deviceOf(inst instance.Instance, name string) (number uint16, ok bool) {
 	return uint16(n), err == nil && n != 0
 }
 
-// host are the sockets that a pass needs.
+// hostNetlink are the sockets that a pass needs.
 type hostNetlink struct {
 	main, circuit *netlink.Handle
 }
@@ -205,7 +205,7 @@ func (d *Driver) openNetlink() (*hostNetlink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("main namespace: %w", err)
 	}
-	circuit, err := d.config.Circuit.Netlink(unix.NETLINK_ROUTE, unix.NETLINK_XFRM)
+	circuit, err := d.config.Circuit.Netlink()
 	if err != nil {
 		main.Close()
 		return nil, fmt.Errorf("circuit namespace: %w", err)

@@ -20,8 +20,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/netns"
@@ -153,11 +151,14 @@ func (d *Driver) Sync(ctx context.Context, want plan.IPsec, closing func(devices
 
 func (d *Driver) sync(ctx context.Context, want plan.IPsec, closing func(devices []string) error) error {
 	d.laterLoads, d.laterDevices = nil, nil
-	backend, err := d.backend.resolve()
-	if err != nil {
-		return err
+	if len(want.Tunnels) > 0 {
+		// A host without tunnels by IPsec need not load modules for them.
+		backend, err := d.backend.resolve()
+		if err != nil {
+			return err
+		}
+		d.backend = backend
 	}
-	d.backend = backend
 	if want.Socket != d.want.Socket {
 		d.hangUp()
 		d.loaded = map[string]desired.Secret{}
@@ -339,12 +340,7 @@ func (d *Driver) Remove(ctx context.Context) error {
 	defer d.mu.Unlock()
 	d.hangUp()
 	errs = append(errs, d.stopCharon(ctx), d.part())
-	h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	defer h.Close()
-	return errors.Join(append(errs, flushKernel(h, func(uint16) bool { return false }))...)
+	return errors.Join(append(errs, d.flushKernel(func(uint16) bool { return false }))...)
 }
 
 // wake has Run look at once.

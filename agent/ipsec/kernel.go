@@ -112,9 +112,25 @@ func removeSA(h *netlink.Handle, s netlink.XfrmState) error {
 	return nil
 }
 
-// flushKernel removes all SAs and policies of our interfaces that keep does not
-// name.
-func flushKernel(h *netlink.Handle, keep func(tunnel uint16) bool) error {
+// flushKernel removes what the kernel has of tunnels that keep does not name. A
+// kernel without IPsec has nothing.
+func (d *Driver) flushKernel(keep func(tunnel uint16) bool) error {
+	if d.backend == Libipsec {
+		return nil
+	}
+	h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return flushSAs(h, keep)
+}
+
+// flushSAs removes all SAs and policies of our interfaces that keep does not name.
+func flushSAs(h *netlink.Handle, keep func(tunnel uint16) bool) error {
 	states, err := readKernel(h)
 	if err != nil {
 		return err

@@ -22,14 +22,17 @@ const (
 	// calm is how long events are collected before a look: a thousand tunnels that
 	// come up tell of it one by one.
 	calm = 100 * time.Millisecond
+	// eachCalm is how much longer that is for each tunnel: a list waits for the SAs that
+	// are being worked at, and takes the time of that.
+	eachCalm = 2 * time.Millisecond
 	// firstRetry and lastRetry are how long after an attempt the next is made: the
 	// ends are configured one after the other.
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 30 * time.Second
-	// hearing is how long a new SA may be silent; a silent one is given up for a new
-	// one not sooner than that after the last.
+	// hearing is how long a new SA may be silent.
 	hearing = 5 * time.Second
-	// lastSilent bounds how often a tunnel that stays silent begins anew.
+	// firstSilent is how long after an attempt a tunnel that stays silent may begin
+	// anew at the soonest.
 	firstSilent = 15 * time.Second
 	// another is after how many failures the other pre-shared key is tried.
 	another = 3
@@ -82,10 +85,11 @@ func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.
 			}
 		case now := <-timer.C:
 			wait := lookEvery
-			if uneasy := d.look(ctx, now, silent); uneasy {
+			tunnels, uneasy := d.look(ctx, now, silent)
+			if uneasy {
 				wait = lookUneasy
 			}
-			pause = max(calm, 4*time.Since(now))
+			pause = max(calm, 4*time.Since(now), time.Duration(tunnels)*eachCalm)
 			wait = max(wait, pause)
 			next = time.Now().Add(wait)
 			timer.Reset(wait)
@@ -193,13 +197,18 @@ func (d *Driver) hear(m *vici.Message) {
 	}
 }
 
-// look sees to all tunnels once, and reports whether any is not as it is to be.
-func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (uneasy bool) {
+// look sees to all tunnels once, and reports how many there are, and whether any is
+// not as it is to be.
+func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (tunnels int, uneasy bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.synced || len(d.tunnels) == 0 {
-		return false
+		return 0, false
 	}
+	return len(d.tunnels), d.lookAtAll(ctx, now, silent)
+}
+
+func (d *Driver) lookAtAll(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (uneasy bool) {
 	if err := outlive.TrimLog(d.logPath()); err != nil {
 		d.config.Log.Warn("shorten charon's log", "error", err)
 	}
