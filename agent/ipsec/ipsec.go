@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -74,6 +75,8 @@ type Driver struct {
 	// unlimited has libipsec begin more tunnels than it can carry apart: for tests that
 	// count and send nothing.
 	unlimited bool
+	// fitting are certificates that were found to be over their keys, in this pass.
+	fitting map[checked]bool
 	// kick wakes Run.
 	kick chan struct{}
 	// capable is what the installed charon can do, of the binary that asked tells.
@@ -91,6 +94,8 @@ func (d *Driver) Format(f fmt.State, _ rune) {
 type tunnel struct {
 	plan.IPsecTunnel
 	connection connection
+	// from is what connection was made from: of a thousand tunnels hardly any changes.
+	from inputs
 	// preferred is which of its pre-shared keys a new IKE SA begins with.
 	preferred int
 	// next is when another attempt may be made, wait how long the last one was put
@@ -116,8 +121,20 @@ type tunnel struct {
 	weakness string
 }
 
+// inputs are what a connection is made from.
+type inputs struct {
+	tunnel      plan.IPsecTunnel
+	certificate []byte
+	authorities [][]byte
+	preferred   int
+	backend     Backend
+}
+
 // Format keeps secrets out of what prints a tunnel.
 func (t *tunnel) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "tunnel %s", t.ID) }
+
+// checked is a key, by charon's id, and a certificate.
+type checked struct{ key, certificate string }
 
 // sighting is a state of an IKE SA that must not last.
 type sighting struct {
@@ -131,6 +148,7 @@ func New(config Config) *Driver {
 		config:  config,
 		tunnels: map[uint16]*tunnel{},
 		loaded:  map[string]desired.Secret{},
+		fitting: map[checked]bool{},
 		kick:    make(chan struct{}, 1),
 	}
 }
@@ -178,6 +196,7 @@ func (d *Driver) sync(ctx context.Context, want plan.IPsec, closing func(devices
 // too.
 func (d *Driver) adopt(want plan.IPsec) []error {
 	var errs []error
+	d.fitting = map[checked]bool{}
 	tunnels := make(map[uint16]*tunnel, len(want.Tunnels))
 	ends := map[string]string{}
 	for _, t := range want.Tunnels {
@@ -222,6 +241,11 @@ func (d *Driver) prepare(x *tunnel, want plan.IPsec, ends map[string]string) err
 	if len(authorities) == 0 {
 		authorities = want.Authorities
 	}
+	from := inputs{x.IPsecTunnel, certificate, authorities, x.preferred, d.backend}
+	if reflect.DeepEqual(from, x.from) {
+		return nil
+	}
+	x.from = from
 	before := x.connection.name
 	x.connection = connect(d.config.Instance, d.backend, x.IPsecTunnel, certificate, authorities, x.preferred)
 	if x.connection.name != before {
@@ -244,8 +268,10 @@ func (d *Driver) certificate(want plan.IPsec, p desired.IPsecPolicy) ([]byte, er
 				continue
 			}
 			key, err := d.config.Keys.key(keyName{i.Name, c.Generation})
-			if err == nil {
-				err = key.fits(c.Certificate)
+			if at := (checked{key.id, string(c.Certificate)}); err == nil && !d.fitting[at] {
+				if err = key.fits(c.Certificate); err == nil {
+					d.fitting[at] = true
+				}
 			}
 			if err != nil {
 				return nil, fmt.Errorf("certificate of %s, generation %d: %w", i.Name, c.Generation, err)
