@@ -42,7 +42,7 @@ func (r *Rig) Rekey(ctx context.Context, times int, limit time.Duration, applian
 		if i%ikeEvery == ikeEvery-1 {
 			kind = "ike-id"
 		}
-		g, ctx := errgroup.WithContext(ctx)
+		g, asking := errgroup.WithContext(ctx)
 		for j, s := range sessions {
 			g.Go(func() error {
 				for _, sa := range before[j] {
@@ -55,7 +55,7 @@ func (r *Rig) Rekey(ctx context.Context, times int, limit time.Duration, applian
 						return err
 					}
 					// The other end may have been faster.
-					out, err := s.Call(ctx, "rekey", in)
+					out, err := s.Call(asking, "rekey", in)
 					if err == nil {
 						err = out.Err()
 					}
