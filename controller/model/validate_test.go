@@ -133,10 +133,13 @@ func TestSamplesAreValid(t *testing.T) {
 	if got := render(model.Validate(set)); got != "" {
 		t.Errorf("samples have problems:\n%s", got)
 	}
-	six := maps.Clone(set)
+	// The samples of kinds have a gateway with IPv4 only, so they stand beside these no
+	// longer.
+	plain := decode(t, samples(t))
+	six := maps.Clone(plain)
 	maps.Copy(six, decode(t, shipped(t, "../../deploy/samples/ipv6/*.yaml")))
-	if got := render(model.Validate(six)); len(six) != len(set) || got != "" {
-		t.Errorf("samples with IPv6 outside, %d documents instead of %d, have problems:\n%s", len(six), len(set), got)
+	if got := render(model.Validate(six)); len(six) != len(plain) || got != "" {
+		t.Errorf("samples with IPv6 outside, %d documents instead of %d, have problems:\n%s", len(six), len(plain), got)
 	}
 	seen := map[model.Kind]bool{}
 	for k := range set {
