@@ -130,21 +130,43 @@ func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 			if state := text(sa, "state"); state != "ESTABLISHED" {
 				return nil, fmt.Errorf("IKE SA %s is %s", name, state)
 			}
-			children, _ := sa.Get("child-sas").(*vici.Message)
-			if children == nil || len(children.Keys()) != 1 {
-				return nil, fmt.Errorf("IKE SA %s has not one ESP SA", name)
+			child, err := installed(sa)
+			if err != nil {
+				return nil, fmt.Errorf("IKE SA %s: %w", name, err)
 			}
-			child, _ := children.Get(children.Keys()[0]).(*vici.Message)
-			if state := text(child, "state"); state != "INSTALLED" {
-				return nil, fmt.Errorf("an ESP SA of %s is %s", name, state)
-			}
-			out = append(out, pair{text(sa, "uniqueid"), text(child, "uniqueid")})
+			out = append(out, pair{text(sa, "uniqueid"), child})
 		}
 	}
 	if len(out) == 0 {
 		return nil, errors.New("there are no SAs")
 	}
 	return out, nil
+}
+
+// installed is the one ESP SA of an IKE SA. What was replaced is still there for some
+// seconds, to take what is on its way.
+func installed(sa *vici.Message) (id string, err error) {
+	children, _ := sa.Get("child-sas").(*vici.Message)
+	if children == nil {
+		return "", errors.New("it has no ESP SA")
+	}
+	for _, k := range children.Keys() {
+		child, _ := children.Get(k).(*vici.Message)
+		switch state := text(child, "state"); state {
+		case "INSTALLED":
+			if id != "" {
+				return "", errors.New("it has two ESP SAs")
+			}
+			id = text(child, "uniqueid")
+		case "REKEYED", "DELETED":
+		default:
+			return "", fmt.Errorf("an ESP SA is %s", state)
+		}
+	}
+	if id == "" {
+		return "", errors.New("it has no ESP SA")
+	}
+	return id, nil
 }
 
 func text(m *vici.Message, key string) string {
