@@ -25,10 +25,10 @@ var kernelPackages = []string{
 }
 
 // fastPackages are those of them that show most of what only this line does:
-// ESP, WireGuard and VLAN devices in the kernel, and the programs of the fast path by clsact under an
+// WireGuard and VLAN devices in the kernel, and the programs of the fast path by clsact under an
 // older verifier.
 var fastPackages = map[string][]string{
-	"6.12": {"./agent/ipsec", "./agent/link", "./agent/slowpath", "./agent/tchook", "./agent/wireguard"},
+	"6.12": {"./agent/link", "./agent/slowpath", "./agent/tchook", "./agent/wireguard"},
 	"6.1":  {"./agent/classifier", "./agent/guard", "./agent/slowpath", "./agent/tchook"},
 }
 
