@@ -8,7 +8,6 @@ import (
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base32"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -16,30 +15,23 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
-	"github.com/circuitseal/circuitseal/agent/durable"
+	"github.com/circuitseal/circuitseal/agent/keydir"
 	"github.com/circuitseal/circuitseal/proto/desired"
 	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
-const (
-	keySuffix  = ".key"
-	keyVersion = 1
-	keyLimit   = 64 << 10
-)
+const keyVersion = 1
 
 // Keys keeps one private key (ECDSA, P-384) for each generation of an identity in a
 // directory of its own, each in a file of mode 0600 that is sealed, written
 // atomically and checks itself. A key is made once and stays until Forget. Methods
 // may be called by several goroutines; two processes must not share a directory.
 type Keys struct {
-	dir     string
-	secrets *sealed.Ring
-	mu      sync.Mutex
+	dir keydir.Dir
+	mu  sync.Mutex
 	// known saves reading files again on every pass.
 	known map[keyName]identityKey
 }
@@ -90,17 +82,11 @@ func (f keyFile) sum() []byte {
 // OpenKeys makes the directory, of mode 0700, when it is not there. Files are
 // sealed with the first key of secrets.
 func OpenKeys(dir string, secrets *sealed.Ring) (*Keys, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open IPsec keys: %w", err)
-	}
-	info, err := os.Stat(dir)
-	if err == nil && info.Mode().Perm() != 0o700 {
-		err = os.Chmod(dir, 0o700)
-	}
+	d, err := keydir.Open(dir, secrets)
 	if err != nil {
 		return nil, fmt.Errorf("open IPsec keys: %w", err)
 	}
-	return &Keys{dir: dir, secrets: secrets, known: map[keyName]identityKey{}}, nil
+	return &Keys{dir: d, known: map[keyName]identityKey{}}, nil
 }
 
 // Ensure makes the keys that are missing and returns the public halves of all, in
@@ -148,25 +134,10 @@ func (k *Keys) Forget(except []desired.Identity) error {
 		keep[n.file()] = true
 	}
 	maps.DeleteFunc(k.known, func(n keyName, _ identityKey) bool { return !keep[n.file()] })
-	entries, err := os.ReadDir(k.dir)
-	if err != nil {
-		return fmt.Errorf("forget IPsec keys: %w", err)
+	if err := k.dir.Keep(keep); err != nil {
+		return fmt.Errorf("IPsec: %w", err)
 	}
-	var errs []error
-	removed := false
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), keySuffix) && !strings.HasPrefix(e.Name(), ".") && !keep[e.Name()] {
-			if err := os.Remove(filepath.Join(k.dir, e.Name())); err != nil {
-				errs = append(errs, fmt.Errorf("forget IPsec key: %w", err))
-				continue
-			}
-			removed = true
-		}
-	}
-	if removed {
-		errs = append(errs, durable.SyncDir(k.dir))
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // key is one that Ensure has been called for; the error wraps os.ErrNotExist
@@ -181,21 +152,19 @@ func (k *Keys) load(n keyName) (identityKey, error) {
 	if key, ok := k.known[n]; ok {
 		return key, nil
 	}
-	path := filepath.Join(k.dir, n.file())
-	b, err := durable.ReadFile(path, keyLimit, true)
-	if err != nil {
+	plain, stale, err := k.dir.Read(n.file(), n.place())
+	if errors.Is(err, os.ErrNotExist) {
 		return identityKey{}, err
 	}
-	plain, stale, err := k.secrets.Open(n.place(), b)
 	var key identityKey
 	if err == nil {
 		key, err = decodeKey(plain, n)
 	}
 	if err != nil {
-		return identityKey{}, fmt.Errorf("%s: %w; restore the file from a backup, or have the identity's key replaced", path, err)
+		return identityKey{}, fmt.Errorf("%s: %w; restore the file from a backup, or have the identity's key replaced", k.dir.Path(n.file()), err)
 	}
 	if stale {
-		if err := k.write(n, plain); err != nil {
+		if err := k.dir.Write(n.file(), n.place(), plain); err != nil {
 			return identityKey{}, err
 		}
 	}
@@ -208,15 +177,8 @@ func (n keyName) place() string {
 	return fmt.Sprintf("ipsec private key\x00%s\x00%d", n.identity, n.generation)
 }
 
-// file is a file name for any identity.
-func (n keyName) file() string {
-	sum := sha256.Sum256([]byte(n.place()))
-	return strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:20])) + keySuffix
-}
-
-func (k *Keys) write(n keyName, plain []byte) error {
-	return durable.WriteFile(filepath.Join(k.dir, n.file()), k.secrets.Seal(n.place(), plain), 0o600)
-}
+// file is the key's file name.
+func (n keyName) file() string { return keydir.FileName(n.place()) }
 
 func (k *Keys) create(n keyName) (identityKey, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -233,7 +195,7 @@ func (k *Keys) create(n keyName) (identityKey, error) {
 	if err != nil {
 		return identityKey{}, err
 	}
-	if err := k.write(n, b); err != nil {
+	if err := k.dir.Write(n.file(), n.place(), b); err != nil {
 		return identityKey{}, err
 	}
 	key, err := newIdentityKey(private)

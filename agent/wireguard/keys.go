@@ -3,36 +3,28 @@ package wireguard
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/base32"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
-	"github.com/circuitseal/circuitseal/agent/durable"
+	"github.com/circuitseal/circuitseal/agent/keydir"
 	"github.com/circuitseal/circuitseal/proto/desired"
 	"github.com/circuitseal/circuitseal/proto/sealed"
 )
 
-const (
-	keySuffix  = ".key"
-	keyVersion = 1
-	keyLimit   = 64 << 10
-)
+const keyVersion = 1
 
 // Keys keeps one private key for each tunnel ID in a directory of its own, each
 // in a file of mode 0600 that is sealed, written atomically and checks itself. A key is
 // made once and stays until Forget. Methods may be called by several
 // goroutines; two processes must not share a directory.
 type Keys struct {
-	dir     string
-	secrets *sealed.Ring
-	mu      sync.Mutex
+	dir keydir.Dir
+	mu  sync.Mutex
 	// known saves reading files again on every pass.
 	known map[string]keyPair
 }
@@ -62,17 +54,11 @@ func (f keyFile) sum() []byte {
 // Files are sealed with the first key of secrets; those of before that are not
 // sealed are taken, and sealed when they are first read.
 func OpenKeys(dir string, secrets *sealed.Ring) (*Keys, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open WireGuard keys: %w", err)
-	}
-	info, err := os.Stat(dir)
-	if err == nil && info.Mode().Perm() != 0o700 {
-		err = os.Chmod(dir, 0o700)
-	}
+	d, err := keydir.Open(dir, secrets)
 	if err != nil {
 		return nil, fmt.Errorf("open WireGuard keys: %w", err)
 	}
-	return &Keys{dir: dir, secrets: secrets, known: map[string]keyPair{}}, nil
+	return &Keys{dir: d, known: map[string]keyPair{}}, nil
 }
 
 // Ensure makes the keys that are missing and returns the public halves of all.
@@ -107,25 +93,10 @@ func (k *Keys) Forget(except []string) error {
 		keep[keyName(id)] = true
 	}
 	maps.DeleteFunc(k.known, func(id string, _ keyPair) bool { return !keep[keyName(id)] })
-	entries, err := os.ReadDir(k.dir)
-	if err != nil {
-		return fmt.Errorf("forget WireGuard keys: %w", err)
+	if err := k.dir.Keep(keep); err != nil {
+		return fmt.Errorf("WireGuard: %w", err)
 	}
-	var errs []error
-	removed := false
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), keySuffix) && !strings.HasPrefix(e.Name(), ".") && !keep[e.Name()] {
-			if err := os.Remove(filepath.Join(k.dir, e.Name())); err != nil {
-				errs = append(errs, fmt.Errorf("forget WireGuard key: %w", err))
-				continue
-			}
-			removed = true
-		}
-	}
-	if removed {
-		errs = append(errs, durable.SyncDir(k.dir))
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // pair is the key of a tunnel that Ensure has been called for; the error wraps
@@ -140,24 +111,22 @@ func (k *Keys) load(id string) (keyPair, error) {
 	if p, ok := k.known[id]; ok {
 		return p, nil
 	}
-	path := filepath.Join(k.dir, keyName(id))
-	b, err := durable.ReadFile(path, keyLimit, true)
-	if err != nil {
+	plain, stale, err := k.dir.Read(keyName(id), keyPlace(id))
+	if errors.Is(err, os.ErrNotExist) {
 		return keyPair{}, err
 	}
-	plain, stale, err := k.secrets.Open(keyPlace(id), b)
 	if errors.Is(err, sealed.ErrNotSealed) {
-		plain, stale, err = b, true, nil
+		err = nil
 	}
 	var p keyPair
 	if err == nil {
 		p, err = decodeKey(plain, id)
 	}
 	if err != nil {
-		return keyPair{}, fmt.Errorf("%s: %w; restore the file from a backup, or remove it to have a new key made", path, err)
+		return keyPair{}, fmt.Errorf("%s: %w; restore the file from a backup, or remove it to have a new key made", k.dir.Path(keyName(id)), err)
 	}
 	if stale {
-		if err := k.write(id, plain); err != nil {
+		if err := k.dir.Write(keyName(id), keyPlace(id), plain); err != nil {
 			return keyPair{}, err
 		}
 	}
@@ -167,10 +136,6 @@ func (k *Keys) load(id string) (keyPair, error) {
 
 // keyPlace is where a tunnel's key may be opened.
 func keyPlace(id string) string { return "wireguard private key\x00" + id }
-
-func (k *Keys) write(id string, plain []byte) error {
-	return durable.WriteFile(filepath.Join(k.dir, keyName(id)), k.secrets.Seal(keyPlace(id), plain), 0o600)
-}
 
 func (k *Keys) create(id string) (keyPair, error) {
 	private, err := newPrivateKey()
@@ -187,7 +152,7 @@ func (k *Keys) create(id string) (keyPair, error) {
 	if err != nil {
 		return keyPair{}, err
 	}
-	if err := k.write(id, b); err != nil {
+	if err := k.dir.Write(keyName(id), keyPlace(id), b); err != nil {
 		return keyPair{}, err
 	}
 	p := keyPair{private: private, public: public}
@@ -221,8 +186,5 @@ func decodeKey(b []byte, id string) (keyPair, error) {
 	return keyPair{private: k, public: public}, nil
 }
 
-// keyName is a file name for any tunnel ID, which has slashes at least.
-func keyName(id string) string {
-	sum := sha256.Sum256([]byte(id))
-	return strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:20])) + keySuffix
-}
+// keyName is a tunnel's file name.
+func keyName(id string) string { return keydir.FileName(id) }
