@@ -110,8 +110,9 @@ func decide(v view) verdict {
 			continue
 		}
 		best := up[0]
-		settled := best.connection == v.name && best.age >= settles
-		if settled && (v.tunnel.Initiates || best.age >= forsaken) {
+		age := best.child().age
+		settled := best.connection == v.name && age >= settles
+		if settled && (v.tunnel.Initiates || age >= forsaken) {
 			end(s, fmt.Sprintf("IKE SA %d has taken over", best.id))
 		}
 	}
@@ -125,8 +126,9 @@ func decide(v view) verdict {
 }
 
 // younger sorts the SA first that stays: one of the connection as it is to be,
-// then the last one established, and by a number that both ends know among those
-// of the same second.
+// then that with the last ESP SA, which is by which kernels send (xfrm_state_look_at in
+// net/xfrm/xfrm_state.c), then the last one established, and by a number that both ends
+// know among those of the same second.
 func younger(name connectionName, a, b namedSA) int {
 	rank := func(s namedSA) int {
 		if s.connection == name {
@@ -134,5 +136,5 @@ func younger(name connectionName, a, b namedSA) int {
 		}
 		return 1
 	}
-	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.age, b.age), cmp.Compare(a.spis[0], b.spis[0]))
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.child().age, b.child().age), cmp.Compare(a.age, b.age), cmp.Compare(a.spis[0], b.spis[0]))
 }

@@ -28,6 +28,12 @@ func TestDecide(t *testing.T) {
 	}
 	weak := func(s *namedSA) { s.ppk = false }
 	seen := func(d time.Duration) func(*namedSA) { return func(s *namedSA) { s.seen = d } }
+	rekeyed := func(age time.Duration) func(*namedSA) {
+		return func(s *namedSA) {
+			s.children[0].age, s.children[0].suite.exchanges = age, []string{"ecp384"}
+		}
+	}
+	replacing := func(s *namedSA) { s.state, s.initiator = ikeRekeying, false }
 	bare := func(s *namedSA) { s.children = nil }
 	tests := []struct {
 		name      string
@@ -61,6 +67,10 @@ func TestDecide(t *testing.T) {
 		{name: "taken over and forsaken", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, forsaken)}, terminate: []uint64{1}, up: 2},
 		{name: "double", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour), sa(current, 3, 2*time.Minute)}, terminate: []uint64{3, 2}, up: 1},
 		{name: "double, of the same second", sas: []namedSA{sa(current, 2, time.Minute), sa(current, 1, time.Minute)}, terminate: []uint64{2}, up: 1},
+		{name: "double, and the older one has the younger ESP SA", sas: []namedSA{sa(current, 1, time.Hour, rekeyed(settles)), sa(current, 2, time.Minute)}, terminate: []uint64{2}, up: 1},
+		{name: "double, and ESP has just been rekeyed", sas: []namedSA{sa(current, 1, time.Hour, rekeyed(settles/2)), sa(current, 2, time.Minute)}, up: 1},
+		{name: "its keys are replaced", answers: true, sas: []namedSA{sa(current, 1, time.Hour, replacing)}, up: 1},
+		{name: "its keys are replaced, and so is its connection", sas: []namedSA{sa(replaced, 1, time.Hour, replacing)}, initiate: true, up: 1},
 		{name: "weaker", sas: []namedSA{sa(current, 1, time.Minute, weak)}, initiate: true, terminate: []uint64{1}},
 		{name: "without ESP", sas: []namedSA{sa(current, 1, time.Minute, bare, seen(2*childless))}, initiate: true, terminate: []uint64{1}},
 		{name: "without ESP yet", sas: []namedSA{sa(current, 1, time.Second, bare)}},

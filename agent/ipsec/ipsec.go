@@ -67,6 +67,8 @@ type Driver struct {
 	laterDevices []deviceStep
 	// unswept tells that SAs may be there of tunnels that are not wanted.
 	unswept bool
+	// carried are the tunnels that had ESP SAs in the last list.
+	carried map[uint16]bool
 	// open is a session that is kept from pass to pass, socket where it leads.
 	open   *client
 	socket string

@@ -21,9 +21,11 @@ type ikeSA struct {
 	localID, remoteID string
 	suite             suite
 	ppk               bool
-	established       bool
-	age               time.Duration
-	children          []childSA
+	// established tells that its ends have authenticated each other; while its keys are
+	// replaced it still is, but charon does not tell its age then.
+	established bool
+	age         time.Duration
+	children    []childSA
 }
 
 // up reports whether packets can go both ways.
@@ -67,6 +69,7 @@ const (
 	ikeConnecting  = "CONNECTING"
 	ikeCreated     = "CREATED"
 	ikeDeleting    = "DELETING"
+	ikeRekeying    = "REKEYING"
 	ikeRekeyed     = "REKEYED"
 	childInstalled = "INSTALLED"
 	childRekeying  = "REKEYING"
@@ -156,7 +159,7 @@ func parseIKE(name string, m *vici.Message) (ikeSA, error) {
 		localID: f.text("local-id"), remoteID: f.text("remote-id"),
 		suite: f.suite(), ppk: f.yes("ppk"), age: f.since("established"),
 	}
-	s.established = s.state == ikeEstablished
+	s.established = s.state == ikeEstablished || s.state == ikeRekeying
 	if children, ok := m.Get("child-sas").(*vici.Message); ok {
 		for _, k := range children.Keys() {
 			if body, ok := children.Get(k).(*vici.Message); ok {

@@ -58,6 +58,54 @@ func TestParseSAs(t *testing.T) {
 	if got, err := parseSAs(m); err != nil || got[0].age != 0 {
 		t.Errorf("with a clock that was set back: %v, %v", got, err)
 	}
+	m = told()
+	put(m.Get("cs-main.7.a.b").(*vici.Message), "state", "REKEYING")
+	if got, err := parseSAs(m); err != nil || !got[0].up() {
+		t.Errorf("an SA whose keys are replaced is up: %v, %v", got, err)
+	}
+}
+
+func TestUntangle(t *testing.T) {
+	child := func(ids ...uint64) (list []childSA) {
+		for _, id := range ids {
+			list = append(list, childSA{id: id})
+		}
+		return list
+	}
+	sas := []namedSA{{ikeSA: ikeSA{id: 1, children: child(1, 2)}}, {ikeSA: ikeSA{id: 2, children: child(3, 2)}}, {ikeSA: ikeSA{id: 3}}}
+	untangle(sas)
+	want := []namedSA{{ikeSA: ikeSA{id: 1, children: child(1)}}, {ikeSA: ikeSA{id: 2, children: child(3, 2)}}, {ikeSA: ikeSA{id: 3}}}
+	if d := cmp.Diff(want, sas, cmp.AllowUnexported(namedSA{}, ikeSA{}, childSA{}, suite{}, connectionName{})); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// TestLost is of lists that charon made up while ESP SAs went from an IKE SA to its
+// successor.
+func TestLost(t *testing.T) {
+	_, up := good()
+	with := func(s ikeSA) []namedSA { return []namedSA{{ikeSA: s}} }
+	bare := up
+	bare.state, bare.established, bare.children = ikeRekeyed, false, nil
+	tests := []struct {
+		name    string
+		carried map[uint16]bool
+		sas     map[uint16][]namedSA
+		want    bool
+	}{
+		{name: "nothing was, nothing is"},
+		{name: "it comes", sas: map[uint16][]namedSA{7: with(up)}},
+		{name: "it stays", carried: map[uint16]bool{7: true}, sas: map[uint16][]namedSA{7: with(up)}},
+		{name: "its ESP SAs are elsewhere", carried: map[uint16]bool{7: true}, sas: map[uint16][]namedSA{7: with(bare)}, want: true},
+		{name: "it is gone", carried: map[uint16]bool{7: true}, sas: map[uint16][]namedSA{8: with(up)}, want: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := lost(tt.carried, tt.sas); got != tt.want {
+				t.Errorf("lost is %t, want %t", got, tt.want)
+			}
+		})
+	}
 }
 
 // wire is a message as charon sends it, an event of the kind that streams.

@@ -105,7 +105,9 @@ func (d *Driver) state(t *tunnel, sas []namedSA, now time.Time) TunnelState {
 		// One that the policy does not allow any more carries on while the ends change
 		// over, as decide has it; that of the connection as it is to be does not.
 		s.Up = e.Weakness == "" || x.connection != t.connection.name
-		s.Established = now.Add(-x.age)
+		if x.state != ikeRekeying {
+			s.Established = now.Add(-x.age)
+		}
 		s.ReceivedBytes, s.SentBytes = c.bytesIn, c.bytesOut
 		s.PresharedUsed = t.used[x.id]
 		if e.Weakness != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,22 @@ func (r *Rig) EndCharon(ctx context.Context, h netns.Host, by unix.Signal) error
 		}
 		return nil
 	})
+}
+
+// keepCharonLog copies what strongSwan's daemon on an appliance has logged to the logs
+// that outlive the lab.
+func (r *Rig) keepCharonLog(h netns.Host) error {
+	b, err := os.ReadFile(filepath.Join("/run/circuitseal", r.Lab.Instance(h), "charon.log"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(r.file("charon-"+string(h)+".log"), b, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the log of charon on %s: %w", h, err)
+	}
+	return nil
 }
 
 // Swanctl runs strongSwan's own command line against the charon of an appliance.

@@ -116,8 +116,11 @@ func look(ctx context.Context, sessions []*vici.Session) (all [][]pair, err erro
 	return all, nil
 }
 
+// list asks for all SAs. A stream must be read to its end: what is left of it would
+// be taken for the answer to the next question.
 func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 	var out []pair
+	var errs []error
 	for m, err := range s.CallStreaming(ctx, "list-sas", "list-sa", nil) {
 		if err != nil {
 			return nil, err
@@ -128,19 +131,20 @@ func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 				continue
 			}
 			if state := text(sa, "state"); state != "ESTABLISHED" {
-				return nil, fmt.Errorf("IKE SA %s is %s", name, state)
+				errs = append(errs, fmt.Errorf("IKE SA %s is %s", name, state))
+				continue
 			}
 			child, err := installed(sa)
 			if err != nil {
-				return nil, fmt.Errorf("IKE SA %s: %w", name, err)
+				errs = append(errs, fmt.Errorf("IKE SA %s: %w", name, err))
 			}
 			out = append(out, pair{text(sa, "uniqueid"), child})
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.New("there are no SAs")
+		errs = append(errs, errors.New("there are no SAs"))
 	}
-	return out, nil
+	return out, errors.Join(errs...)
 }
 
 // installed is the one ESP SA of an IKE SA. What was replaced is still there for some

@@ -157,12 +157,14 @@ func (r *Rig) Watch(h netns.Host, i tap.Interface) {
 
 // Close ends everything and removes all traces except logs in Config.Dir.
 func (r *Rig) Close() error {
-	for _, n := range r.nodes {
+	var errs []error
+	for h, n := range r.nodes {
 		if n.manager != nil {
 			_ = n.manager.Close()
 		}
+		errs = append(errs, r.keepCharonLog(h))
 	}
-	return r.Lab.Close()
+	return errors.Join(append(errs, r.Lab.Close())...)
 }
 
 // program is a binary with the canary in its environment.
