@@ -152,3 +152,24 @@ func TestReasons(t *testing.T) {
 		t.Errorf("generation %q, %t", g, ok)
 	}
 }
+
+// TestBlame: what the latest attempt failed for is what counts, and of that what says
+// most.
+func TestBlame(t *testing.T) {
+	var x tunnel
+	for _, step := range []struct {
+		ike        uint64
+		line, want string
+	}{
+		{1, "received NO_PROPOSAL_CHOSEN notify error", "NO_PROPOSAL_CHOSEN"},
+		{1, "giving up after 8 retransmits", "NO_PROPOSAL_CHOSEN"},
+		{2, "parsed IKE_AUTH response 1 [ N(AUTH_FAILED) ]", "NO_PROPOSAL_CHOSEN"},
+		{2, "received AUTHENTICATION_FAILED notify error", "AUTHENTICATION_FAILED"},
+		{2, "tried 1 shared key for 'a' - 'b', but MAC mismatched", "pre-shared keys of the two ends differ"},
+		{3, "giving up after 8 retransmits", "does not answer"},
+	} {
+		if x.blame(noise{ike: step.ike, text: step.line}); !strings.Contains(x.reason, step.want) {
+			t.Errorf("after %q of IKE SA %d the reason is %q, want %q", step.line, step.ike, x.reason, step.want)
+		}
+	}
+}

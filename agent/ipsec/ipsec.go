@@ -105,9 +105,11 @@ type tunnel struct {
 	next     time.Time
 	wait     time.Duration
 	failures int
-	// reason is why there is no SA, rank how much it tells.
+	// reason is why there is no SA, rank how much it tells, blamed the IKE SA that
+	// came to nothing for it.
 	reason string
 	rank   int
+	blamed uint64
 	// problem is one of this end's own, with which nothing is tried.
 	problem string
 	// seen is since when an IKE SA has been as it is, by its number.

@@ -192,9 +192,16 @@ func (d *Driver) hear(m *vici.Message) {
 		}
 		return
 	}
-	if rank, sentence := n.reason(); sentence != "" && rank <= t.rank {
-		t.reason, t.rank = sentence, rank
+	t.blame(n)
+}
+
+// blame keeps why there is no SA: the latest attempt's best reason.
+func (t *tunnel) blame(n noise) {
+	rank, sentence := n.reason()
+	if sentence == "" || n.ike == t.blamed && rank > t.rank {
+		return
 	}
+	t.reason, t.rank, t.blamed = sentence, rank, n.ike
 }
 
 // look sees to all tunnels once, and reports how many there are, and whether any is

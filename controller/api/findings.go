@@ -85,8 +85,9 @@ func position(p *v1.Position) desired.Position {
 // tunnelEnds is what both ends of a connection's tunnels say, summed up.
 type tunnelEnds struct {
 	reported int
-	// silent is set when one never had a handshake, deaf when one had.
-	silent, deaf bool
+	// silent is set when one never had a handshake, unkeyed when one by IPsec has no SA,
+	// deaf when one is out that had.
+	silent, unkeyed, deaf bool
 }
 
 func (e tunnelEnds) with(t *v1.TunnelStatus) tunnelEnds {
@@ -95,7 +96,9 @@ func (e tunnelEnds) with(t *v1.TunnelStatus) tunnelEnds {
 		e.reported++
 	case v1.TunnelPhase_TUNNEL_PHASE_DOWN:
 		e.reported++
-		e.silent = e.silent || t.GetLastHandshake() == nil
+		unkeyed := t.GetLastHandshake() == nil
+		e.silent = e.silent || unkeyed && t.GetProtocol() != v1.TunnelProtocol_TUNNEL_PROTOCOL_IPSEC
+		e.unkeyed = e.unkeyed || unkeyed && t.GetProtocol() == v1.TunnelProtocol_TUNNEL_PROTOCOL_IPSEC
 		e.deaf = e.deaf || t.GetLastHandshake() != nil
 	default:
 	}
@@ -110,10 +113,12 @@ func connectionAdvice(c *v1.ConnectionReport, ends tunnelEnds) string {
 		return "see what its documents say: `sealctl explain connection`"
 	case ends.silent:
 		return "no handshake has succeeded: see that UDP passes both ways between the underlay addresses (link, provider, Azure's route tables and security groups)"
+	case ends.unkeyed:
+		return "where nothing answers, see that UDP 500 and 4500 and ESP pass both ways between the underlay addresses (link, provider, Azure's route tables and security groups); else compare what both ends are set to, of a gateway with `sealctl describe endpoint`"
 	case ends.deaf:
 		return "it was up and is not answered now: see the link and the far node"
 	case ends.reported < 2*int(c.GetTunnelsTotal()):
-		return "keys are made on nodes: it goes on when its nodes are enrolled and connected"
+		return "it goes on when its nodes, which make its keys, are enrolled and connected"
 	}
 	return ""
 }

@@ -49,7 +49,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"tunnels":     quiet("appliance count [within=20s]", "wait until so many tunnels are up", x.tunnels),
 		"reach":       command("from to [-6] [-udp] [within=10s]", "test that a host is reached", x.reach),
 		"unreachable": quiet("from to [-6] [-udp] [for=1s] [within=0s]", "test that a host is not reached for a time, which begins within another", x.unreachable),
-		"traffic":     command("start from to [-6] [flows=16] | run 6s | stop [lost<=n] [outage<=t] [ended<=t] [received>=n]", "send numbered datagrams", x.datagrams),
+		"traffic":     command("start from to [-6] [flows=16] | run 6s | stop [lost<=n] [outage<=t] [gap<=t] [ended<=t] [received>=n]", "send numbered datagrams", x.datagrams),
 		"streams":     command("from to [flows=4] [for=1s]", "send TCP at full speed", x.streams),
 		"link":        quiet("cut|loss|delay|mtu|restore primary|secondary [silent|carrier|5%|40ms|1300]", "break a link", x.link),
 		"icmp":        quiet("filter|restore host", "have a machine take and pass on no ICMP errors", x.icmp),

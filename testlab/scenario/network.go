@@ -117,7 +117,8 @@ type sinceAsked struct{ answered, flowed float64 }
 
 // check holds a report against conditions such as lost<=0, outage<=4s and
 // ended<=5s. On a slow machine an outage and an end may be as much later, and as
-// much less is sent and received. An outage that may be as long as there was traffic
+// much less is sent and received; a gap is an outage that may not, where no processor
+// is what it waits for. An outage that may be as long as there was traffic
 // is no condition; nor is an end that may be later than that of the traffic, or was
 // before anything was asked.
 func check(r traffic.DatagramReport, after sinceAsked, conditions []string, slow rig.Slow) error {
@@ -131,7 +132,7 @@ func check(r traffic.DatagramReport, after sinceAsked, conditions []string, slow
 			}
 		}
 		have, ok := map[string]float64{
-			"lost": float64(r.Lost), "outage": r.OutageSeconds, "received": float64(r.Received), "reordered": float64(r.Reordered),
+			"lost": float64(r.Lost), "outage": r.OutageSeconds, "gap": r.OutageSeconds, "received": float64(r.Received), "reordered": float64(r.Reordered),
 			"duplicates": float64(r.Duplicates), "foreign": float64(r.Foreign), "flows": float64(r.FlowsAnswered),
 			"ended": after.answered,
 		}[key]
@@ -143,8 +144,11 @@ func check(r traffic.DatagramReport, after sinceAsked, conditions []string, slow
 			return fmt.Errorf("%s: %w", c, err)
 		}
 		switch key {
-		case "outage":
-			if want = slow.Times(want); want >= r.Seconds {
+		case "outage", "gap":
+			if key == "outage" {
+				want = slow.Times(want)
+			}
+			if want >= r.Seconds {
 				return fmt.Errorf("%s: traffic ran for %.1f s, so this says nothing: let it run for longer than the %.1f s that it may be out", c, r.Seconds, want)
 			}
 		case "ended":

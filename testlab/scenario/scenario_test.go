@@ -43,7 +43,7 @@ func TestCheckHoldsFiguresAgainstConditions(t *testing.T) {
 		{"", 1, true}, {"lost<=2 outage<=1.5s received>=8", 1, true},
 		{"lost<=1", 1, false}, {"outage<=1s", 1, false}, {"received>=9", 1, false},
 		{"lost=2", 1, false}, {"gold<=1", 1, false}, {"lost<=few", 1, false},
-		{"outage<=0.5s received>=30", 4, true}, {"outage<=0.3s", 4, false}, {"outage<=4s", 1, false}, {"outage<=1s", 4, false}, {"received>=33", 4, false}, {"lost<=1", 4, false},
+		{"outage<=0.5s received>=30", 4, true}, {"outage<=0.3s", 4, false}, {"outage<=4s", 1, false}, {"outage<=1s", 4, false}, {"gap<=1.5s", 4, true}, {"gap<=1.4s", 4, false}, {"gap<=4s", 4, false}, {"received>=33", 4, false}, {"lost<=1", 4, false},
 		{"ended<=1s", 1, true}, {"ended<=0.9s", 1, false}, {"ended<=0.3s", 4, true}, {"ended<=0.2s", 4, false}, {"ended<=6s", 1, false}, {"ended<=2s", 4, false},
 	}
 	for _, tt := range tests {

@@ -90,7 +90,7 @@ func TestCommands(t *testing.T) {
 		{"status", "", []string{"status"}, 0, `(?s)^NODE .*nva-1 +no +no .*contoso +hq-weu +0/2\n.*PROBLEMS\n.*node nva-1 is not enrolled`, `^$`},
 		{"status as JSON", "", []string{"status", "-o", "json"}, 0, `"tunnelsTotal": 2`, `^$`},
 		{"status tells programs what is wrong and what to do", "", []string{"status", "-o", "json", "--node", "nva-1"}, 0,
-			"(?s)\"problems\": \\[\n +\"node nva-1 is not enrolled\"\n.*\"what\": \"node nva-1 is not enrolled\",\n +\"next\": \"`sealctl token create nva-1`.*\"what\": \"connection contoso/hq-weu: tunnel contoso/hq-weu/er-ams/primary is pending.*\"next\": \"keys are made on nodes", `^$`},
+			"(?s)\"problems\": \\[\n +\"node nva-1 is not enrolled\"\n.*\"what\": \"node nva-1 is not enrolled\",\n +\"next\": \"`sealctl token create nva-1`.*\"what\": \"connection contoso/hq-weu: tunnel contoso/hq-weu/er-ams/primary is pending.*\"next\": \"it goes on when its nodes", `^$`},
 		{"status as YAML", "", []string{"status", "-o", "yaml"}, 0, `(?m)^    tunnelsTotal: 2$`, `^$`},
 		{"status of a node", "", []string{"status", "--node", "nva-1"}, 0, `(?s)nva-1 .*contoso +hq-weu`, `^$`},
 		{"status of no node", "", []string{"status", "--node", "moon"}, 1, `^$`, `there is no node "moon"`},
