@@ -90,6 +90,12 @@ test-kernel: deps kernelvm-deps build ## Run the tests that need a kernel on one
 bench-tunnel: deps build ## Goodput through both agents against WireGuard and strongSwan configured by hand
 	$(BIN)/bench tunnel
 
+.PHONY: bench-ike
+bench-ike: deps ## 1,000 IPsec tunnels by the agent's driver against a plain loop over VICI, by turns
+	mkdir -p $(BUILD)/bench
+	CIRCUITSEAL_MANY_TUNNELS=1000 CIRCUITSEAL_MANY_ROUNDS=3 CIRCUITSEAL_MANY_RESULT=$(abspath $(BUILD))/bench/ike.json \
+		go test ./agent/ipsec -run '^TestMany$$' -count=1 -timeout 30m -v
+
 .PHONY: bench-tenancy
 bench-tenancy: deps build ## 200 customers with the same prefixes on two nodes: time, memory, isolation
 	$(BIN)/bench tenancy
