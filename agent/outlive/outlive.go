@@ -122,7 +122,8 @@ func openLog(path string) (*os.File, error) {
 }
 
 // TrimLog begins a log anew that has become long; none is none. Its writers append,
-// and so go on at its beginning.
+// and so go on at its beginning. What it said is kept beside it, with the ending ".old",
+// in place of what was kept before.
 func TrimLog(path string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -133,7 +134,15 @@ func TrimLog(path string) error {
 	case info.Size() <= logLimit:
 		return nil
 	}
-	return os.Truncate(path, 0)
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(path+".old", text, 0o600)
+	}
+	if err != nil {
+		err = fmt.Errorf("keep what a long log says: %w", err)
+	}
+	// A full disk must not make it longer.
+	return errors.Join(err, os.Truncate(path, 0))
 }
 
 func lastLine(path string) string {

@@ -68,4 +68,7 @@ func TestTrimLog(t *testing.T) {
 			t.Errorf("of %d bytes %d are left, %v", n, info.Size(), err)
 		}
 	}
+	if b, err := os.ReadFile(path + ".old"); err != nil || len(b) != logLimit+1 {
+		t.Errorf("%d bytes are kept of the long log, %v", len(b), err)
+	}
 }

@@ -132,6 +132,32 @@ func TestDescribe(t *testing.T) {
 }
 
 // No key is shown that was not asked for, in whatever form.
+// TestAuthorities: swanctl takes one certificate of a file, so that each has its own.
+func TestAuthorities(t *testing.T) {
+	s := snapshot(t)
+	k := model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "dc"}
+	spec, _ := model.Lookup[*model.EndpointSpec](s.Documents, k)
+	certified := *spec
+	certified.External = &model.ExternalSpec{Type: spec.External.Type, Authentication: model.AuthCertificate, Identity: "dc.example.net"}
+	d := s.Documents[k]
+	d.Spec = &certified
+	s.Documents[k] = d
+	s.Authorities = [][]byte{[]byte("issuing"), []byte("root")}
+	got := fmt.Sprintf("%+v", gateway.Describe(s, "contoso", "dc", false))
+	for _, want := range []string{
+		"cacerts = circuitseal-1.pem, circuitseal-2.pem\n", "auth = pubkey",
+		"# /etc/swanctl/x509ca/circuitseal-1.pem is\n# -----BEGIN CERTIFICATE-----\n# aXNzdWluZw==\n",
+		"# /etc/swanctl/x509ca/circuitseal-2.pem is\n# -----BEGIN CERTIFICATE-----\n# cm9vdA==\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "secrets {") {
+		t.Errorf("there are pre-shared keys in\n%s", got)
+	}
+}
+
 func TestKeysAreHidden(t *testing.T) {
 	s := snapshot(t)
 	for _, endpoint := range []string{"vpngw-uks", "dc"} {

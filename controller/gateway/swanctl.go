@@ -82,8 +82,10 @@ func (v view) swanctl() ([]Setting, string) {
 	if auth == "psk" {
 		b.WriteString("\nsecrets {\n" + secrets.String() + "}\n")
 	} else {
-		b.WriteString("\n# /etc/swanctl/x509ca/circuitseal.pem has these; the gateway's own certificate goes\n" +
-			"# into x509/, its key into private/.\n" + comment(pems(v.authorities)))
+		b.WriteString("\n# The gateway's own certificate goes into /etc/swanctl/x509, its key into private.\n")
+		for i, der := range v.authorities {
+			fmt.Fprintf(&b, "# /etc/swanctl/x509ca/%s is\n%s", authority(i), comment(pems([][]byte{der})))
+		}
 	}
 	return settings, b.String()
 }
@@ -93,8 +95,16 @@ func (v view) cacerts() string {
 	if v.external.Authentication != model.AuthCertificate {
 		return ""
 	}
-	return "            cacerts = circuitseal.pem\n"
+	var files []string
+	for i := range v.authorities {
+		files = append(files, authority(i))
+	}
+	return "            cacerts = " + strings.Join(files, ", ") + "\n"
 }
+
+// authority is a file of its own for each: of several certificates in one, swanctl
+// takes the first.
+func authority(i int) string { return fmt.Sprintf("circuitseal-%d.pem", i+1) }
 
 func encap(s *model.EncryptionPolicySpec) string {
 	if s.UDPEncapsulation == model.UDPAlways {
