@@ -144,7 +144,7 @@ func TestReasons(t *testing.T) {
 		{"received INVALID_KE_PAYLOAD notify error", ""},
 	}
 	for _, tt := range tests {
-		if _, got := (noise{text: tt.line}).reason(); (tt.want == "") != (got == "") || !strings.Contains(got, tt.want) {
+		if _, got := (noise{text: tt.line}).reason(false); (tt.want == "") != (got == "") || !strings.Contains(got, tt.want) {
 			t.Errorf("%q is %q, want %q", tt.line, got, tt.want)
 		}
 	}

@@ -215,7 +215,7 @@ func FuzzParse(f *testing.F) {
 				}
 			}
 			if n, ok := parseNoise(m); ok {
-				_, _ = n.reason()
+				_, _ = n.reason(true)
 				_, _ = n.generation()
 			}
 			_ = algorithms(m)

@@ -27,7 +27,7 @@ var reasons = []struct {
 	{[]string{"no trusted", "public key found for"}, "the far end shows no certificate that is pinned for it"},
 	{[]string{"no issuer certificate found for"}, "the far end's certificate is from an authority that the policy does not name"},
 	{[]string{"constraint check failed"}, "the far end is not who the policy names, or shows a certificate that is not pinned for it"},
-	{[]string{"signature validation failed"}, "the far end cannot prove that it has the key of its certificate"},
+	{[]string{"signature validation failed"}, unproven},
 	{[]string{"no private key found for"}, "this node's private key does not fit its certificate"},
 	{[]string{"received proposals unacceptable"}, "the far end proposes nothing that the policy allows"},
 	{[]string{"received proposals inacceptable"}, "the far end proposes nothing that the policy allows"},
@@ -42,6 +42,13 @@ var reasons = []struct {
 	{[]string{"error writing to socket"}, "this node cannot send to the far end: see its link"},
 }
 
+// What is signed depends on the PPK (RFC 8784, section 3): of a signature that does not
+// fit nobody can say whether that or the key is another.
+const (
+	unproven       = "the far end cannot prove that it has the key of its certificate"
+	unprovenOrPPKs = unproven + ", or the pre-shared keys (PPK) of the two ends differ"
+)
+
 // noise is one line of charon's log.
 type noise struct {
 	connection string
@@ -55,14 +62,18 @@ func parseNoise(m *vici.Message) (noise, bool) {
 	return n, len(f.errs) == 0 && n.connection != "" && n.text != ""
 }
 
-// reason is the rank of what a line says, the lower the better, and the sentence.
-func (n noise) reason() (rank int, sentence string) {
+// reason is the rank of what a line says, the lower the better, and the sentence. ppk
+// tells that a PPK is mixed in.
+func (n noise) reason(ppk bool) (rank int, sentence string) {
 next:
 	for i, r := range reasons {
 		for _, c := range r.contains {
 			if !strings.Contains(n.text, c) {
 				continue next
 			}
+		}
+		if ppk && r.sentence == unproven {
+			return i, unprovenOrPPKs
 		}
 		return i, r.sentence
 	}

@@ -31,7 +31,8 @@ func TestRefused(t *testing.T) {
 				usePSK(a, b)
 				a.PresharedKeys[0].Key[0] ^= 1
 			}, "AUTHENTICATION_FAILED", "the pre-shared keys of the two ends differ"},
-			{"wrong PPK", nil, func(_ *testing.T, _ *pair, a, _ *plan.IPsecTunnel) { a.PresharedKeys[0].Key[0] ^= 1 }, "AUTHENTICATION_FAILED", ""},
+			{"wrong PPK", nil, func(_ *testing.T, _ *pair, a, _ *plan.IPsecTunnel) { a.PresharedKeys[0].Key[0] ^= 1 },
+				"AUTHENTICATION_FAILED", "or the pre-shared keys (PPK) of the two ends differ"},
 			{"PPK of another generation", nil, func(t *testing.T, _ *pair, a, _ *plan.IPsecTunnel) { a.PresharedKeys = shared(t, 2) },
 				"AUTHENTICATION_FAILED", "does not have the post-quantum pre-shared key"},
 			{"PPK on one side only", nil, func(_ *testing.T, _ *pair, a, _ *plan.IPsecTunnel) { a.Policy.PPKRequired = false },

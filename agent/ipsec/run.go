@@ -166,7 +166,7 @@ func worthHearing(m *vici.Message) bool {
 		return false
 	}
 	_, generation := n.generation()
-	_, sentence := n.reason()
+	_, sentence := n.reason(false)
 	return generation || sentence != ""
 }
 
@@ -197,7 +197,7 @@ func (d *Driver) hear(m *vici.Message) {
 
 // blame keeps why there is no SA: the latest attempt's best reason.
 func (t *tunnel) blame(n noise) {
-	rank, sentence := n.reason()
+	rank, sentence := n.reason(t.Policy.PPKRequired)
 	if sentence == "" || n.ike == t.blamed && rank > t.rank {
 		return
 	}
