@@ -37,6 +37,13 @@ func Names() []string {
 
 func recalled(text string) Source { return Source{Text: text, Recalled: true} }
 
+// ikeRFC and espRFC are what the RFCs want of algorithms; in brackets are sections.
+func ikeRFC(levels string) Source { return recalled("RFC 8247: " + levels) }
+
+func espRFC(levels, group string) Source {
+	return recalled("RFC 8221: " + levels + "; RFC 8247, section 2.4: " + group)
+}
+
 // gcm is a proposal with AES in Galois/counter mode, whose tag has 16 bytes.
 func gcm(cipher, prf, exchange string, s Source) Choice {
 	return Choice{Proposal{Encryption: cipher, PRF: prf, KeyExchange: exchange}, s}
@@ -163,25 +170,39 @@ var builtIn = []Profile{
 	},
 	{
 		Name: "rfc8221-8247", Summary: "what the IETF says that every IPsec implementation has to have, without what it advises against; for gateways of any make",
-		Source: Source{Text: "RFC 8221, sections 5 and 6; RFC 8247, sections 2.1 to 2.4"},
+		// RFC 9395 updates both: it deprecates IKEv1 and algorithms that are not here.
+		Source: recalled("RFC 8221, sections 5 and 6; RFC 8247, sections 2.1 to 2.4; both as updated by RFC 9395"),
+		// Both have more that is not here: CCM with a tag of 8 bytes and XCBC, SHOULD for
+		// the Internet of things, HMAC-SHA1, MUST-, and 3DES in IKE, MAY.
 		IKE: []Choice{
-			gcm("aes256gcm16", "prfsha512", "ecp256", Source{Text: "RFC 8247: AES-GCM-16 SHOULD (2.1), SHA2-512 SHOULD+ (2.2), 256-bit ECP SHOULD (2.4)"}),
-			gcm("aes128gcm16", "prfsha256", "ecp256", Source{Text: "RFC 8247: AES-GCM-16 SHOULD (2.1), SHA2-256 MUST (2.2), 256-bit ECP SHOULD (2.4)"}),
-			gcm("chacha20poly1305", "prfsha512", "ecp256", Source{Text: "RFC 8247: ChaCha20-Poly1305 SHOULD (2.1), SHA2-512 SHOULD+ (2.2), 256-bit ECP SHOULD (2.4)"}),
-			cbc("aes256", "sha512", "prfsha512", "modp2048", recalled("RFC 8247: AES-CBC MUST (2.1), SHA2-512 SHOULD+ (2.2) and SHOULD (2.3), MODP-2048 MUST (2.4)")),
-			cbc("aes256", "sha256", "prfsha256", "modp2048", Source{Text: "RFC 8247: AES-CBC MUST (2.1), SHA2-256 MUST (2.2, 2.3), MODP-2048 MUST (2.4)"}),
-			cbc("aes128", "sha256", "prfsha256", "modp2048", Source{Text: "RFC 8247: AES-CBC MUST (2.1), SHA2-256 MUST (2.2, 2.3), MODP-2048 MUST (2.4)"}),
+			gcm("aes256gcm16", "prfsha512", "ecp256", ikeRFC("AES-GCM-16 SHOULD (2.1), SHA2-512 SHOULD+ (2.2), 256-bit ECP SHOULD (2.4)")),
+			gcm("aes256gcm16", "prfsha256", "ecp256", ikeRFC("AES-GCM-16 SHOULD (2.1), SHA2-256 MUST (2.2), 256-bit ECP SHOULD (2.4)")),
+			gcm("aes128gcm16", "prfsha256", "ecp256", ikeRFC("AES-GCM-16 SHOULD (2.1), SHA2-256 MUST (2.2), 256-bit ECP SHOULD (2.4)")),
+			gcm("chacha20poly1305", "prfsha512", "ecp256", ikeRFC("ChaCha20-Poly1305 SHOULD (2.1), SHA2-512 SHOULD+ (2.2), 256-bit ECP SHOULD (2.4)")),
+			gcm("chacha20poly1305", "prfsha256", "ecp256", ikeRFC("ChaCha20-Poly1305 SHOULD (2.1), SHA2-256 MUST (2.2), 256-bit ECP SHOULD (2.4)")),
+			cbc("aes256", "sha512", "prfsha512", "ecp256", ikeRFC("AES-CBC MUST (2.1), SHA2-512 SHOULD+ (2.2) and SHOULD (2.3), 256-bit ECP SHOULD (2.4)")),
+			cbc("aes256", "sha256", "prfsha256", "ecp256", ikeRFC("AES-CBC MUST (2.1), SHA2-256 MUST (2.2, 2.3), 256-bit ECP SHOULD (2.4)")),
+			cbc("aes128", "sha256", "prfsha256", "ecp256", ikeRFC("AES-CBC MUST (2.1), SHA2-256 MUST (2.2, 2.3), 256-bit ECP SHOULD (2.4)")),
+			gcm("aes256gcm16", "prfsha512", "modp2048", ikeRFC("AES-GCM-16 SHOULD (2.1), SHA2-512 SHOULD+ (2.2), MODP-2048 MUST (2.4)")),
+			gcm("aes256gcm16", "prfsha256", "modp2048", ikeRFC("AES-GCM-16 SHOULD (2.1), SHA2-256 MUST (2.2), MODP-2048 MUST (2.4)")),
+			gcm("aes128gcm16", "prfsha256", "modp2048", ikeRFC("AES-GCM-16 SHOULD (2.1), SHA2-256 MUST (2.2), MODP-2048 MUST (2.4)")),
+			gcm("chacha20poly1305", "prfsha256", "modp2048", ikeRFC("ChaCha20-Poly1305 SHOULD (2.1), SHA2-256 MUST (2.2), MODP-2048 MUST (2.4)")),
+			cbc("aes256", "sha512", "prfsha512", "modp2048", ikeRFC("AES-CBC MUST (2.1), SHA2-512 SHOULD+ (2.2) and SHOULD (2.3), MODP-2048 MUST (2.4)")),
+			cbc("aes256", "sha256", "prfsha256", "modp2048", ikeRFC("AES-CBC MUST (2.1), SHA2-256 MUST (2.2, 2.3), MODP-2048 MUST (2.4)")),
+			cbc("aes128", "sha256", "prfsha256", "modp2048", ikeRFC("AES-CBC MUST (2.1), SHA2-256 MUST (2.2, 2.3), MODP-2048 MUST (2.4)")),
 		},
 		// Extended sequence numbers SHOULD be implemented (RFC 4303, section 2.2.1),
 		// so that an implementation without them conforms, too. They come first.
 		ESP: func() []Choice {
 			plain := []Choice{
-				gcm("aes256gcm16", "", "ecp256", Source{Text: "RFC 8221, section 5: AES-GCM-16 MUST; RFC 8247, section 2.4: 256-bit ECP SHOULD"}),
-				gcm("aes128gcm16", "", "ecp256", Source{Text: "RFC 8221, section 5: AES-GCM-16 MUST; RFC 8247, section 2.4: 256-bit ECP SHOULD"}),
-				gcm("chacha20poly1305", "", "ecp256", Source{Text: "RFC 8221, section 5: ChaCha20-Poly1305 SHOULD; RFC 8247, section 2.4: 256-bit ECP SHOULD"}),
-				cbc("aes256", "sha512", "", "modp2048", Source{Text: "RFC 8221: AES-CBC MUST (5), SHA2-512 SHOULD (6); RFC 8247, section 2.4: MODP-2048 MUST"}),
-				cbc("aes256", "sha256", "", "modp2048", Source{Text: "RFC 8221: AES-CBC MUST (5), SHA2-256 MUST (6); RFC 8247, section 2.4: MODP-2048 MUST"}),
-				cbc("aes128", "sha256", "", "modp2048", Source{Text: "RFC 8221: AES-CBC MUST (5), SHA2-256 MUST (6); RFC 8247, section 2.4: MODP-2048 MUST"}),
+				gcm("aes256gcm16", "", "ecp256", espRFC("AES-GCM-16 MUST (5)", "256-bit ECP SHOULD")),
+				gcm("aes128gcm16", "", "ecp256", espRFC("AES-GCM-16 MUST (5)", "256-bit ECP SHOULD")),
+				gcm("chacha20poly1305", "", "ecp256", espRFC("ChaCha20-Poly1305 SHOULD (5)", "256-bit ECP SHOULD")),
+				gcm("aes256gcm16", "", "modp2048", espRFC("AES-GCM-16 MUST (5)", "MODP-2048 MUST")),
+				gcm("aes128gcm16", "", "modp2048", espRFC("AES-GCM-16 MUST (5)", "MODP-2048 MUST")),
+				cbc("aes256", "sha512", "", "modp2048", espRFC("AES-CBC MUST (5), SHA2-512 SHOULD (6)", "MODP-2048 MUST")),
+				cbc("aes256", "sha256", "", "modp2048", espRFC("AES-CBC MUST (5), SHA2-256 MUST (6)", "MODP-2048 MUST")),
+				cbc("aes128", "sha256", "", "modp2048", espRFC("AES-CBC MUST (5), SHA2-256 MUST (6)", "MODP-2048 MUST")),
 			}
 			var all []Choice
 			for _, c := range plain {

@@ -99,6 +99,25 @@ func TestWhatProfilesForbid(t *testing.T) {
 	}
 }
 
+// A gateway that has nothing but what RFC 8221 and RFC 8247 say it MUST have finds
+// each combination of that.
+func TestWhateverAnImplementationMustHaveIsThere(t *testing.T) {
+	p, _ := profile.BuiltIn("rfc8221-8247")
+	ike, esp := profile.Strings(p.IKE), profile.Strings(p.ESP)
+	for _, bits := range []string{"128", "256"} {
+		if want := "aes" + bits + "-sha256-prfsha256-modp2048"; !slices.Contains(ike, want) {
+			t.Errorf("IKE has no %s", want)
+		}
+		for _, suite := range []string{"aes" + bits + "gcm16-modp2048", "aes" + bits + "-sha256-modp2048"} {
+			for _, want := range []string{suite, suite + "-esn"} {
+				if !slices.Contains(esp, want) {
+					t.Errorf("ESP has no %s", want)
+				}
+			}
+		}
+	}
+}
+
 func TestProposalsAsStrongSwanTakesThem(t *testing.T) {
 	p, _ := profile.BuiltIn("pq-hybrid-commercial")
 	if got, want := p.IKE[0].String(), "aes256gcm16-prfsha384-ecp384-ke1_mlkem768"; got != want {
