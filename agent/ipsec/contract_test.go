@@ -273,8 +273,12 @@ func rotates(t *testing.T, _ Backend, p *pair) {
 		p.a.sync(t, a)
 		p.b.sync(t, b)
 		used := step[0][0]
-		for _, e := range []*end{p.a, p.b} {
+		for i, e := range []*end{p.a, p.b} {
 			e.await(t, fmt.Sprintf("generation %d", used), func(s TunnelState) bool { return isUp(s) && s.PresharedUsed == used })
+			// The controller goes on when it reads what it has told, in that order.
+			if s := e.status(t); !slices.Equal(s.PresharedHeld, step[i]) {
+				t.Errorf("held are %v, want %v", s.PresharedHeld, step[i])
+			}
 		}
 	}
 	if after := p.a.one(t); after.spis == before.spis || !after.ppk {

@@ -23,8 +23,8 @@ type TunnelState struct {
 	// ReceivedBytes and SentBytes are of the ESP SA: inner bytes since it was made.
 	ReceivedBytes, SentBytes uint64
 	// PresharedHeld are the generations that charon has of the tunnel's pre-shared
-	// keys; PresharedUsed is that which the IKE SA began with, 0 while that is not
-	// known.
+	// keys, in the order of the plan; PresharedUsed is that which the IKE SA began
+	// with, 0 while that is not known.
 	PresharedHeld []uint64
 	PresharedUsed uint64
 	// Associations are what was negotiated, the one that counts first.
@@ -88,7 +88,6 @@ func (d *Driver) state(t *tunnel, sas []namedSA, now time.Time) TunnelState {
 			}
 		}
 	}
-	slices.Sort(s.PresharedHeld)
 	if len(sas) > 0 {
 		t.observe(sas, now)
 	}
