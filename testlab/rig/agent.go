@@ -266,6 +266,17 @@ type TunnelStatus struct {
 	ReceivedBytes uint64 `json:"receivedBytes,string"`
 	SentBytes     uint64 `json:"sentBytes,string"`
 	Problem       string `json:"problem"`
+	Retiring      bool   `json:"retiring"`
+	// PresharedKeyUsed is a generation, 0 while it is not known.
+	PresharedKeyUsed uint64 `json:"presharedKeyUsed,string"`
+	// Associations are the SAs that carry an IPsec tunnel, as negotiated.
+	Associations []struct {
+		IKE      string `json:"ike"`
+		ESP      string `json:"esp"`
+		PFS      string `json:"pfs"`
+		PPK      bool   `json:"ppk"`
+		Weakness string `json:"weakness"`
+	} `json:"associations"`
 }
 
 // Up reports whether the tunnel's probe is answered.

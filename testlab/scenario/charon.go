@@ -13,7 +13,8 @@ import (
 	"github.com/circuitseal/circuitseal/testlab/netns"
 )
 
-// charon ends strongSwan's daemon on an appliance, or waits for a new one.
+// charon ends strongSwan's daemon on an appliance, waits for a new one, or alters
+// what it has.
 func (x *session) charon(s *script.State, args []string) error {
 	if x.rig == nil {
 		return errNoLab
@@ -27,6 +28,8 @@ func (x *session) charon(s *script.State, args []string) error {
 		return x.rig.EndCharon(s.Context(), h, unix.SIGKILL)
 	case "stop":
 		return x.rig.EndCharon(s.Context(), h, unix.SIGTERM)
+	case "ppk":
+		return x.rig.AlterPPKs(s.Context(), h)
 	case "running":
 		return eventually(s.Context(), x.config.Slow.Longer(10*time.Second), func() error {
 			switch n := len(x.rig.CharonPIDs(h)); n {

@@ -107,6 +107,8 @@ type session struct {
 	// had counted when it last asked.
 	acted   time.Time
 	repairs map[string]uint64
+	// generations are those of the PPKs that tunnels used when the script last asked.
+	generations map[string]uint64
 	// asked is when the script last began to ask something of the controller.
 	asked time.Time
 }
