@@ -32,7 +32,6 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"PSK":                                           psk,
 	"rekeyed SAs say by what":                       rekeys,
 	"IPv6 outside":                                  outerSix,
-	"a session that breaks is taken up":             breaks,
 	"an agent that starts again finds its tunnel":   startsAgain,
 	"a weaker SA is taken down":                     weaker,
 	"the other pre-shared key is tried":             otherKey,
@@ -464,33 +463,6 @@ func psk(t *testing.T, _ Backend, p *pair) {
 		p.a.await(t, fmt.Sprintf("generation %d", step[0][0]), func(s TunnelState) bool { return isUp(s) && s.PresharedUsed == step[0][0] })
 	}
 	p.mustCarry(t)
-}
-
-// breaks has the session end between any two requests of a Sync.
-func breaks(t *testing.T, _ Backend, p *pair) {
-	p.b.run(t)
-	a, b := p.plans(t)
-	p.b.sync(t, b)
-	p.a.run(t)
-	for after := range 6 {
-		p.a.driver.mu.Lock()
-		c, err := p.a.driver.session(t.Context(), true)
-		if err != nil {
-			p.a.driver.mu.Unlock()
-			t.Fatal(err)
-		}
-		left := after
-		c.conn.Conn = &breaking{Conn: c.conn.Conn, writes: &left}
-		p.a.driver.mu.Unlock()
-		_ = p.a.trySync(a)
-	}
-	// What found the last session broken may have failed; the one after that does not.
-	if p.a.trySync(a) != nil {
-		p.a.sync(t, a)
-	}
-	p.awaitUp(t)
-	p.a.one(t)
-	p.b.one(t)
 }
 
 func weaker(t *testing.T, _ Backend, p *pair) {

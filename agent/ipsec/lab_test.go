@@ -11,12 +11,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,9 +149,13 @@ type pair struct {
 	ca   authority
 }
 
+var pairs atomic.Uint64
+
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	p := &pair{newEnd(t, "a", "192.0.2.1"), newEnd(t, "b", "192.0.2.2"), newAuthority(t)}
+	// A number of one letter, for pairs that stand at once.
+	n := strconv.FormatUint(pairs.Add(1)%36, 36)
+	p := &pair{newEnd(t, "a"+n, "192.0.2.1"), newEnd(t, "b"+n, "192.0.2.2"), newAuthority(t)}
 	h, err := p.a.circuit.Netlink()
 	if err != nil {
 		t.Fatal(err)
@@ -167,9 +171,10 @@ func newPair(t *testing.T) *pair {
 	return p
 }
 
-func newEnd(t *testing.T, letter, address string) *end {
+func newEnd(t *testing.T, name, address string) *end {
 	t.Helper()
-	inst, err := instance.Parse(letter + strconv.FormatInt(int64(os.Getpid()), 36))
+	letter := name[:1]
+	inst, err := instance.Parse(name + strconv.FormatInt(int64(os.Getpid()), 36))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,20 +423,6 @@ func (p *pair) carries(t *testing.T) error {
 		err = fmt.Errorf("back: %w", err)
 	}
 	return err
-}
-
-// breaking is a connection that ends at a write.
-type breaking struct {
-	net.Conn
-	writes *int
-}
-
-func (b *breaking) Write(p []byte) (int, error) {
-	if *b.writes--; *b.writes < 0 {
-		_ = b.Close()
-		return 0, net.ErrClosed
-	}
-	return b.Conn.Write(p)
 }
 
 // stream sends numbered packets through the tunnel until lost is called, which
