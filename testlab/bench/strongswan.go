@@ -83,7 +83,7 @@ func ipsecByHand(ctx context.Context, r *rig.Rig, c Config) error {
 			return fmt.Errorf("set up strongSwan by hand on %s: %w", s.host, err)
 		}
 		var err error
-		if started, err = r.StartStrongSwan(ctx, s.host, dir, !c.KernelESP); err != nil {
+		if started, err = r.StartStrongSwan(ctx, rig.StrongSwanConfig{Host: s.host, Dir: dir, Libipsec: !c.KernelESP}); err != nil {
 			return err
 		}
 	}

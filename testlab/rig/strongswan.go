@@ -46,26 +46,40 @@ const plainConf = `charon-systemd {
 }
 `
 
-// StartStrongSwan starts charon on a machine and loads what dir has, which is laid
-// out as /etc/swanctl: swanctl.conf, x509, x509ca, private. With libipsec the kernel
-// need not have ESP.
-func (r *Rig) StartStrongSwan(ctx context.Context, h netns.Host, dir string, libipsec bool) (*StrongSwan, error) {
-	s := &StrongSwan{rig: r, host: h, dir: dir}
-	encrypts := ""
-	if libipsec {
-		encrypts = "kernel-libipsec"
+// StrongSwanConfig is how an administrator sets strongSwan up.
+type StrongSwanConfig struct {
+	Host netns.Host
+	// Dir is laid out as /etc/swanctl: swanctl.conf, x509, x509ca, private.
+	Dir string
+	// Settings are more of strongswan.conf, which take the place of the lab's own.
+	Settings string
+	// Plugins are loaded besides.
+	Plugins string
+	// Circuit has it run in the circuit namespace of the machine's agent.
+	Circuit bool
+	// Libipsec encrypts where the kernel has no ESP.
+	Libipsec bool
+}
+
+// StartStrongSwan starts charon and loads what there is.
+func (r *Rig) StartStrongSwan(ctx context.Context, c StrongSwanConfig) (*StrongSwan, error) {
+	h := c.Host
+	s := &StrongSwan{rig: r, host: h, dir: c.Dir}
+	encrypts := c.Plugins
+	if c.Libipsec {
+		encrypts += " kernel-libipsec"
 	}
 	conf := s.path("strongswan.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, plainConf, fmt.Sprintf(plainPlugins, encrypts), s.path("vici")), 0o600); err != nil {
+	if err := os.WriteFile(conf, fmt.Appendf(nil, plainConf+c.Settings, fmt.Sprintf(plainPlugins, encrypts), s.Socket()), 0o600); err != nil {
 		return nil, fmt.Errorf("write strongSwan's settings: %w", err)
 	}
 	var err error
 	// Its process file is in /run, which it must not share with others.
-	s.process, err = r.Lab.Start(h, netns.Spec{
+	s.process, err = r.Lab.Start(h, r.inCircuit(h, c.Circuit, netns.Spec{
 		Name: "strongswan-" + string(h), Path: "unshare",
 		Args: []string{"--mount", "sh", "-ec", "mount -t tmpfs none /run; exec charon-systemd"},
 		Env:  []string{"STRONGSWAN_CONF=" + conf},
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +103,9 @@ func (r *Rig) StartStrongSwan(ctx context.Context, h netns.Host, dir string, lib
 func (s *StrongSwan) path(name string) string {
 	return filepath.Join(s.rig.private, "ss-"+string(s.host)+"-"+name)
 }
+
+// Socket is where it answers (VICI).
+func (s *StrongSwan) Socket() string { return s.path("vici") }
 
 // Load reads the files again.
 func (s *StrongSwan) Load(ctx context.Context) error {

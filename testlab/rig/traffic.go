@@ -180,6 +180,12 @@ func (r *Rig) Inject(ctx context.Context, i Injection) error {
 	return err
 }
 
+// Replay keeps ESP packets that leave a machine by an interface, and sends them again.
+func (r *Rig) Replay(ctx context.Context, from netns.Host, iface string, count int) error {
+	_, err := r.Lab.Run(ctx, from, r.program("traffic", "replay", "replay", "--interface", iface, "--count", strconv.Itoa(count)))
+	return err
+}
+
 // inCircuit has a program run in the circuit namespace of an appliance's agent,
 // if it is to.
 func (r *Rig) inCircuit(h netns.Host, circuit bool, s netns.Spec) netns.Spec {

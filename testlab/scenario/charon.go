@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"rsc.io/script"
 
 	"github.com/circuitseal/circuitseal/testlab/netns"
+	"github.com/circuitseal/circuitseal/testlab/rig"
 )
 
 // charon ends strongSwan's daemon on an appliance, waits for a new one, or alters
@@ -84,6 +86,53 @@ func (x *session) swanctl(s *script.State, args []string) (output, error) {
 	return x.rig.Swanctl(ctx, netns.Host(args[0]), args[1:]...)
 }
 
+// replay sends again what has left an interface.
+func (x *session) replay(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	o, err := split(args, 1, "count=")
+	if err != nil {
+		return err
+	}
+	count, err := o.number("count", 100)
+	if err != nil {
+		return err
+	}
+	h, name, err := end(o.words[0])
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(30*time.Second))
+	defer cancel()
+	return x.rig.Replay(ctx, h, name, count)
+}
+
+// startStrongSwan has $STRONGSWAN_SOCKET name where it answers.
+func (x *session) startStrongSwan(s *script.State, h netns.Host, args []string) error {
+	o, err := split(args, 1, "settings=", "plugins=", "-circuit")
+	if err != nil {
+		return err
+	}
+	c := rig.StrongSwanConfig{
+		Host: h, Dir: s.Path(o.words[0]), Plugins: strings.ReplaceAll(o.settings["plugins"], ",", " "),
+		Circuit: o.has("-circuit"), Libipsec: !x.has("kernel-esp"),
+	}
+	if file := o.settings["settings"]; file != "" {
+		b, err := os.ReadFile(s.Path(file))
+		if err != nil {
+			return err
+		}
+		c.Settings = string(b)
+	}
+	started, err := x.rig.StartStrongSwan(s.Context(), c)
+	if err != nil {
+		return err
+	}
+	x.plain[h] = started
+	return s.Setenv("STRONGSWAN_SOCKET", started.Socket())
+}
+
 // strongSwan runs strongSwan without an agent, as an administrator would.
 func (x *session) strongSwan(s *script.State, args []string) (output, error) {
 	if x.rig == nil {
@@ -95,10 +144,8 @@ func (x *session) strongSwan(s *script.State, args []string) (output, error) {
 	h := netns.Host(args[1])
 	running := x.plain[h]
 	switch {
-	case args[0] == "start" && len(args) == 3 && running == nil:
-		started, err := x.rig.StartStrongSwan(s.Context(), h, s.Path(args[2]), !x.has("kernel-esp"))
-		x.plain[h] = started
-		return output{}, err
+	case args[0] == "start" && running == nil:
+		return output{}, x.startStrongSwan(s, h, args[2:])
 	case running == nil:
 		return output{}, fmt.Errorf("no strongSwan runs on %s: say `strongswan start %s DIRECTORY`", h, h)
 	case args[0] == "stop" && len(args) == 2:

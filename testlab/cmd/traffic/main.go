@@ -7,6 +7,7 @@
 //	traffic streams --to ADDR [--flows 1] [--duration 3s] [--reverse]
 //	traffic forge --from ADDR --to ADDR [--as text|wireguard|ike|esp|esp-in-udp] [--count 10]
 //	traffic inject --interface IF --mac MAC --from ADDR --to ADDR [--tags 300.100] [--mark N] [--count 10]
+//	traffic replay --interface IF [--count 10]
 //	traffic witness
 //	traffic fuzz --sender NAME --interface IF --gateway ADDR --own ADDR,… --pool ADDR,PREFIX,… [--seed 1] [--count 10]
 //	traffic tagfuzz --sender NAME --interface IF --mac MAC --mark N --outer FLOW,… --others FLOW,… --pool ADDR,PREFIX,… [--seed 1] [--count 10]
@@ -42,7 +43,7 @@ var errNotReached = errors.New("not reached")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("want serve, probe, datagrams, streams, forge, inject, witness, fuzz or tagfuzz")
+		return errors.New("want serve, probe, datagrams, streams, forge, inject, replay, witness, fuzz or tagfuzz")
 	}
 	canary, err := traffic.CanaryFromEnv()
 	if err != nil {
@@ -61,8 +62,8 @@ func run(ctx context.Context, args []string) error {
 	reverse := f.Bool("reverse", false, "let the server send")
 	from := f.String("from", "", "forged source address and port")
 	shape := f.String("as", "text", "what forged packets look like: text, wireguard, ike, esp or esp-in-udp")
-	count := f.Int("count", 10, "number of forged datagrams, or of fuzz packets")
-	iface := f.String("interface", "eth0", "where injected frames and fuzz packets go out")
+	count := f.Int("count", 10, "number of forged datagrams, of fuzz packets, or of packets to send again")
+	iface := f.String("interface", "eth0", "where injected frames, fuzz packets and those that are sent again go out")
 	mac := f.String("mac", "", "to whom injected frames go")
 	tags := f.String("tags", "", "VLAN tags of injected frames, the outer one first, such as 300.100 or ad300.100")
 	mark := f.Int("mark", 0, "mark of injected frames, and the upper half of those of fuzzed tags")
@@ -91,6 +92,8 @@ func run(ctx context.Context, args []string) error {
 	case "inject":
 		return inject(*from, *to, *mac, *tags, traffic.InjectOptions{Interface: *iface, Mark: *mark,
 			ForgeOptions: traffic.ForgeOptions{Canary: canary, Count: *count, Shape: traffic.WireGuard, Size: *size}})
+	case "replay":
+		return traffic.Replay(ctx, traffic.ReplayOptions{Interface: *iface, Count: *count})
 	case "fuzz":
 		return z.send(ctx, *iface, traffic.Fuzz{Canary: canary, Count: *count}, *interval)
 	case "tagfuzz":
@@ -98,7 +101,7 @@ func run(ctx context.Context, args []string) error {
 	case "witness":
 		report, err = traffic.Witness(ctx, canary, func() { fmt.Println("ready") })
 	default:
-		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge, inject, witness, fuzz or tagfuzz", args[0])
+		return fmt.Errorf("%q: want serve, probe, datagrams, streams, forge, inject, replay, witness, fuzz or tagfuzz", args[0])
 	}
 	return errors.Join(json.NewEncoder(os.Stdout).Encode(report), err)
 }
