@@ -229,6 +229,9 @@ func (d *Driver) readHeld(ctx context.Context) (held, error) {
 func (d *Driver) applyLoads(ctx context.Context, want wanted, loads []load) error {
 	var errs []error
 	failed := map[uint16]bool{}
+	if err := d.yield(want, loads); err != nil {
+		return err
+	}
 	for _, l := range loads {
 		if failed[l.number] {
 			continue
@@ -314,12 +317,19 @@ func (d *Driver) initiate(ctx context.Context, t *tunnel) error {
 }
 
 // terminate does not wait either.
-func (d *Driver) terminate(ctx context.Context, id uint64) error {
-	m, err := d.ask(ctx, "terminate", section("ike-id", strconv.FormatUint(id, 10), "timeout", "-1"))
-	if err != nil && m != nil && strings.Contains(err.Error(), "no matching SAs") {
-		return nil
+func (d *Driver) terminate(ctx context.Context, x termination) error {
+	key, ids := "ike-id", []uint64{x.id}
+	if len(x.children) > 0 {
+		key, ids = "child-id", x.children
 	}
-	return err
+	var errs []error
+	for _, id := range ids {
+		m, err := d.ask(ctx, "terminate", section(key, strconv.FormatUint(id, 10), "timeout", "-1"))
+		if err != nil && (m == nil || !strings.Contains(err.Error(), "no matching SAs")) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // listSAs are those of our connections. charon lists one IKE SA after the other, while
@@ -446,7 +456,7 @@ func (d *Driver) unload(ctx context.Context, known map[uint16]bool) error {
 				continue
 			}
 			d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its tunnel is not wanted")
-			errs = append(errs, d.terminate(ctx, s.id))
+			errs = append(errs, d.terminate(ctx, termination{id: s.id}))
 		}
 	}
 	return errors.Join(errs...)

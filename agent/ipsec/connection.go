@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,8 @@ import (
 type connection struct {
 	name    connectionName
 	message *vici.Message
+	// child is the section in message of its ESP SAs.
+	child   *vici.Message
 	secrets []secret
 	// generation is that of the pre-shared key that a new IKE SA begins with; 0 for
 	// none, or where the other end says.
@@ -115,6 +118,15 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 	}
 	local, remote := section("id", p.LocalID), section("id", p.RemoteID, "revocation", "relaxed")
 	ppkID := ""
+	// The answering end is told its connection anew before another key may come into
+	// use; see yield.
+	var generations []string
+	if !t.Initiates {
+		for _, k := range keys {
+			generations = append(generations, strconv.FormatUint(k.Generation, 10))
+		}
+		slices.Sort(generations)
+	}
 	switch p.Authentication {
 	case desired.AuthenticationPSK:
 		put(local, "auth", "psk")
@@ -207,8 +219,8 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 	}
 	put(whole, "children", section(childName(c.generation), child))
 	c.name.trust = digest(section("local", local, "remote", remote, "ppk_required", yes(ppkID != "")))
-	c.name.whole = digest(whole)
-	c.message = section(c.name.in(inst), whole)
+	c.name.whole = digest(section("whole", whole, "generations", generations))
+	c.message, c.child = section(c.name.in(inst), whole), child
 	return c
 }
 

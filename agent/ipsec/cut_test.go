@@ -183,7 +183,7 @@ func (e *end) end(t *testing.T, s namedSA) {
 	if _, err := e.driver.session(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.driver.terminate(t.Context(), s.id); err != nil {
+	if err := e.driver.terminate(t.Context(), termination{id: s.id}); err != nil {
 		t.Fatal(err)
 	}
 }

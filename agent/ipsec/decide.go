@@ -19,6 +19,8 @@ const (
 	handover = 3 * time.Minute
 	// childless is how long an IKE SA may be without an ESP SA.
 	childless = 5 * time.Second
+	// left is how long it may be when another one has.
+	left = time.Second
 	// forsaken is after how long the answering end ends duplicates, too: the other
 	// one's agent may be dead.
 	forsaken = 2 * time.Minute
@@ -61,9 +63,16 @@ type verdict struct {
 	quiet bool
 }
 
+// termination ends an IKE SA with all that it has, or its ESP SAs first.
 type termination struct {
-	id  uint64
-	why string
+	id uint64
+	// children are the ESP SAs that end by themselves, none where all does. An end that
+	// is asked to end an ESP SA has done so before it answers (build_r in
+	// src/libcharon/sa/ikev2/tasks/child_delete.c), and thus sends by its successor
+	// before the one who asks takes no more of the old; of an IKE SA it answers first. A
+	// gateway of another make may begin it anew.
+	children []uint64
+	why      string
 }
 
 // decide is pure. The end that initiates is the one that chooses among several
@@ -72,8 +81,8 @@ type termination struct {
 // chooses by the same order.
 func decide(v view) verdict {
 	var d verdict
-	end := func(s namedSA, why string) { d.terminate = append(d.terminate, termination{s.id, why}) }
-	var up []namedSA
+	end := func(s namedSA, why string) { d.terminate = append(d.terminate, termination{id: s.id, why: why}) }
+	var up, bare []namedSA
 	begun := false
 	for _, s := range v.sas {
 		current := s.connection == v.name
@@ -91,10 +100,9 @@ func decide(v view) verdict {
 			default:
 				up = append(up, s)
 			}
-		case s.established && s.seen > childless:
-			end(s, "it has no ESP SA")
 		case s.established:
-			begun = begun || current
+			bare = append(bare, s)
+			begun = begun || current && s.seen <= childless
 		case !current:
 			end(s, "its connection was replaced")
 		case s.initiator && s.seen > connecting && v.due:
@@ -113,12 +121,21 @@ func decide(v view) verdict {
 		age := best.child().age
 		settled := best.connection == v.name && age >= settles
 		if settled && (v.tunnel.Initiates || age >= forsaken) {
-			end(s, fmt.Sprintf("IKE SA %d has taken over", best.id))
+			x := termination{id: s.id, why: fmt.Sprintf("IKE SA %d has taken over", best.id)}
+			if !v.tunnel.Policy.External {
+				x.children = s.carrying()
+			}
+			d.terminate = append(d.terminate, x)
+		}
+	}
+	for _, s := range bare {
+		if s.seen > childless || len(up) > 0 && s.seen > left {
+			end(s, "it has no ESP SA")
 		}
 	}
 	currentUp := len(up) > 0 && up[0].connection == v.name
 	d.initiate = v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
-	d.quiet = currentUp && len(up) == 1 && len(d.terminate) == 0 && !v.silent
+	d.quiet = currentUp && len(up) == 1 && len(bare) == 0 && len(d.terminate) == 0 && !v.silent
 	if d.up != nil {
 		d.weakness = judge(v.tunnel, v.backend, *d.up)
 	}
@@ -126,9 +143,9 @@ func decide(v view) verdict {
 }
 
 // younger sorts the SA first that stays: one of the connection as it is to be,
-// then that with the last ESP SA, which is by which kernels send (xfrm_state_look_at in
-// net/xfrm/xfrm_state.c), then the last one established, and by a number that both ends
-// know among those of the same second.
+// then that with the last ESP SA, by which the initiating end sends (charon names it in
+// the kernel's policy, add_policy in kernel_netlink_ipsec.c), then the last one
+// established, and by a number that both ends know among those of the same second.
 func younger(name connectionName, a, b namedSA) int {
 	rank := func(s namedSA) int {
 		if s.connection == name {

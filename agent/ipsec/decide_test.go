@@ -73,6 +73,8 @@ func TestDecide(t *testing.T) {
 		{name: "its keys are replaced, and so is its connection", sas: []namedSA{sa(replaced, 1, time.Hour, replacing)}, initiate: true, up: 1},
 		{name: "weaker", sas: []namedSA{sa(current, 1, time.Minute, weak)}, initiate: true, terminate: []uint64{1}},
 		{name: "without ESP", sas: []namedSA{sa(current, 1, time.Minute, bare, seen(2*childless))}, initiate: true, terminate: []uint64{1}},
+		{name: "without ESP beside another", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour, bare, seen(2*left))}, terminate: []uint64{2}, up: 1},
+		{name: "without ESP beside another, not for long", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour, bare, seen(left/2))}, up: 1},
 		{name: "without ESP yet", sas: []namedSA{sa(current, 1, time.Second, bare)}},
 		{name: "silent", silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, initiate: true, up: 1},
 		{name: "silent, to answer", answers: true, silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, up: 1},

@@ -272,7 +272,7 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 	}
 	for _, x := range r.terminate {
 		log.Info("IPsec: end an SA", "ike", x.id, "why", x.why)
-		if err := d.terminate(ctx, x.id); err != nil {
+		if err := d.terminate(ctx, x); err != nil {
 			log.Warn("IPsec: end an SA", "ike", x.id, "error", err)
 		}
 	}
