@@ -58,7 +58,8 @@ func yields(t *testing.T, backend Backend, p *pair) {
 		t.Skip("libipsec sends by the SA that it heard last")
 	}
 	p.up(t)
-	before := p.b.one(t).child().spiOut
+	old := p.b.one(t)
+	before := old.child().spiOut
 	a, b := p.plans(t, func(a, b *plan.IPsecTunnel) { a.PresharedKeys, b.PresharedKeys = shared(t, 2, 1), shared(t, 1, 2) })
 	p.b.sync(t, b)
 	p.a.sync(t, a)
@@ -74,6 +75,7 @@ func yields(t *testing.T, backend Backend, p *pair) {
 		p.mustCarry(t)
 		return isUp(s) && s.PresharedUsed == 2 && len(s.Associations) == 1
 	})
+	p.b.awaitOther(t, old)
 	if got, want := p.b.sendsBy(t), p.b.one(t).child().spiOut; got != want {
 		t.Errorf("it sends by SPI %#x, and has %#x", got, want)
 	}
