@@ -67,6 +67,7 @@ func (d *Driver) hangUp() {
 		_ = d.open.Close()
 		d.open = nil
 	}
+	d.carried = nil
 }
 
 // ask is a call of which an error that charon did not answer with ends the session.
@@ -283,6 +284,10 @@ func (d *Driver) takeLoad(ctx context.Context, want wanted, l load) error {
 		command, in = "load-conn", want.connections[l.number].message
 	case initiate:
 		t := d.tunnels[l.number]
+		if d.carried[l.number] {
+			t.next = time.Now().Add(consider)
+			return nil
+		}
 		t.attempt(time.Now())
 		return d.initiate(ctx, t)
 	case unloadConnection:

@@ -23,6 +23,7 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"tunnel comes up and says what it is":           comesUp,
 	"a repeat writes nothing":                       repeats,
 	"a changed policy takes over":                   changes,
+	"a changed policy waits for the other end":      waits,
 	"a PPK is rotated":                              rotates,
 	"the end that answers sends by the old SA":      yields,
 	"a killed charon comes back":                    killed,
@@ -261,6 +262,29 @@ func changes(t *testing.T, _ Backend, p *pair) {
 		t.Errorf("%d of %d packets were lost", n, all)
 	}
 	p.mustCarry(t)
+}
+
+// waits shows that an end which hears of a change before the other one does not settle
+// on what the other's old policy and the new one have in common.
+func waits(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	a, b := p.plans(t, func(a, b *plan.IPsecTunnel) {
+		for _, x := range []*plan.IPsecTunnel{a, b} {
+			x.Policy.IKEProposals = []string{"aes256gcm16-prfsha512-ecp521", "aes256gcm16-prfsha384-ecp384"}
+		}
+	})
+	p.a.sync(t, a)
+	time.Sleep(consider / 2)
+	p.b.sync(t, b)
+	p.a.awaitOther(t, before)
+	p.b.awaitOther(t, before)
+	if s := p.a.status(t); s.Associations[0].IKE != "aes256gcm16-prfsha512-ecp521" {
+		t.Errorf("evidence %+v", s.Associations[0])
+	}
+	if got, want := p.b.one(t).connection, p.b.driver.tunnels[7].connection.name; got != want {
+		t.Errorf("the answering end has an SA of connection %v, want %v", got, want)
+	}
 }
 
 func rotates(t *testing.T, _ Backend, p *pair) {

@@ -29,6 +29,10 @@ const (
 	// ends are configured one after the other.
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 30 * time.Second
+	// consider is how long the SA of a connection that was replaced carries on before another
+	// is begun: the other end may not have heard of the change, and would agree to
+	// what its old connection and the new one have in common.
+	consider = 2 * time.Second
 	// hearing is how long a new SA may be silent.
 	hearing = 5 * time.Second
 	// firstSilent is how long after an attempt a tunnel that stays silent may begin
