@@ -123,7 +123,7 @@ func decide(v view) verdict {
 		if settled && (v.tunnel.Initiates || age >= forsaken) {
 			x := termination{id: s.id, why: fmt.Sprintf("IKE SA %d has taken over", best.id)}
 			if !v.tunnel.Policy.External {
-				x.children = s.carrying()
+				x.children = s.carriers()
 			}
 			d.terminate = append(d.terminate, x)
 		}

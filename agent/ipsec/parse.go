@@ -50,8 +50,8 @@ func (s ikeSA) child() *childSA {
 	return best
 }
 
-// carrying are the numbers of the ESP SAs that carry packets.
-func (s ikeSA) carrying() (ids []uint64) {
+// carriers are the numbers of the ESP SAs that carry packets.
+func (s ikeSA) carriers() (ids []uint64) {
 	for _, c := range s.children {
 		if c.state == childInstalled || c.state == childRekeying {
 			ids = append(ids, c.id)
