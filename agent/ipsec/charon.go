@@ -328,7 +328,7 @@ func (d *Driver) terminate(ctx context.Context, x termination) error {
 	}
 	var errs []error
 	for _, id := range ids {
-		m, err := d.ask(ctx, "terminate", section(key, strconv.FormatUint(id, 10), "timeout", "-1"))
+		m, err := d.ask(ctx, "terminate", section(key, strconv.FormatUint(id, 10), "timeout", "-1", "force", strconv.FormatBool(x.force)))
 		if err != nil && (m == nil || !strings.Contains(err.Error(), "no matching SAs")) {
 			errs = append(errs, err)
 		}
@@ -378,11 +378,8 @@ func (d *Driver) unload(ctx context.Context, known map[uint16]bool) error {
 			continue
 		}
 		for _, s := range list {
-			if s.state == ikeDeleting {
-				continue
-			}
 			d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its tunnel is not wanted")
-			errs = append(errs, d.terminate(ctx, termination{id: s.id}))
+			errs = append(errs, d.terminate(ctx, termination{id: s.id, force: true}))
 		}
 	}
 	return errors.Join(errs...)

@@ -72,7 +72,9 @@ type termination struct {
 	// before the one who asks takes no more of the old; of an IKE SA it answers first. A
 	// gateway of another make may begin it anew.
 	children []uint64
-	why      string
+	// force does not wait for the other end to say that it has heard of it.
+	force bool
+	why   string
 }
 
 // decide is pure. The end that initiates is the one that chooses among several

@@ -238,6 +238,23 @@ func (e *end) cable(t *testing.T) {
 	}
 }
 
+// unplug has nothing come and go any more.
+func (e *end) unplug(t *testing.T) {
+	t.Helper()
+	h, err := e.circuit.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	l, err := h.LinkByName("circ0")
+	if err == nil {
+		err = h.LinkSetDown(l)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // six is its other outer address.
 func (e *end) six() netip.Addr {
 	a := netip.MustParseAddr("2001:db8::").As16()
