@@ -50,6 +50,21 @@ func (r *Rig) EndCharon(ctx context.Context, h netns.Host, by unix.Signal) error
 	})
 }
 
+// SignalCharon has strongSwan's daemon on an appliance stand (SIGSTOP), or go on
+// (SIGCONT).
+func (r *Rig) SignalCharon(h netns.Host, by unix.Signal) error {
+	pids := r.CharonPIDs(h)
+	if len(pids) == 0 {
+		return fmt.Errorf("signal charon on %s: it does not run", h)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, by); err != nil {
+			return fmt.Errorf("signal process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
 // keepCharonLog copies what strongSwan's daemon on an appliance has logged to the logs
 // that outlive the lab.
 func (r *Rig) keepCharonLog(h netns.Host) error {

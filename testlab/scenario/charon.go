@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,8 +17,8 @@ import (
 	"github.com/circuitseal/circuitseal/testlab/rig"
 )
 
-// charon ends strongSwan's daemon on an appliance, waits for a new one, or alters
-// what it has.
+// charon ends strongSwan's daemon on an appliance, has it do nothing for a while, waits
+// for a new one, or alters what it has.
 func (x *session) charon(s *script.State, args []string) error {
 	if x.rig == nil {
 		return errNoLab
@@ -30,6 +32,10 @@ func (x *session) charon(s *script.State, args []string) error {
 		return x.rig.EndCharon(s.Context(), h, unix.SIGKILL)
 	case "stop":
 		return x.rig.EndCharon(s.Context(), h, unix.SIGTERM)
+	case "freeze":
+		return x.rig.SignalCharon(h, unix.SIGSTOP)
+	case "thaw":
+		return x.rig.SignalCharon(h, unix.SIGCONT)
 	case "ppk":
 		return x.rig.AlterPPKs(s.Context(), h)
 	case "running":
@@ -84,6 +90,47 @@ func (x *session) swanctl(s *script.State, args []string) (output, error) {
 	ctx, cancel := context.WithTimeout(s.Context(), x.config.Slow.Longer(30*time.Second))
 	defer cancel()
 	return x.rig.Swanctl(ctx, netns.Host(args[0]), args[1:]...)
+}
+
+// sequence has the kernel's SAs of an appliance go on from other sequence numbers, or
+// waits until all have sent fewer, as new ones have.
+func (x *session) sequence(s *script.State, args []string) error {
+	if x.rig == nil {
+		return errNoLab
+	}
+	o, err := split(args, 1, "to=", "by=", "-counted", "below=", "within=")
+	if err != nil {
+		return err
+	}
+	if len(o.settings["to"]+o.settings["by"]+o.settings["below"]) == 0 {
+		return fmt.Errorf("%w: want one of to=, by= and below=", script.ErrUsage)
+	}
+	h := netns.Host(o.words[0])
+	if by, err := o.number("by", 0); err != nil || by != 0 {
+		return errors.Join(err, x.rig.MoveSent(h, by))
+	}
+	if o.settings["to"] != "" {
+		to, err := strconv.ParseUint(o.settings["to"], 10, 32)
+		if err != nil {
+			return err
+		}
+		return x.rig.SetSent(h, uint32(to), o.has("-counted"))
+	}
+	below, err := strconv.ParseUint(o.settings["below"], 10, 32)
+	if err != nil {
+		return err
+	}
+	within, err := x.limit(o, "within", 20*time.Second)
+	if err != nil {
+		return err
+	}
+	return eventually(s.Context(), within, func() error {
+		sent, err := x.rig.Sent(h)
+		if err == nil && (len(sent) == 0 || uint64(slices.Max(sent)) >= below) {
+			err = fmt.Errorf("the SAs of %s have sent %d packets, want fewer than %d", h, sent, below)
+		}
+		return err
+	})
 }
 
 // replay sends again what has left an interface.
