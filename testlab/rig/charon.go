@@ -66,7 +66,8 @@ func (r *Rig) SignalCharon(h netns.Host, by unix.Signal) error {
 }
 
 // keepCharonLog copies what strongSwan's daemon on an appliance has logged to the logs
-// that outlive the lab.
+// that outlive the lab, and beside it for which reasons the kernel has refused packets
+// (Documentation/networking/xfrm_proc.rst).
 func (r *Rig) keepCharonLog(h netns.Host) error {
 	b, err := os.ReadFile(filepath.Join("/run/circuitseal", r.Lab.Instance(h), "charon.log"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,6 +78,17 @@ func (r *Rig) keepCharonLog(h netns.Host) error {
 	}
 	if err != nil {
 		return fmt.Errorf("keep the log of charon on %s: %w", h, err)
+	}
+	err = netns.Do(r.CircuitNamespace(h), func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/xfrm_stat")
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(r.file("xfrm-"+string(h)+".log"), b, 0o600)
+	})
+	// The namespace may have been taken away.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("keep the counters of XFRM on %s: %w", h, err)
 	}
 	return nil
 }
