@@ -85,7 +85,7 @@ func decide(v view) verdict {
 	var d verdict
 	end := func(s namedSA, why string) { d.terminate = append(d.terminate, termination{id: s.id, why: why}) }
 	var up, bare []namedSA
-	begun := false
+	begun, double := false, false
 	for _, s := range v.sas {
 		current := s.connection == v.name
 		switch {
@@ -130,6 +130,15 @@ func decide(v view) verdict {
 			d.terminate = append(d.terminate, x)
 		}
 	}
+	if len(up) > 0 && !v.tunnel.Policy.External {
+		best, ids := up[0].spare()
+		if len(ids) > 0 {
+			double = true
+			if best.age >= settles && (v.tunnel.Initiates || best.age >= forsaken) {
+				d.terminate = append(d.terminate, termination{id: up[0].id, children: ids, why: "it has an ESP SA more than it needs"})
+			}
+		}
+	}
 	for _, s := range bare {
 		if s.seen > childless || len(up) > 0 && s.seen > left {
 			end(s, "it has no ESP SA")
@@ -137,7 +146,7 @@ func decide(v view) verdict {
 	}
 	currentUp := len(up) > 0 && up[0].connection == v.name
 	d.initiate = v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
-	d.quiet = currentUp && len(up) == 1 && len(bare) == 0 && len(d.terminate) == 0 && !v.silent
+	d.quiet = currentUp && len(up) == 1 && !double && len(bare) == 0 && len(d.terminate) == 0 && !v.silent
 	if d.up != nil {
 		d.weakness = judge(v.tunnel, v.backend, *d.up)
 	}

@@ -2,6 +2,7 @@ package ipsec
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,6 +36,14 @@ func TestDecide(t *testing.T) {
 	}
 	replacing := func(s *namedSA) { s.state, s.initiator = ikeRekeying, false }
 	bare := func(s *namedSA) { s.children = nil }
+	// beside gives it one more ESP SA, of that age.
+	beside := func(age time.Duration, state string) func(*namedSA) {
+		return func(s *namedSA) {
+			more := s.children[0]
+			more.id, more.age, more.state, more.suite.exchanges = 99, age, state, []string{"ecp384"}
+			s.children = append(s.children, more)
+		}
+	}
 	tests := []struct {
 		name      string
 		answers   bool
@@ -43,7 +52,9 @@ func TestDecide(t *testing.T) {
 		sas       []namedSA
 		initiate  bool
 		terminate []uint64
-		up        uint64
+		// children are the ESP SAs that end.
+		children []uint64
+		up       uint64
 	}{
 		{name: "nothing", initiate: true},
 		{name: "nothing, not yet", early: true},
@@ -76,6 +87,11 @@ func TestDecide(t *testing.T) {
 		{name: "without ESP beside another", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour, bare, seen(2*left))}, terminate: []uint64{2}, up: 1},
 		{name: "without ESP beside another, not for long", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour, bare, seen(left/2))}, up: 1},
 		{name: "without ESP yet", sas: []namedSA{sa(current, 1, time.Second, bare)}},
+		{name: "two ESP SAs", sas: []namedSA{sa(current, 1, time.Hour, beside(settles, childInstalled))}, terminate: []uint64{1}, children: []uint64{1}, up: 1},
+		{name: "two ESP SAs, the last one not settled", sas: []namedSA{sa(current, 1, time.Hour, beside(settles/2, childInstalled))}, up: 1},
+		{name: "two ESP SAs, and one is about to be replaced", sas: []namedSA{sa(current, 1, time.Hour, beside(time.Hour, childRekeying))}, up: 1},
+		{name: "two ESP SAs, to answer", answers: true, sas: []namedSA{sa(current, 1, time.Hour, beside(settles, childInstalled))}, up: 1},
+		{name: "two ESP SAs, forsaken", answers: true, sas: []namedSA{sa(current, 1, time.Hour, beside(forsaken, childInstalled))}, terminate: []uint64{1}, children: []uint64{1}, up: 1},
 		{name: "silent", silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, initiate: true, up: 1},
 		{name: "silent, to answer", answers: true, silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, up: 1},
 		{name: "silent, and begun anew", silent: true, sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, 0, state(ikeConnecting, true, 0))}, up: 1},
@@ -85,9 +101,15 @@ func TestDecide(t *testing.T) {
 			p, _ := good()
 			p.Initiates = !tt.answers
 			d := decide(view{tunnel: p, backend: Kernel, name: current, sas: tt.sas, silent: tt.silent, due: !tt.early})
-			var ended []uint64
+			var ended, children []uint64
 			for _, x := range d.terminate {
 				ended = append(ended, x.id)
+				if slices.ContainsFunc(tt.sas, func(s namedSA) bool { return s.id == x.id && len(s.children) > 1 }) {
+					children = append(children, x.children...)
+				}
+			}
+			if cmp.Diff(tt.children, children) != "" {
+				t.Errorf("ESP SAs %v end, want %v", children, tt.children)
 			}
 			up := uint64(0)
 			if d.up != nil {

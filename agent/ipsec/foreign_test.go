@@ -7,10 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/strongswan/govici/vici"
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -23,7 +25,9 @@ func TestForeignCharon(t *testing.T) {
 		p := newPair(t)
 		dir := t.TempDir()
 		socket, config := filepath.Join(dir, "vici"), filepath.Join(dir, "strongswan.conf")
-		if err := writeConfig(config, configuration(b, socket)); err != nil {
+		// It lets an IKE SA have several ESP SAs.
+		settings := strings.Replace(configuration(b, socket), "reuse_ikesa = no", "reuse_ikesa = yes", 1)
+		if err := writeConfig(config, settings); err != nil {
 			t.Fatal(err)
 		}
 		path, err := findDaemon()
@@ -64,6 +68,28 @@ func TestForeignCharon(t *testing.T) {
 		p.a.sync(t, a)
 		p.awaitUp(t)
 		p.mustCarry(t)
+		// It differs, or charon would see that there is one like it.
+		name := p.a.one(t).name
+		m := p.a.driver.tunnels[7].connection.message
+		children := m.Get(name).(*vici.Message).Get("children").(*vici.Message)
+		first, second := children.Get(children.Keys()[0]).(*vici.Message), section("inactivity", "1h")
+		for _, key := range first.Keys() {
+			put(second, key, first.Get(key))
+		}
+		put(children, "second", second)
+		if _, err := c.call(t.Context(), "load-conn", m); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.call(t.Context(), "initiate", section("ike", name, "child", "second", "timeout", "-1")); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range []*end{p.a, p.b} {
+			e.awaitChildren(t, 2)
+		}
+		for _, e := range []*end{p.a, p.b} {
+			e.awaitChildren(t, 1)
+		}
+		p.mustCarry(t)
 		if _, err := os.Stat(p.a.inst.CharonSocket()); !os.IsNotExist(err) {
 			t.Errorf("the instance has a charon of its own: %v", err)
 		}
@@ -80,4 +106,18 @@ func TestForeignCharon(t *testing.T) {
 			t.Errorf("it has %v and %v left, want home's", have.connections, have.secrets)
 		}
 	})
+}
+
+// awaitChildren waits until its only IKE SA has so many ESP SAs that carry packets.
+func (e *end) awaitChildren(t *testing.T, n int) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		sas := e.sas(t)
+		if len(sas) == 1 && len(sas[0].carriers()) == n {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s has %+v, want %d ESP SAs", e.inst, sas, n)
+		}
+	}
 }

@@ -1,7 +1,9 @@
 package ipsec
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +60,30 @@ func (s ikeSA) carriers() (ids []uint64) {
 		}
 	}
 	return ids
+}
+
+// spare are the ESP SAs that carry packets, none of them about to be replaced, beside
+// the youngest, which is best: when both ends replace one at the same time and one of
+// them is told that there is none, it makes another, which nobody ends (process_i in
+// src/libcharon/sa/ikev2/tasks/child_rekey.c). Of the same second, both ends know the same
+// of two by their SPIs.
+func (s ikeSA) spare() (best childSA, ids []uint64) {
+	var installed []childSA
+	for _, c := range s.children {
+		if c.state == childInstalled {
+			installed = append(installed, c)
+		}
+	}
+	slices.SortFunc(installed, func(a, b childSA) int {
+		return cmp.Or(cmp.Compare(a.age, b.age), cmp.Compare(min(a.spiIn, a.spiOut), min(b.spiIn, b.spiOut)))
+	})
+	for _, c := range installed[min(1, len(installed)):] {
+		ids = append(ids, c.id)
+	}
+	if len(installed) > 0 {
+		best = installed[0]
+	}
+	return best, ids
 }
 
 type childSA struct {
