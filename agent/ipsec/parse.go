@@ -65,8 +65,8 @@ func (s ikeSA) carriers() (ids []uint64) {
 // spare are the ESP SAs that carry packets, none of them about to be replaced, beside
 // the youngest, which is best: when both ends replace one at the same time and one of
 // them is told that there is none, it makes another, which nobody ends (process_i in
-// src/libcharon/sa/ikev2/tasks/child_rekey.c). Of the same second, both ends know the same
-// of two by their SPIs.
+// src/libcharon/sa/ikev2/tasks/child_rekey.c), and the first may be gone at that end. charon
+// tells ages in seconds, and numbers ESP SAs as they are begun.
 func (s ikeSA) spare() (best childSA, ids []uint64) {
 	var installed []childSA
 	for _, c := range s.children {
@@ -75,7 +75,7 @@ func (s ikeSA) spare() (best childSA, ids []uint64) {
 		}
 	}
 	slices.SortFunc(installed, func(a, b childSA) int {
-		return cmp.Or(cmp.Compare(a.age, b.age), cmp.Compare(min(a.spiIn, a.spiOut), min(b.spiIn, b.spiOut)))
+		return cmp.Or(cmp.Compare(a.age, b.age), cmp.Compare(b.id, a.id))
 	})
 	for _, c := range installed[min(1, len(installed)):] {
 		ids = append(ids, c.id)

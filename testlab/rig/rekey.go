@@ -92,17 +92,32 @@ func (r *Rig) Rekey(ctx context.Context, times int, limit time.Duration, applian
 	return nil
 }
 
-// pair is an IKE SA and its only ESP SA, by charon's numbers.
-type pair struct{ ike, child string }
+// pair is an IKE SA and its only ESP SA, by charon's numbers, and the SPIs of that.
+type pair struct{ ike, child, in, out string }
 
-// settled lists the SAs of each session once every IKE SA has one ESP SA, and
-// nothing is under way.
+// settled lists the SAs of each session once every IKE SA has one ESP SA, nothing is
+// under way, and the ends have the same ones. While one of them still waits for an answer
+// the other has an SA by which nothing goes yet; to ask for new keys of that is to have
+// it removed.
 func settled(ctx context.Context, sessions []*vici.Session, limit time.Duration) (all [][]pair, err error) {
 	err = until(ctx, limit, "SAs have settled", func() (err error) {
 		all, err = look(ctx, sessions)
+		if err == nil && len(sessions) > 1 {
+			err = mirrored(slices.Concat(all...))
+		}
 		return err
 	})
 	return all, err
+}
+
+// mirrored reports an ESP SA that only one end has.
+func mirrored(all []pair) error {
+	for _, a := range all {
+		if !slices.ContainsFunc(all, func(b pair) bool { return a.in == b.out && a.out == b.in }) {
+			return fmt.Errorf("only one end has the ESP SA with the SPIs %s and %s", a.in, a.out)
+		}
+	}
+	return nil
 }
 
 func look(ctx context.Context, sessions []*vici.Session) (all [][]pair, err error) {
@@ -134,11 +149,12 @@ func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 				errs = append(errs, fmt.Errorf("IKE SA %s is %s", name, state))
 				continue
 			}
-			child, err := installed(sa)
+			found, err := installed(sa)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("IKE SA %s: %w", name, err))
 			}
-			out = append(out, pair{text(sa, "uniqueid"), child})
+			found.ike = text(sa, "uniqueid")
+			out = append(out, found)
 		}
 	}
 	if len(out) == 0 {
@@ -149,28 +165,28 @@ func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 
 // installed is the one ESP SA of an IKE SA. What was replaced is still there for some
 // seconds, to take what is on its way.
-func installed(sa *vici.Message) (id string, err error) {
+func installed(sa *vici.Message) (found pair, err error) {
 	children, _ := sa.Get("child-sas").(*vici.Message)
 	if children == nil {
-		return "", errors.New("it has no ESP SA")
+		return found, errors.New("it has no ESP SA")
 	}
 	for _, k := range children.Keys() {
 		child, _ := children.Get(k).(*vici.Message)
 		switch state := text(child, "state"); state {
 		case "INSTALLED":
-			if id != "" {
-				return "", errors.New("it has two ESP SAs")
+			if found.child != "" {
+				return found, errors.New("it has two ESP SAs")
 			}
-			id = text(child, "uniqueid")
+			found = pair{child: text(child, "uniqueid"), in: text(child, "spi-in"), out: text(child, "spi-out")}
 		case "REKEYED", "DELETED":
 		default:
-			return "", fmt.Errorf("an ESP SA is %s", state)
+			return found, fmt.Errorf("an ESP SA is %s", state)
 		}
 	}
-	if id == "" {
-		return "", errors.New("it has no ESP SA")
+	if found.child == "" {
+		return found, errors.New("it has no ESP SA")
 	}
-	return id, nil
+	return found, nil
 }
 
 func text(m *vici.Message, key string) string {
