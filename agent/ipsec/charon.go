@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/outlive"
+	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 func (d *Driver) socketPath() string {
@@ -28,11 +30,19 @@ func (d *Driver) socketPath() string {
 // is for the driver to do; start tells that it is needed. It is called with mu
 // held.
 func (d *Driver) session(ctx context.Context, start bool) (*client, error) {
-	if d.open != nil && d.socket == d.socketPath() && d.alive(ctx) {
-		return d.open, nil
+	if d.stands {
+		return nil, errStands
+	}
+	socket := d.socketPath()
+	if d.open != nil && d.socket == socket {
+		switch err := d.alive(ctx); {
+		case err == nil:
+			return d.open, nil
+		case d.stands:
+			return nil, err
+		}
 	}
 	d.hangUp()
-	socket := d.socketPath()
 	c, err := dial(ctx, socket, d.config.Circuit)
 	if errors.Is(err, errNotRunning) && start {
 		switch {
@@ -49,14 +59,49 @@ func (d *Driver) session(ctx context.Context, start bool) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.alive(ctx); err != nil {
+		d.stands = errors.Is(err, errStands)
+		return nil, errors.Join(err, c.Close())
+	}
+	if c.pid != d.pid {
+		// Another charon knows none of them.
+		d.loaded = map[string]desired.Secret{}
+		d.pid = c.pid
+	}
 	d.open, d.socket = c, socket
 	return c, nil
 }
 
-// alive asks for what costs nothing. A session ends without a word.
-func (d *Driver) alive(ctx context.Context) bool {
-	_, err := d.open.call(ctx, "version", nil)
-	return err == nil
+// alive hangs up where no answer comes.
+func (d *Driver) alive(ctx context.Context) error {
+	err := d.open.alive(ctx)
+	if err != nil {
+		d.stands = errors.Is(err, errStands)
+		d.hangUp()
+	}
+	return err
+}
+
+// goesOn reports whether charon answers again, after it has not. It waits without mu, so
+// that nobody else has to.
+func (d *Driver) goesOn(ctx context.Context) bool {
+	d.mu.Lock()
+	stands, socket := d.stands, d.socketPath()
+	d.mu.Unlock()
+	if !stands {
+		return true
+	}
+	c, err := dial(ctx, socket, d.config.Circuit)
+	if err == nil {
+		err = errors.Join(c.alive(ctx), c.Close())
+	}
+	if errors.Is(err, errStands) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	d.mu.Lock()
+	d.stands = false
+	d.mu.Unlock()
+	return true
 }
 
 // hangUp ends the session after an error, with which its answers would not be to
@@ -76,10 +121,14 @@ func (d *Driver) ask(ctx context.Context, command string, in *vici.Message) (*vi
 	}
 	out, err := d.open.call(ctx, command, in)
 	if err != nil && out == nil {
+		d.stands = errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
 		d.hangUp()
 	}
 	return out, err
 }
+
+// endTimeout is how long it may take to end gracefully.
+const endTimeout = 10 * time.Second
 
 // startTimeout is how long charon may take until it answers: a tenth of a second as
 // a rule.
@@ -141,10 +190,17 @@ func (d *Driver) stopCharon(ctx context.Context) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("end charon: %w", err)
 	}
+	patience := time.Now().Add(endTimeout)
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
 		if n > 0 {
 			return nil
+		}
+		if time.Now().After(patience) {
+			// What it leaves in the kernel is flushed as what a killed one leaves.
+			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("end charon: %w", err)
+			}
 		}
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for charon's end: %w", err)
@@ -183,6 +239,9 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.endFormer(ctx, want, have); err != nil {
+		return err
+	}
 	now, later := diffLoads(d.config.Instance, want, have, d.loaded)
 	// What is there of a tunnel that has a problem stays as it is.
 	now, later = d.keepProblems(now), d.keepProblems(later)
@@ -195,6 +254,35 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	}
 	d.laterLoads = later
 	return d.applyLoads(ctx, want, now)
+}
+
+// endFormer ends the SAs of tunnels whose numbers are other tunnels' now, before anything
+// can come to their devices.
+func (d *Driver) endFormer(ctx context.Context, want wanted, have held) error {
+	former := func(n connectionName) bool {
+		c, ok := want.connections[n.number]
+		return ok && n.tunnel != c.name.tunnel
+	}
+	if !slices.ContainsFunc(have.connections, func(name string) bool {
+		n, ours := parseName(d.config.Instance, name)
+		return ours && former(n)
+	}) {
+		return nil
+	}
+	all, err := d.listSAs(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, sas := range all {
+		for _, s := range sas {
+			if former(s.connection) {
+				d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its number is another tunnel's now")
+				errs = append(errs, d.terminate(ctx, termination{id: s.id, force: true}))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (d *Driver) keepProblems(loads []load) []load {
@@ -347,30 +435,33 @@ func (d *Driver) sweepCharon(ctx context.Context) error {
 		// The instance's own has been given up for that one.
 		errs = append(errs, d.stopCharon(ctx))
 	}
-	known := map[uint16]bool{}
+	known, ended := map[uint16]bool{}, false
 	_, err := d.session(ctx, false)
 	switch {
 	case err == nil:
-		errs = append(errs, d.unload(ctx, known))
+		ended, err = d.unload(ctx, known)
+		errs = append(errs, err)
 	case !errors.Is(err, errNotRunning):
 		return errors.Join(append(errs, err)...)
 	}
 	errs = append(errs, d.flushKernel(func(tunnel uint16) bool { return known[tunnel] || d.tunnels[tunnel] != nil }))
 	err = errors.Join(errs...)
-	d.unswept = err != nil
+	// One whose keys were just replaced has gone on as another.
+	d.unswept = err != nil || ended
 	return err
 }
 
-// unload notes in known of which tunnels charon has SAs.
-func (d *Driver) unload(ctx context.Context, known map[uint16]bool) error {
+// unload notes in known of which tunnels charon has SAs, and tells whether it has ended
+// any.
+func (d *Driver) unload(ctx context.Context, known map[uint16]bool) (ended bool, err error) {
 	errs := []error{d.applyLoads(ctx, wanted{}, d.laterLoads)}
 	d.laterLoads = nil
 	if d.open == nil {
-		return errors.Join(errs...)
+		return false, errors.Join(errs...)
 	}
 	sas, err := d.listSAs(ctx)
 	if err != nil {
-		return errors.Join(append(errs, err)...)
+		return false, errors.Join(append(errs, err)...)
 	}
 	for n, list := range sas {
 		known[n] = true
@@ -380,9 +471,10 @@ func (d *Driver) unload(ctx context.Context, known map[uint16]bool) error {
 		for _, s := range list {
 			d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its tunnel is not wanted")
 			errs = append(errs, d.terminate(ctx, termination{id: s.id, force: true}))
+			ended = true
 		}
 	}
-	return errors.Join(errs...)
+	return ended, errors.Join(errs...)
 }
 
 // algorithms are the keywords of get-algorithms, sorted.

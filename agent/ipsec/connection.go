@@ -37,15 +37,15 @@ type connection struct {
 // an unexported field.
 func (c connection) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%+v", c.name) }
 
-// connectionName is CharonPrefix, the tunnel's number, and two digests: of whom to
-// trust, and of everything.
+// connectionName is CharonPrefix, the tunnel's number, and three digests: of the tunnel,
+// whose number another one may have had, of whom to trust, and of everything.
 type connectionName struct {
-	number       uint16
-	trust, whole string
+	number               uint16
+	tunnel, trust, whole string
 }
 
 func (n connectionName) in(inst instance.Instance) string {
-	return fmt.Sprintf("%s%d.%s.%s", inst.CharonPrefix(), n.number, n.trust, n.whole)
+	return fmt.Sprintf("%s%d.%s.%s.%s", inst.CharonPrefix(), n.number, n.tunnel, n.trust, n.whole)
 }
 
 // parseName tells whether a connection or an SA is ours, and of which tunnel.
@@ -55,14 +55,14 @@ func parseName(inst instance.Instance, name string) (n connectionName, ours bool
 		return connectionName{}, false
 	}
 	parts := strings.Split(rest, ".")
-	if len(parts) != 3 {
+	if len(parts) != 4 {
 		return connectionName{}, false
 	}
 	number, err := strconv.ParseUint(parts[0], 10, 16)
 	if err != nil {
 		return connectionName{}, false
 	}
-	return connectionName{uint16(number), parts[1], parts[2]}, true
+	return connectionName{uint16(number), parts[1], parts[2], parts[3]}, true
 }
 
 // A CHILD_SA is called by the generation of the pre-shared key that its IKE SA
@@ -131,11 +131,13 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 	case desired.AuthenticationPSK:
 		put(local, "auth", "psk")
 		put(remote, "auth", "psk")
-		for i, k := range keys {
-			// Of several that fit the initiator takes the one loaded first.
+		// Of several that fit the initiator takes the one loaded last (insert_first in
+		// src/libstrongswan/credentials/sets/mem_cred.c). They are the gateway's alone: of
+		// our own name there may be several tunnels, to other gateways.
+		for i, k := range slices.Backward(keys) {
 			c.secrets = append(c.secrets, secret{
 				id:   fmt.Sprintf("%s%d.psk.%d.%d", inst.CharonPrefix(), t.Number, i, k.Generation),
-				kind: kindPSK, owners: []string{p.LocalID, p.RemoteID}, key: k.Key,
+				kind: kindPSK, owners: []string{p.RemoteID}, key: k.Key,
 			})
 		}
 	default:
@@ -218,6 +220,7 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 		put(child, "if_id_out", fmt.Sprintf("%#x", t.InterfaceID))
 	}
 	put(whole, "children", section(childName(c.generation), child))
+	c.name.tunnel = digest(section("id", t.ID))
 	c.name.trust = digest(section("local", local, "remote", remote, "ppk_required", yes(ppkID != "")))
 	c.name.whole = digest(section("whole", whole, "generations", generations))
 	c.message, c.child = section(c.name.in(inst), whole), child

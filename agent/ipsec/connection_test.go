@@ -113,7 +113,7 @@ func TestConnection(t *testing.T) {
 	if n, ours := parseName(inst, name); !ours || n != c.name {
 		t.Errorf("parsed %+v, %t; want %+v", n, ours, c.name)
 	}
-	for _, other := range []string{"cs-main2.7.a.b", "cs-main.7", "cs-main.x.a.b", "cs-main.70000.a.b", "home", ""} {
+	for _, other := range []string{"cs-main2.7.t.a.b", "cs-main.7", "cs-main.x.t.a.b", "cs-main.70000.t.a.b", "home", ""} {
 		if n, ours := parseName(inst, other); ours {
 			t.Errorf("%q is taken for %+v", other, n)
 		}
@@ -203,7 +203,7 @@ func TestSecretsArePrintedNowhere(t *testing.T) {
 		}
 	}
 	p := build(x, 0).secrets
-	if p[0].data() != base64.StdEncoding.EncodeToString(p[0].key[:]) || p[0].id != "cs-main.7.psk.0.1" || p[1].id != "cs-main.7.psk.1.2" {
+	if p[0].data() != base64.StdEncoding.EncodeToString(p[0].key[:]) || p[0].id != "cs-main.7.psk.1.2" || p[1].id != "cs-main.7.psk.0.1" {
 		t.Errorf("PSKs %v", p)
 	}
 }

@@ -3,6 +3,7 @@ package ipsec
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -38,6 +39,7 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"a weaker SA is taken down":                     weaker,
 	"the other pre-shared key is tried":             otherKey,
 	"another connection is not disturbed by errors": undisturbed,
+	"what charon refuses holds up no other":         refused,
 }
 
 func TestContract(t *testing.T) {
@@ -481,13 +483,28 @@ func psk(t *testing.T, _ Backend, p *pair) {
 		}
 	}
 	p.up(t, use)
-	for _, step := range [][2][]uint64{{{1, 2}, {1, 2}}, {{2, 1}, {2, 1}}, {{2}, {2}}} {
+	// At the last the far end has one of both, which is used and said to be.
+	for _, step := range []struct {
+		a, b []uint64
+		used uint64
+	}{
+		{[]uint64{1, 2}, []uint64{1, 2}, 1}, {[]uint64{2, 1}, []uint64{2, 1}, 2}, {[]uint64{2}, []uint64{2}, 2},
+		{[]uint64{2, 3}, []uint64{2}, 2}, {[]uint64{3, 2}, []uint64{2}, 2},
+	} {
 		a, b := p.plans(t, use, func(a, b *plan.IPsecTunnel) {
-			a.PresharedKeys, b.PresharedKeys = shared(t, step[0]...), shared(t, step[1]...)
+			a.PresharedKeys, b.PresharedKeys = shared(t, step.a...), shared(t, step.b...)
 		})
-		p.a.sync(t, a)
+		before := p.a.one(t)
 		p.b.sync(t, b)
-		p.a.await(t, fmt.Sprintf("generation %d", step[0][0]), func(s TunnelState) bool { return isUp(s) && s.PresharedUsed == step[0][0] })
+		p.a.sync(t, a)
+		if generationOf(before.child().name) == step.a[0] || !slices.Contains(step.b, step.a[0]) {
+			// It needs no other, or can have none, as long as there is this one.
+			p.a.end(t, before)
+		}
+		p.a.awaitOther(t, before)
+		if s := p.a.status(t); s.PresharedUsed != step.used {
+			t.Errorf("%v here and %v there: generation %d is said to be used, want %d", step.a, step.b, s.PresharedUsed, step.used)
+		}
 	}
 	p.mustCarry(t)
 }
@@ -515,6 +532,34 @@ func otherKey(t *testing.T, _ Backend, p *pair) {
 	if s := p.a.status(t); s.PresharedUsed != 4 {
 		t.Errorf("generation %d is used, the far end has 4 only", s.PresharedUsed)
 	}
+}
+
+func refused(t *testing.T, backend Backend, p *pair) {
+	a, b := p.plans(t)
+	bad := a.Tunnels[0]
+	bad.ID, bad.Number, bad.Device = "customer/connection/circuit/refused", 6, p.a.inst.IPsecDevice(6)
+	bad.LocalProbe, bad.RemoteProbe = desired.ProbeAddresses(6)
+	bad.Remote, bad.Policy.RemoteID = netip.MustParseAddr("192.0.2.77"), "refused.customer.example"
+	bad.Policy.ESPProposals = []string{"nonsense"}
+	a.Tunnels = append(a.Tunnels, bad)
+	p.a.run(t)
+	p.b.run(t)
+	p.b.sync(t, b)
+	if err := p.a.trySync(a); err == nil || !strings.Contains(err.Error(), "refused: load connection") {
+		t.Errorf("error %v", err)
+	}
+	p.a.driver.mu.Lock()
+	open := p.a.driver.open
+	p.a.driver.mu.Unlock()
+	if open == nil {
+		t.Error("the session has ended")
+	}
+	if backend == Libipsec {
+		// It carries one tunnel.
+		return
+	}
+	p.b.await(t, "the other tunnel", isUp)
+	p.mustCarry(t)
 }
 
 func undisturbed(t *testing.T, _ Backend, p *pair) {

@@ -21,9 +21,6 @@ const (
 	childless = 5 * time.Second
 	// left is how long it may be when another one has.
 	left = time.Second
-	// forsaken is after how long the answering end ends duplicates, too: the other
-	// one's agent may be dead.
-	forsaken = 2 * time.Minute
 	// connecting is how long an attempt may go on before it is begun anew: the far
 	// end may have come back meanwhile, and charon asks every 5 s.
 	connecting = time.Minute
@@ -79,16 +76,22 @@ type termination struct {
 
 // decide is pure. The end that initiates is the one that chooses among several
 // SAs: the youngest stays, the others go once it has settled. Both ends doing so
-// could each end the one that the other keeps. The answering end waits longer and
-// chooses by the same order.
+// could each end the one that the other keeps, and what the answering end ends, the
+// other one's charon begins anew (destroy_and_reestablish in
+// src/libcharon/sa/ikev2/tasks/child_delete.c).
 func decide(v view) verdict {
 	var d verdict
 	end := func(s namedSA, why string) { d.terminate = append(d.terminate, termination{id: s.id, why: why}) }
+	cut := func(s namedSA, why string) {
+		d.terminate = append(d.terminate, termination{id: s.id, force: true, why: why})
+	}
 	var up, bare []namedSA
 	begun, double := false, false
 	for _, s := range v.sas {
 		current := s.connection == v.name
 		switch {
+		case s.connection.tunnel != v.name.tunnel:
+			cut(s, "its number is another tunnel's now")
 		case s.state == ikeDeleting || s.state == ikeRekeyed:
 		case s.up():
 			weak := judge(v.tunnel, v.backend, s.ikeSA)
@@ -96,9 +99,9 @@ func decide(v view) verdict {
 			switch {
 			case weak != "" && current:
 				d.weakness = weak
-				end(s, "it is weaker than its policy: "+weak)
+				cut(s, "it is weaker than its policy: "+weak)
 			case (weak != "" || distrusted) && s.seen > handover:
-				end(s, fmt.Sprintf("the policy has changed %s ago, and it has not: %s", s.seen.Round(time.Second), cmp.Or(weak, "other identities or certificates are trusted now")))
+				cut(s, fmt.Sprintf("the policy has changed %s ago, and it has not: %s", s.seen.Round(time.Second), cmp.Or(weak, "other identities or certificates are trusted now")))
 			default:
 				up = append(up, s)
 			}
@@ -122,7 +125,7 @@ func decide(v view) verdict {
 		best := up[0]
 		age := best.child().age
 		settled := best.connection == v.name && age >= settles
-		if settled && (v.tunnel.Initiates || age >= forsaken) {
+		if settled && v.tunnel.Initiates {
 			x := termination{id: s.id, why: fmt.Sprintf("IKE SA %d has taken over", best.id)}
 			if !v.tunnel.Policy.External {
 				x.children = s.carriers()
@@ -134,7 +137,7 @@ func decide(v view) verdict {
 		best, ids := up[0].spare()
 		if len(ids) > 0 {
 			double = true
-			if best.age >= settles && (v.tunnel.Initiates || best.age >= forsaken) {
+			if best.age >= settles && v.tunnel.Initiates {
 				d.terminate = append(d.terminate, termination{id: up[0].id, children: ids, why: "it has an ESP SA more than it needs"})
 			}
 		}

@@ -10,9 +10,10 @@ import (
 )
 
 func TestDecide(t *testing.T) {
-	current := connectionName{7, "trust", "new"}
-	replaced := connectionName{7, "trust", "old"}
-	distrusted := connectionName{7, "other", "old"}
+	current := connectionName{7, "tunnel", "trust", "new"}
+	replaced := connectionName{7, "tunnel", "trust", "old"}
+	distrusted := connectionName{7, "tunnel", "other", "old"}
+	former := connectionName{7, "other", "trust", "old"}
 	sa := func(name connectionName, id uint64, age time.Duration, change ...func(*namedSA)) namedSA {
 		_, s := good()
 		s.id, s.age, s.children[0].age, s.spis = id, age, age, [2]string{fmt.Sprint(id), "r"}
@@ -75,7 +76,6 @@ func TestDecide(t *testing.T) {
 		{name: "taken over", sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, settles)}, terminate: []uint64{1}, up: 2},
 		{name: "taken over, not settled", sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, settles/2)}, up: 2},
 		{name: "taken over, to answer", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, settles)}, up: 2},
-		{name: "taken over and forsaken", answers: true, sas: []namedSA{sa(replaced, 1, time.Hour), sa(current, 2, forsaken)}, terminate: []uint64{1}, up: 2},
 		{name: "double", sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, time.Hour), sa(current, 3, 2*time.Minute)}, terminate: []uint64{3, 2}, up: 1},
 		{name: "double, of the same second", sas: []namedSA{sa(current, 2, time.Minute), sa(current, 1, time.Minute)}, terminate: []uint64{2}, up: 1},
 		{name: "double, and the older one has the younger ESP SA", sas: []namedSA{sa(current, 1, time.Hour, rekeyed(settles)), sa(current, 2, time.Minute)}, terminate: []uint64{2}, up: 1},
@@ -91,7 +91,8 @@ func TestDecide(t *testing.T) {
 		{name: "two ESP SAs, the last one not settled", sas: []namedSA{sa(current, 1, time.Hour, beside(settles/2, childInstalled))}, up: 1},
 		{name: "two ESP SAs, and one is about to be replaced", sas: []namedSA{sa(current, 1, time.Hour, beside(time.Hour, childRekeying))}, up: 1},
 		{name: "two ESP SAs, to answer", answers: true, sas: []namedSA{sa(current, 1, time.Hour, beside(settles, childInstalled))}, up: 1},
-		{name: "two ESP SAs, forsaken", answers: true, sas: []namedSA{sa(current, 1, time.Hour, beside(forsaken, childInstalled))}, terminate: []uint64{1}, children: []uint64{1}, up: 1},
+		{name: "another tunnel's", sas: []namedSA{sa(former, 1, time.Second)}, initiate: true, terminate: []uint64{1}},
+		{name: "another tunnel's, to answer", answers: true, sas: []namedSA{sa(former, 1, time.Second)}, terminate: []uint64{1}},
 		{name: "silent", silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, initiate: true, up: 1},
 		{name: "silent, to answer", answers: true, silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, up: 1},
 		{name: "silent, and begun anew", silent: true, sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, 0, state(ikeConnecting, true, 0))}, up: 1},

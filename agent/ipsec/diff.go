@@ -88,10 +88,12 @@ func diffLoads(inst instance.Instance, want wanted, have held, loaded map[string
 		c := want.connections[n]
 		name := c.name.in(inst)
 		current[n] = name
+		again := false
 		for _, s := range c.secrets {
 			needed[s.id] = true
-			if was, ok := loaded[s.id]; !secrets[s.id] || !ok || !was.Equal(s.key) {
+			if was, ok := loaded[s.id]; again || !secrets[s.id] || !ok || !was.Equal(s.key) {
 				now = append(now, load{verb: loadSecret, number: n, name: s.id, secret: s})
+				again = s.kind == kindPSK
 			}
 		}
 		if !connections[name] {
@@ -128,10 +130,10 @@ func diffLoads(inst instance.Instance, want wanted, have held, loaded map[string
 	return now, later
 }
 
-// order puts the unloading of a tunnel's old connection between loading the new
-// one and initiating it.
+// order puts the unloading of what a tunnel had between loading what it is to have and
+// initiating that.
 func order(v loadVerb) int {
-	return slices.Index([]loadVerb{loadKey, loadSecret, loadConnection, unloadConnection, initiate, unloadSecret, unloadKey}, v)
+	return slices.Index([]loadVerb{loadKey, loadSecret, loadConnection, unloadConnection, unloadSecret, initiate, unloadKey}, v)
 }
 
 // secretOf tells whose a secret in charon is by its id.

@@ -22,7 +22,7 @@ func lines[T interface{ String() string }](steps []T) string {
 func TestDiffLoads(t *testing.T) {
 	c := build(sample(), 0)
 	name := c.name.in(inst)
-	old := "cs-main.7.trust.old"
+	old := "cs-main.7.tunnel.trust.old"
 	keys := map[string]identityKey{"aa": {}}
 	want := wanted{connections: map[uint16]connection{7: c}, initiates: map[uint16]bool{7: true}, keys: keys}
 	loaded := map[string]desired.Secret{"cs-main.7.ppk.1": {1}, "cs-main.7.ppk.2": {2}}
@@ -39,8 +39,8 @@ func TestDiffLoads(t *testing.T) {
 		{"an agent that has just begun does not know the secrets", want, whole, nil, "load pre-shared key cs-main.7.ppk.1\nload pre-shared key cs-main.7.ppk.2", ""},
 		{"another secret of the same generation", want, whole, map[string]desired.Secret{"cs-main.7.ppk.1": {9}, "cs-main.7.ppk.2": {2}}, "load pre-shared key cs-main.7.ppk.1", ""},
 		{"it was another", want, held{connections: []string{old}, secrets: append([]string{"cs-main.7.ppk.0"}, whole.secrets...), keys: whole.keys}, loaded,
-			"load connection " + name + "\nunload connection " + old + "\ninitiate connection " + name + "\nunload pre-shared key cs-main.7.ppk.0", ""},
-		{"what is not wanted, and what is somebody else's", wanted{}, held{connections: []string{name, "home", "cs-mainx.7.a.b"}, secrets: []string{"cs-main.7.ppk.1", "home"}, keys: []string{"bb"}}, loaded,
+			"load connection " + name + "\nunload connection " + old + "\nunload pre-shared key cs-main.7.ppk.0\ninitiate connection " + name, ""},
+		{"what is not wanted, and what is somebody else's", wanted{}, held{connections: []string{name, "home", "cs-mainx.7.t.a.b"}, secrets: []string{"cs-main.7.ppk.1", "home"}, keys: []string{"bb"}}, loaded,
 			"", "unload connection " + name + "\nunload pre-shared key cs-main.7.ppk.1"},
 	}
 	for _, tt := range tests {

@@ -72,6 +72,9 @@ type Driver struct {
 	// open is a session that is kept from pass to pass, socket where it leads.
 	open   *client
 	socket string
+	// pid is whose session that was last, and stands tells that it did not answer.
+	pid    int
+	stands bool
 	// flushed is the process id of the charon whose predecessor's SAs were looked for.
 	flushed int
 	// unlimited has libipsec begin more tunnels than it can carry apart: for tests that
@@ -184,6 +187,7 @@ func (d *Driver) sync(ctx context.Context, want plan.IPsec, closing func(devices
 	if want.Socket != d.want.Socket {
 		d.hangUp()
 		d.loaded = map[string]desired.Secret{}
+		d.stands = false
 	}
 	d.want = want
 	before := len(d.tunnels)

@@ -21,7 +21,7 @@ func told() *vici.Message {
 		"bytes-in", "840", "packets-in", "10", "use-in", "1", "bytes-out", "18446744073709551615", "packets-out", "11",
 		"rekey-time", "3300", "life-time", "3960", "install-time", "17",
 		"local-ts", []string{"0.0.0.0/0", "::/0"}, "remote-ts", []string{"0.0.0.0/0", "::/0"})
-	return section("cs-main.7.a.b", section("uniqueid", "3", "version", "2", "state", "ESTABLISHED",
+	return section("cs-main.7.t.a.b", section("uniqueid", "3", "version", "2", "state", "ESTABLISHED",
 		"local-host", "192.0.2.1", "local-port", "4500", "local-id", "a.example", "remote-host", "192.0.2.2", "remote-port", "4500", "remote-id", "b.example",
 		"initiator", "yes", "initiator-spi", "0123456789abcdef", "responder-spi", "fedcba9876543210", "nat-remote", "yes",
 		"encr-alg", "AES_GCM_16", "encr-keysize", "256", "prf-alg", "PRF_HMAC_SHA2_384", "dh-group", "ECP_384", "ke1-alg", "ML_KEM_768", "ppk", "yes",
@@ -34,7 +34,7 @@ func TestParseSAs(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []ikeSA{{
-		name: "cs-main.7.a.b", id: 3, state: "ESTABLISHED", initiator: true, spis: [2]string{"0123456789abcdef", "fedcba9876543210"},
+		name: "cs-main.7.t.a.b", id: 3, state: "ESTABLISHED", initiator: true, spis: [2]string{"0123456789abcdef", "fedcba9876543210"},
 		localID: "a.example", remoteID: "b.example", ppk: true, established: true, age: time.Minute,
 		suite: suite{encryption: "aes256gcm16", prf: "prfsha384", exchanges: []string{"ecp384", "ke1_mlkem768"}},
 		children: []childSA{{
@@ -48,18 +48,18 @@ func TestParseSAs(t *testing.T) {
 	}
 	for key, value := range map[string]string{"uniqueid": "-1", "established": "yesterday"} {
 		m := told()
-		put(m.Get("cs-main.7.a.b").(*vici.Message), key, value)
+		put(m.Get("cs-main.7.t.a.b").(*vici.Message), key, value)
 		if _, err := parseSAs(m); err == nil {
 			t.Errorf("%s of %q is taken", key, value)
 		}
 	}
 	m := told()
-	put(m.Get("cs-main.7.a.b").(*vici.Message), "established", "-5")
+	put(m.Get("cs-main.7.t.a.b").(*vici.Message), "established", "-5")
 	if got, err := parseSAs(m); err != nil || got[0].age != 0 {
 		t.Errorf("with a clock that was set back: %v, %v", got, err)
 	}
 	m = told()
-	put(m.Get("cs-main.7.a.b").(*vici.Message), "state", "REKEYING")
+	put(m.Get("cs-main.7.t.a.b").(*vici.Message), "state", "REKEYING")
 	if got, err := parseSAs(m); err != nil || !got[0].up() {
 		t.Errorf("an SA whose keys are replaced is up: %v, %v", got, err)
 	}
@@ -200,7 +200,7 @@ func TestStreamDropsNothing(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(wire(told(), "list-sa")[lengthSize:])
-	f.Add(wire(section("ikesa-name", "cs-main.7.a.b", "ikesa-uniqueid", "1", "msg", "using PPK for PPK_ID '2.x'"), "list-sa")[lengthSize:])
+	f.Add(wire(section("ikesa-name", "cs-main.7.t.a.b", "ikesa-uniqueid", "1", "msg", "using PPK for PPK_ID '2.x'"), "list-sa")[lengthSize:])
 	f.Add([]byte{packetEvent, 7})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == 0 || b[0] != packetEvent {

@@ -211,6 +211,9 @@ func (t *tunnel) blame(n noise) {
 // look sees to all tunnels once, and reports how many there are, and whether any is
 // not as it is to be.
 func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (tunnels int, uneasy bool) {
+	if !d.goesOn(ctx) {
+		return 0, true
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.synced || len(d.tunnels) == 0 {
@@ -223,9 +226,8 @@ func (d *Driver) lookAtAll(ctx context.Context, now time.Time, silent func(strin
 	if err := outlive.TrimLog(d.logPath()); err != nil {
 		d.config.Log.Warn("shorten charon's log", "error", err)
 	}
-	if d.open == nil || !d.alive(ctx) {
+	if d.open == nil || d.alive(ctx) != nil {
 		// It may have died, and then knows nothing of any tunnel.
-		d.hangUp()
 		if err := d.syncCharon(ctx); err != nil {
 			d.config.Log.Warn("bring charon back", "error", err)
 			return true
@@ -281,17 +283,20 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 		}
 	}
 	if r.initiate && d.open != nil {
+		turned := false
 		if r.up == nil {
 			t.failures++
-			d.turn(ctx, t)
+			turned = d.turn(ctx, t)
 		}
 		t.attempt(now)
 		if r.up != nil && v.silent {
 			t.next = now.Add(max(t.next.Sub(now), firstSilent))
 		}
-		log.Debug("IPsec: initiate", "connection", t.connection.name.in(d.config.Instance), "silent", v.silent)
-		if err := d.initiate(ctx, t); err != nil {
-			log.Warn("IPsec: initiate", "error", err)
+		if !turned && d.open != nil {
+			log.Debug("IPsec: initiate", "connection", t.connection.name.in(d.config.Instance), "silent", v.silent)
+			if err := d.initiate(ctx, t); err != nil {
+				log.Warn("IPsec: initiate", "error", err)
+			}
 		}
 	}
 	return r.quiet || !t.Initiates && r.up != nil && len(r.terminate) == 0
@@ -354,10 +359,10 @@ func (t *tunnel) silent(sas []namedSA, now time.Time, ask func(since time.Time) 
 }
 
 // turn goes over to the tunnel's other pre-shared key when attempts fail: the far
-// end may have only that.
-func (d *Driver) turn(ctx context.Context, t *tunnel) {
+// end may have only that. A connection by that one is begun with it.
+func (d *Driver) turn(ctx context.Context, t *tunnel) (turned bool) {
 	if len(t.PresharedKeys) < 2 || t.failures%another != 0 {
-		return
+		return false
 	}
 	failures, next, wait, reason, rank := t.failures, t.next, t.wait, t.reason, t.rank
 	t.preferred = 1 - t.preferred
@@ -369,6 +374,7 @@ func (d *Driver) turn(ctx context.Context, t *tunnel) {
 		d.config.Log.Warn("IPsec: try the other pre-shared key", "tunnel", t.ID, "error", err)
 	}
 	t.failures, t.next, t.wait, t.reason, t.rank = failures, next, wait, reason, rank
+	return err == nil
 }
 
 // removeOrphans removes from the kernel what no charon knows, of tunnels that are up

@@ -79,8 +79,13 @@ func (d *Driver) Status(ctx context.Context) ([]TunnelState, error) {
 }
 
 func (d *Driver) state(t *tunnel, sas []namedSA, now time.Time) TunnelState {
+	sas = slices.DeleteFunc(sas, func(x namedSA) bool { return x.connection.tunnel != t.connection.name.tunnel })
 	s := TunnelState{ID: t.ID, Device: t.Device, Backend: "ipsec-" + d.backend.String(), Problem: t.problem}
 	for _, k := range t.PresharedKeys {
+		if d.open == nil {
+			// What charon has is not known.
+			break
+		}
 		for _, x := range t.connection.secrets {
 			if x.key.Equal(k.Key) && d.loaded[x.id].Equal(k.Key) {
 				s.PresharedHeld = append(s.PresharedHeld, k.Generation)

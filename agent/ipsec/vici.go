@@ -27,10 +27,15 @@ const (
 	// callTimeout bounds one request. charon answers within milliseconds, but a
 	// list of SAs waits for those that are being worked at.
 	callTimeout = 20 * time.Second
+	// aliveTimeout bounds a request that waits for nothing.
+	aliveTimeout = 5 * time.Second
 )
 
 // errNotRunning means that nobody listens on the VICI socket.
 var errNotRunning = errors.New("charon does not run")
+
+// errStands means that charon takes what it is told and answers nothing.
+var errStands = errors.New("charon does not answer: it stands, or is overloaded")
 
 // client is a VICI session with a charon that is in the circuit namespace. It is
 // for one goroutine at a time; after an error of a call it is of no use any more,
@@ -111,16 +116,28 @@ func inNamespace(pid int, circuit netns.Namespace) error {
 	return nil
 }
 
-// call asks and waits for the answer. An error of charon's own says what it was
-// about, without the message, which may hold secrets.
+// call asks and waits for the answer. An error that charon answered with comes with
+// that answer, and says what it was about, without the message, which may hold secrets.
 func (c *client) call(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	out, err := c.session.Call(ctx, command, in)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", command, err)
+		return out, fmt.Errorf("%s: %w", command, err)
 	}
 	return out, nil
+}
+
+// alive asks for what costs nothing. A session ends without a word. The error is errStands
+// where no answer came.
+func (c *client) alive(ctx context.Context) error {
+	within, cancel := context.WithTimeout(ctx, aliveTimeout)
+	defer cancel()
+	_, err := c.call(within, "version", nil)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		return errStands
+	}
+	return err
 }
 
 // stream asks, and gives what charon tells to each before it answers. govici keeps
