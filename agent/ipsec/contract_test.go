@@ -1,6 +1,7 @@
 package ipsec
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -40,6 +41,7 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"the other pre-shared key is tried":             otherKey,
 	"another connection is not disturbed by errors": undisturbed,
 	"what charon refuses holds up no other":         refused,
+	"a charon that stands is waited for once":       frozen,
 }
 
 func TestContract(t *testing.T) {
@@ -531,6 +533,43 @@ func otherKey(t *testing.T, _ Backend, p *pair) {
 	})
 	if s := p.a.status(t); s.PresharedUsed != 4 {
 		t.Errorf("generation %d is used, the far end has 4 only", s.PresharedUsed)
+	}
+}
+
+func frozen(t *testing.T, _ Backend, p *pair) {
+	a, _ := p.up(t)
+	before := p.a.one(t)
+	p.a.driver.mu.Lock()
+	pid := p.a.driver.pid
+	p.a.driver.mu.Unlock()
+	signal := func(s unix.Signal) {
+		if err := unix.Kill(pid, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(unix.SIGSTOP)
+	defer signal(unix.SIGCONT)
+	if err := p.a.trySync(a); !errors.Is(err, errStands) {
+		t.Errorf("error %v", err)
+	}
+	began := time.Now()
+	for range 10 {
+		if err := p.a.trySync(a); !errors.Is(err, errStands) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if took := time.Since(began); took > aliveTimeout {
+		t.Errorf("ten more passes took %s", took)
+	}
+	signal(unix.SIGCONT)
+	for end := time.Now().Add(patience); p.a.trySync(a) != nil; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it was not taken up again")
+		}
+	}
+	p.mustCarry(t)
+	if after := p.a.one(t); after.spis != before.spis {
+		t.Error("the SA was replaced")
 	}
 }
 
