@@ -61,9 +61,9 @@ type LifetimesSpec struct {
 	IKE Duration `json:"ike,omitempty"`
 	// Time is how long an ESP SA lives, 5m to 1d.
 	Time Duration `json:"time,omitempty"`
-	// Bytes is how much an ESP SA carries, from 1 MiB on.
+	// Bytes is how much an ESP SA carries, 1,048,576 to 70,368,744,177,664.
 	Bytes int `json:"bytes,omitempty"`
-	// Packets is how many packets an ESP SA carries, 100,000 to 2^32-1.
+	// Packets is how many packets an ESP SA carries, 100,000 to 4,294,967,295.
 	Packets int `json:"packets,omitempty"`
 }
 

@@ -282,14 +282,15 @@ type EncryptionPolicySpec struct {
 	// MaxOfflineAge is how long nodes carry the connection without word from the
 	// controller, 1h to 3650d. Left out, it is for ever.
 	MaxOfflineAge Duration `json:"maxOfflineAge,omitempty"`
-	// OfflineAction is what they do then; needed with MaxOfflineAge.
+	// OfflineAction is what they do then; needed with maxOfflineAge.
 	OfflineAction OfflineAction `json:"offlineAction,omitempty"`
 	// PSKRotation is how often the pre-shared keys of WireGuard tunnels change, and
 	// those that IPsec mixes in (RFC 8784), 5m to 24h; 1h when left out.
 	PSKRotation Duration `json:"pskRotation,omitempty"`
 	// CryptoProfile is what IKEv2 and ESP may negotiate: a built-in profile
 	// (sealctl profiles lists them) or a CryptoProfile of the customer; cnsa1 when
-	// left out, and azure-vpngw for Azure VPN Gateways. WireGuard has one suite only, and is
+	// left out, and azure-vpngw for Azure VPN Gateways, whose ipsecPolicy takes the place
+	// of its suites. The default is for IPsec alone. WireGuard has one suite only, and is
 	// refused where the profile forbids it.
 	CryptoProfile string `json:"cryptoProfile,omitempty"`
 	// Lifetimes is when the keys of IPsec tunnels are replaced.
