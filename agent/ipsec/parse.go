@@ -169,7 +169,7 @@ func (f *fields) suite() suite {
 	return s
 }
 
-// parseSAs reads an event of list-sas, ike-updown or child-updown: sections by the
+// parseSAs reads an event of list-sas: sections by the
 // name of the connection.
 func parseSAs(m *vici.Message) ([]ikeSA, error) {
 	var all []ikeSA

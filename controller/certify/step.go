@@ -82,7 +82,7 @@ type Now struct {
 }
 
 const (
-	// renewAfter is the part of a certificate's life after which the next one is made.
+	// The part of a certificate's life after which the next one is made.
 	renewNumerator, renewDenominator = 2, 3
 	// soon is how near its end a certificate is when peers that are away are no
 	// longer waited for: they get the next one when they are back.

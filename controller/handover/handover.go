@@ -171,8 +171,8 @@ func waits(s *model.Snapshot, want *model.EncryptionPolicySpec, tunnels []model.
 	return ""
 }
 
-// changedAt is the revision of the newest document that tunnels of the connection are
-// made of: what a node said before it knew of that is about something else.
+// changedAt is the revision of the connection or of its policy, whichever is newer: what a
+// node said before it knew of that is about something else.
 func changedAt(s *model.Snapshot, tunnels []model.Tunnel) uint64 {
 	revision := uint64(0)
 	for _, t := range tunnels[:min(1, len(tunnels))] {

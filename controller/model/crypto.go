@@ -98,8 +98,8 @@ type ExternalSpec struct {
 	// its identity will do.
 	Certificates string `json:"certificates,omitempty"`
 	// TrafficSelectors are route-based (everything, and routes decide) or
-	// policy-based (the prefixes of both sites); route-based for Azure VPN Gateways
-	// and policy-based for others when left out.
+	// policy-based (the prefixes of both sites). Left out, they are route-based for Azure
+	// VPN Gateways, and policy-based for other ones.
 	TrafficSelectors TrafficSelectors `json:"trafficSelectors,omitempty"`
 	// DPDTimeout is after how long without an answer the gateway is dead, 9s to
 	// 1h; 45s when left out.
