@@ -70,9 +70,9 @@ func (r *Rig) AlterPPKs(ctx context.Context, h netns.Host) error {
 }
 
 // tunnelPart is a connection's name up to its tunnel's number: cs-main.7 of
-// cs-main.7.trust.whole.
+// cs-main.7.tunnel.trust.whole.
 func tunnelPart(connection string) string {
-	for range 2 {
+	for range 3 {
 		if i := strings.LastIndexByte(connection, '.'); i >= 0 {
 			connection = connection[:i]
 		}
