@@ -219,15 +219,7 @@ func (e *end) restart() {
 
 func (e *end) cable(t *testing.T) {
 	t.Helper()
-	h, err := e.circuit.Netlink()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	l, err := h.LinkByName("circ0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	h, l := e.openCable(t)
 	for _, a := range []netip.Prefix{netip.PrefixFrom(e.address, 24), netip.PrefixFrom(e.six(), 64)} {
 		if err := h.AddrReplace(l, &netlink.Addr{IPNet: netOf(a), Flags: unix.IFA_F_NODAD}); err != nil {
 			t.Fatal(err)
@@ -241,18 +233,25 @@ func (e *end) cable(t *testing.T) {
 // unplug has nothing come and go any more.
 func (e *end) unplug(t *testing.T) {
 	t.Helper()
+	h, l := e.openCable(t)
+	if err := h.LinkSetDown(l); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openCable is its circuit interface, and a handle that lives as long as the test.
+func (e *end) openCable(t *testing.T) (*netlink.Handle, netlink.Link) {
+	t.Helper()
 	h, err := e.circuit.Netlink()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer h.Close()
+	t.Cleanup(h.Close)
 	l, err := h.LinkByName("circ0")
-	if err == nil {
-		err = h.LinkSetDown(l)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return h, l
 }
 
 // six is its other outer address.

@@ -169,8 +169,7 @@ func (f *fields) suite() suite {
 	return s
 }
 
-// parseSAs reads an event of list-sas: sections by the
-// name of the connection.
+// parseSAs reads an event of list-sas: sections by the name of the connection.
 func parseSAs(m *vici.Message) ([]ikeSA, error) {
 	var all []ikeSA
 	for _, name := range m.Keys() {

@@ -31,14 +31,9 @@ func (r *Rig) CharonPIDs(h netns.Host) []int {
 // EndCharon ends strongSwan's daemon on an appliance by a signal, and waits until
 // it is gone.
 func (r *Rig) EndCharon(ctx context.Context, h netns.Host, by unix.Signal) error {
-	pids := r.CharonPIDs(h)
-	if len(pids) == 0 {
-		return fmt.Errorf("end charon on %s: it does not run", h)
-	}
-	for _, pid := range pids {
-		if err := unix.Kill(pid, by); err != nil {
-			return fmt.Errorf("end process %d: %w", pid, err)
-		}
+	pids, err := r.SignalCharon(h, by)
+	if err != nil {
+		return err
 	}
 	return until(ctx, r.slow.Longer(10*time.Second), "charon is gone", func() error {
 		for _, pid := range r.CharonPIDs(h) {
@@ -50,19 +45,19 @@ func (r *Rig) EndCharon(ctx context.Context, h netns.Host, by unix.Signal) error
 	})
 }
 
-// SignalCharon has strongSwan's daemon on an appliance stand (SIGSTOP), or go on
-// (SIGCONT).
-func (r *Rig) SignalCharon(h netns.Host, by unix.Signal) error {
+// SignalCharon gives strongSwan's daemon on an appliance a signal, which may have it stand
+// (SIGSTOP) or go on (SIGCONT), and names its processes.
+func (r *Rig) SignalCharon(h netns.Host, by unix.Signal) ([]int, error) {
 	pids := r.CharonPIDs(h)
 	if len(pids) == 0 {
-		return fmt.Errorf("signal charon on %s: it does not run", h)
+		return nil, fmt.Errorf("signal charon on %s: it does not run", h)
 	}
 	for _, pid := range pids {
 		if err := unix.Kill(pid, by); err != nil {
-			return fmt.Errorf("signal process %d: %w", pid, err)
+			return nil, fmt.Errorf("signal process %d: %w", pid, err)
 		}
 	}
-	return nil
+	return pids, nil
 }
 
 // keepCharonLog copies what strongSwan's daemon on an appliance has logged to the logs

@@ -33,9 +33,11 @@ func (x *session) charon(s *script.State, args []string) error {
 	case "stop":
 		return x.rig.EndCharon(s.Context(), h, unix.SIGTERM)
 	case "freeze":
-		return x.rig.SignalCharon(h, unix.SIGSTOP)
+		_, err := x.rig.SignalCharon(h, unix.SIGSTOP)
+		return err
 	case "thaw":
-		return x.rig.SignalCharon(h, unix.SIGCONT)
+		_, err := x.rig.SignalCharon(h, unix.SIGCONT)
+		return err
 	case "ppk":
 		return x.rig.AlterPPKs(s.Context(), h)
 	case "running":
