@@ -95,7 +95,7 @@ func (d *Driver) goesOn(ctx context.Context) bool {
 	if err == nil {
 		err = errors.Join(c.alive(ctx), c.Close())
 	}
-	if errors.Is(err, errStands) || errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, errStands) || unanswered(err) {
 		return false
 	}
 	d.mu.Lock()
@@ -121,7 +121,7 @@ func (d *Driver) ask(ctx context.Context, command string, in *vici.Message) (*vi
 	}
 	out, err := d.open.call(ctx, command, in)
 	if err != nil && out == nil {
-		d.stands = errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
+		d.stands = errors.Is(err, errStands)
 		d.hangUp()
 	}
 	return out, err

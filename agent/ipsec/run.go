@@ -73,7 +73,6 @@ func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.
 			timer.Reset(in)
 		}
 	}
-	// A look at a thousand takes a while, and of charon, too.
 	pause := calm
 	for {
 		select {
@@ -89,11 +88,11 @@ func (d *Driver) Run(ctx context.Context, silent func(tunnel string, since time.
 			}
 		case now := <-timer.C:
 			wait := lookEvery
-			tunnels, uneasy := d.look(ctx, now, silent)
+			work, uneasy := d.look(ctx, now, silent)
 			if uneasy {
 				wait = lookUneasy
 			}
-			pause = max(calm, 4*time.Since(now), time.Duration(tunnels)*eachCalm)
+			pause = max(calm, work)
 			wait = max(wait, pause)
 			next = time.Now().Add(wait)
 			timer.Reset(wait)
@@ -208,9 +207,9 @@ func (t *tunnel) blame(n noise) {
 	t.reason, t.rank, t.blamed = sentence, rank, n.ike
 }
 
-// look sees to all tunnels once, and reports how many there are, and whether any is
-// not as it is to be.
-func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (tunnels int, uneasy bool) {
+// look sees to all tunnels once, and reports how long the next may wait for more to see,
+// and whether any tunnel is not as it is to be.
+func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (pause time.Duration, uneasy bool) {
 	if !d.goesOn(ctx) {
 		return 0, true
 	}
@@ -219,7 +218,14 @@ func (d *Driver) look(ctx context.Context, now time.Time, silent func(string, ti
 	if !d.synced || len(d.tunnels) == 0 {
 		return 0, false
 	}
-	return len(d.tunnels), d.lookAtAll(ctx, now, silent)
+	began := time.Now()
+	uneasy = d.lookAtAll(ctx, now, silent)
+	if d.open == nil {
+		// It was waited for, which was no work of its.
+		return 0, uneasy
+	}
+	// A look at a thousand takes a while, and of charon, too.
+	return max(4*time.Since(began), time.Duration(len(d.tunnels))*eachCalm), uneasy
 }
 
 func (d *Driver) lookAtAll(ctx context.Context, now time.Time, silent func(string, time.Time) bool) (uneasy bool) {

@@ -119,24 +119,33 @@ func inNamespace(pid int, circuit netns.Namespace) error {
 // call asks and waits for the answer. An error that charon answered with comes with
 // that answer, and says what it was about, without the message, which may hold secrets.
 func (c *client) call(ctx context.Context, command string, in *vici.Message) (*vici.Message, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	return c.request(ctx, callTimeout, command, in)
+}
+
+// request is a call that waits no longer than patience. The error wraps errStands where no
+// answer came until then.
+func (c *client) request(ctx context.Context, patience time.Duration, command string, in *vici.Message) (*vici.Message, error) {
+	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	out, err := c.session.Call(ctx, command, in)
+	out, err := c.session.Call(within, command, in)
+	if unanswered(err) && ctx.Err() == nil {
+		err = errStands
+	}
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", command, err)
 	}
 	return out, nil
 }
 
-// alive asks for what costs nothing. A session ends without a word. The error is errStands
-// where no answer came.
+// unanswered reports whether the error is that time has run out. govici gives the socket
+// a deadline, too, which may be the first to tell.
+func unanswered(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// alive asks for what costs nothing. A session ends without a word.
 func (c *client) alive(ctx context.Context) error {
-	within, cancel := context.WithTimeout(ctx, aliveTimeout)
-	defer cancel()
-	_, err := c.call(within, "version", nil)
-	if err != nil && within.Err() != nil && ctx.Err() == nil {
-		return errStands
-	}
+	_, err := c.request(ctx, aliveTimeout, "version", nil)
 	return err
 }
 
