@@ -162,6 +162,18 @@ func (k *keys) endpoint(name string, held model.IdentityCertificates, r certify.
 	return all
 }
 
+// places are where a generation of a tunnel's pre-shared key is known to be: a node
+// that is to have it may not be enrolled yet.
+func places(r rotate.Report, generation uint64) []string {
+	all := []string{onController}
+	for i, n := range r.Nodes {
+		if n != "" && slices.Contains(r.Held[i], generation) {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
 // preshared is a tunnel's pre-shared keys. What holds their rotation up stands
 // with the one in use.
 func (k *keys) preshared(tunnel string, held model.PresharedKeys, r rotate.Report) []*v1.KeyReport {
@@ -169,7 +181,7 @@ func (k *keys) preshared(tunnel string, held model.PresharedKeys, r rotate.Repor
 	for i, g := range held.Keys {
 		report := k.aged(&v1.KeyReport{
 			Kind: v1.KeyKind_KEY_KIND_PRESHARED, Name: tunnel, Id: strconv.FormatUint(g.Generation, 10),
-			Places: slices.DeleteFunc([]string{onController, r.Nodes[0], r.Nodes[1]}, func(n string) bool { return n == "" }), Phase: "current",
+			Places: places(r, g.Generation), Phase: "current",
 		}, g.Made)
 		switch {
 		case i == 0:

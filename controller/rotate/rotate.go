@@ -181,6 +181,8 @@ func (r *Rotator) derive(s *model.Snapshot) {
 // Report is what can be said of a tunnel's rotation.
 type Report struct {
 	Nodes [2]string
+	// Held are the generations that each node has said last to hold.
+	Held [2][]uint64
 	// Age is of the key in use, Due is in how long it is replaced, at the
 	// latest; not positive when that is over.
 	// Asked tells that it is replaced only when somebody asks for it, whatever Due
@@ -201,6 +203,9 @@ func (r *Rotator) Report(s *model.Snapshot) map[string]Report {
 	for id, t := range r.ends {
 		keys := s.PresharedKeys[id]
 		report := Report{Nodes: t.nodes, Asked: t.asked}
+		for i, n := range t.nodes {
+			report.Held[i] = seen.end(n, id).Held
+		}
 		if len(keys.Keys) > 0 {
 			report.Age = r.age(id, keys.Keys[0], t.interval)
 			report.Due = t.interval - report.Age

@@ -407,8 +407,15 @@ func TestPace(t *testing.T) {
 			t.Errorf("after an hour it is at %s", got.Phase)
 		}
 		report := r.Report(m.now)[tunnelID]
-		if report.Age < time.Hour || report.Age > time.Hour+time.Minute || report.Waits == "" || report.Nodes != [2]string{"prem-1", "nva-1"} {
+		if report.Age < time.Hour || report.Age > time.Hour+time.Minute || report.Waits == "" || report.Nodes != [2]string{"prem-1", "nva-1"} ||
+			len(report.Held[0])+len(report.Held[1]) != 0 {
 			t.Errorf("report %+v", report)
+		}
+		f["nva-1"].take(m.now)
+		f["nva-1"].act()
+		f["nva-1"].report()
+		if held, want := r.Report(m.now)[tunnelID].Held, m.now.PresharedKeys[tunnelID].Generations(); len(held[0]) != 0 || !slices.Equal(held[1], want) {
+			t.Errorf("held %v, want %v at nva-1 alone", held, want)
 		}
 		cancel()
 		if err := <-done; err != nil {

@@ -203,7 +203,7 @@ type KeyReport struct {
 	// Which of several: a serial number, a generation, the public half, or an ID
 	// from which the key cannot be learnt.
 	Id string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
-	// Where the key itself is: "controller", a node, or both nodes of a tunnel.
+	// Where the key itself is, as far as is known: "controller", and nodes that said so.
 	Places []string `protobuf:"bytes,4,rep,name=places,proto3" json:"places,omitempty"`
 	// Since when it is; unset when that is not known.
 	Created *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
