@@ -242,14 +242,16 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	if err := d.endFormer(ctx, want, have); err != nil {
 		return err
 	}
+	ours, err := d.visit(want.keys, have.keys)
+	if err != nil {
+		return err
+	}
 	now, later := diffLoads(d.config.Instance, want, have, d.loaded)
 	// What is there of a tunnel that has a problem stays as it is.
 	now, later = d.keepProblems(now), d.keepProblems(later)
-	if d.want.Socket == "" {
-		for _, id := range have.keys {
-			if _, ok := want.keys[id]; !ok {
-				later = append(later, load{verb: unloadKey, name: id})
-			}
+	for _, id := range ours {
+		if _, ok := want.keys[id]; !ok {
+			later = append(later, load{verb: unloadKey, name: id})
 		}
 	}
 	d.laterLoads = later
@@ -445,7 +447,7 @@ func (d *Driver) sweepCharon(ctx context.Context) error {
 		return errors.Join(append(errs, err)...)
 	}
 	errs = append(errs, d.flushKernel(func(tunnel uint16) bool { return known[tunnel] || d.tunnels[tunnel] != nil }))
-	err = errors.Join(errs...)
+	err = errors.Join(append(errs, d.leave(ctx))...)
 	// One whose keys were just replaced has gone on as another.
 	d.unswept = err != nil || ended
 	return err

@@ -60,7 +60,7 @@ func TestForeignCharon(t *testing.T) {
 		if _, err := c.call(t.Context(), "load-shared", section("id", "home", "type", "ike", "data", "secret")); err != nil {
 			t.Fatal(err)
 		}
-		p.a.run(t)
+		stop := p.a.start(t)
 		p.b.run(t)
 		a, z := p.plans(t)
 		a.Socket = socket
@@ -93,17 +93,37 @@ func TestForeignCharon(t *testing.T) {
 		if _, err := os.Stat(p.a.inst.CharonSocket()); !os.IsNotExist(err) {
 			t.Errorf("the instance has a charon of its own: %v", err)
 		}
+		left := func(when string) {
+			t.Helper()
+			d := New(Config{Instance: p.a.inst})
+			d.open = c
+			have, err := d.readHeld(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(have.connections, []string{"home"}) || !slices.Equal(have.secrets, []string{"home"}) || len(have.keys) != 0 {
+				t.Errorf("%s: it has %v, %v and %v left, want home's", when, have.connections, have.secrets, have.keys)
+			}
+			all, err := d.listSAs(t.Context())
+			if err != nil || len(all) != 0 {
+				t.Errorf("%s: it has SAs %v, %v", when, all, err)
+			}
+		}
 		p.a.sync(t, plan.IPsec{Socket: socket})
+		left("without tunnels")
+		p.a.sync(t, a)
+		p.awaitUp(t)
+		// As `circuitseal-agent remove`, which knows of no policy.
+		stop()
+		p.a.restart()
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		d := New(Config{Instance: p.a.inst})
-		d.open = c
-		have, err := d.readHeld(ctx)
-		if err != nil {
-			t.Fatal(err)
+		if err := p.a.driver.Remove(ctx); err != nil {
+			t.Error(err)
 		}
-		if !slices.Equal(have.connections, []string{"home"}) || !slices.Equal(have.secrets, []string{"home"}) {
-			t.Errorf("it has %v and %v left, want home's", have.connections, have.secrets)
+		left("removed")
+		if _, err := os.Stat(p.a.driver.guestsFile()); !os.IsNotExist(err) {
+			t.Errorf("it still counts as used: %v", err)
 		}
 	})
 }

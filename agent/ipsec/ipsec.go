@@ -188,6 +188,7 @@ func (d *Driver) sync(ctx context.Context, want plan.IPsec, closing func(devices
 		d.hangUp()
 		d.loaded = map[string]desired.Secret{}
 		d.stands = false
+		d.unswept = true
 	}
 	d.want = want
 	before := len(d.tunnels)
@@ -366,10 +367,7 @@ func (d *Driver) Sweep(ctx context.Context) error {
 
 // Remove removes everything of the instance, and ends its charon.
 func (d *Driver) Remove(ctx context.Context) error {
-	d.mu.Lock()
-	socket := d.want.Socket
-	d.mu.Unlock()
-	errs := []error{d.Sync(ctx, plan.IPsec{Socket: socket}, nil), d.Sweep(ctx)}
+	errs := []error{d.Sync(ctx, plan.IPsec{}, nil), d.Sweep(ctx)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hangUp()

@@ -341,7 +341,10 @@ func (e *end) trySync(want plan.IPsec) error {
 }
 
 // run has the driver of the end run until the test ends.
-func (e *end) run(t *testing.T) {
+func (e *end) run(t *testing.T) { e.start(t) }
+
+// start does so until stop is called, or the test ends.
+func (e *end) start(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -350,7 +353,9 @@ func (e *end) run(t *testing.T) {
 		defer close(done)
 		_ = driver.Run(ctx, func(id string, since time.Time) bool { return e.silent != nil && e.silent(id, since) })
 	}()
-	t.Cleanup(func() { cancel(); <-done })
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return stop
 }
 
 func (e *end) status(t *testing.T) TunnelState {

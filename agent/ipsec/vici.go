@@ -34,6 +34,9 @@ const (
 // errNotRunning means that nobody listens on the VICI socket.
 var errNotRunning = errors.New("charon does not run")
 
+// errElsewhere means that who listens is not in the circuit namespace.
+var errElsewhere = errors.New("it is not in the circuit namespace: its SAs would be where clear packets are; start it with `ip netns exec`, or leave the socket out so that the agent runs its own")
+
 // errStands means that charon takes what it is told and answers nothing.
 var errStands = errors.New("charon does not answer: it stands, or is overloaded")
 
@@ -111,7 +114,7 @@ func inNamespace(pid int, circuit netns.Namespace) error {
 		return fmt.Errorf("stat the circuit namespace: %w", err)
 	}
 	if have.Dev != want.Dev || have.Ino != want.Ino {
-		return fmt.Errorf("process %d is not in the circuit namespace: its SAs would be where clear packets are; start it with `ip netns exec`, or leave the socket out so that the agent runs its own", pid)
+		return fmt.Errorf("process %d: %w", pid, errElsewhere)
 	}
 	return nil
 }
