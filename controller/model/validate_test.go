@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -149,6 +150,22 @@ func TestSamplesAreValid(t *testing.T) {
 		if !seen[k] {
 			t.Errorf("there is no sample of kind %s", k)
 		}
+	}
+}
+
+func TestIPsecPageIsValid(t *testing.T) {
+	page, err := os.ReadFile("../../docs/ipsec.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(page), -1)
+	text := samples(t) + kinds(t)
+	for _, b := range blocks {
+		text += "---\n" + b[1]
+	}
+	before, set := decode(t, samples(t)+kinds(t)), decode(t, text)
+	if got := render(model.Validate(set)); len(blocks) == 0 || len(set) < len(before)+len(blocks) || got != "" {
+		t.Errorf("%d blocks, which bring %d documents, have problems:\n%s", len(blocks), len(set)-len(before), got)
 	}
 }
 
