@@ -120,7 +120,7 @@ func (r *Rig) StartDatagrams(from, to netns.Host, v6 bool, flows int, interval t
 	if err != nil {
 		return nil, err
 	}
-	d := &Datagrams{out: new(lockedBuffer), patience: r.slow.Longer(10 * time.Second)}
+	d := &Datagrams{out: new(lockedBuffer), patience: r.slow.Longer(10*time.Second) + traffic.LingerLimit}
 	s := r.program("traffic", "datagrams", "datagrams", "--to", address, "--flows", strconv.Itoa(flows), "--interval", interval.String())
 	s.Stdout = d.out
 	d.process, err = r.Lab.Start(from, s)

@@ -22,7 +22,8 @@ type DatagramOptions struct {
 	Duration time.Duration
 	// Size of each payload; at least 32 bytes and the canary.
 	Size int
-	// Linger is how long to wait for the last answers.
+	// Linger is how long to wait for the last answers, and for more while any come: a
+	// server that waits to run has some that it has not answered yet.
 	Linger time.Duration
 }
 
@@ -48,6 +49,9 @@ type DatagramReport struct {
 	FlowsAnswered int     `json:"flowsAnswered"`
 	Seconds       float64 `json:"seconds"`
 }
+
+// LingerLimit bounds the wait for answers that keep coming.
+const LingerLimit = 2 * time.Minute
 
 // header is flow, sequence number and a fixed word.
 const (
@@ -85,7 +89,14 @@ func Datagrams(ctx context.Context, o DatagramOptions) (DatagramReport, error) {
 	}
 	wg.Wait()
 	end := time.Now()
-	time.Sleep(o.Linger)
+	for until := end.Add(o.Linger); time.Now().Before(until) && time.Since(end) < LingerLimit; {
+		time.Sleep(time.Until(until))
+		for _, f := range flows {
+			if at := f.lastAnswer().Add(o.Linger); at.After(until) {
+				until = at
+			}
+		}
+	}
 	for _, f := range flows {
 		_ = f.conn.Close()
 	}
@@ -158,6 +169,12 @@ func (f *flow) receive() {
 		}
 		f.take(b[:n], time.Now())
 	}
+}
+
+func (f *flow) lastAnswer() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
 }
 
 // take counts one answer.

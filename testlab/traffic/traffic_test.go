@@ -47,6 +47,35 @@ func TestDatagramsAreCounted(t *testing.T) {
 	}
 }
 
+// A server that waits to run answers later, and nothing was lost for that.
+func TestSlowServerIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	go func() {
+		b := make([]byte, 1<<10)
+		for {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+			_, _ = c.WriteTo(b[:n], from)
+		}
+	}()
+	r, err := Datagrams(t.Context(), DatagramOptions{To: c.LocalAddr().String(), Canary: NewCanary(), Flows: 4, Interval: 10 * time.Millisecond,
+		Duration: 50 * time.Millisecond, Size: 200, Linger: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Sent < 16 || r.Lost != 0 {
+		t.Errorf("report %+v, want all of at least 16 back", r)
+	}
+}
+
 func TestFlowCounts(t *testing.T) {
 	c := NewCanary()
 	f := &flow{canary: c, sent: 10, last: time.Unix(0, 0)}

@@ -84,7 +84,7 @@ func run(ctx context.Context, args []string) error {
 		}
 	case "datagrams":
 		report, err = traffic.Datagrams(ctx, traffic.DatagramOptions{To: *to, Canary: canary, Flows: *flows, Interval: *interval,
-			Duration: *duration, Size: *size, Linger: 500 * time.Millisecond})
+			Duration: *duration, Size: *size, Linger: time.Second})
 	case "streams":
 		report, err = traffic.Streams(ctx, traffic.StreamOptions{To: *to, Canary: canary, Flows: *flows, Duration: *duration, Reverse: *reverse})
 	case "forge":
