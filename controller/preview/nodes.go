@@ -143,7 +143,7 @@ func what(o Object, was, is reflect.Value) string {
 	switch o.Action {
 	case Created:
 		t, _ := reflect.TypeAssert[desired.Tunnel](is)
-		s := "made, " + t.Local.String() + " -> " + t.Remote.String() + " over link " + t.Link
+		s := "made, " + way(t) + " over link " + t.Link
 		switch {
 		case t.IPsec != nil:
 			s += ", once both ends have certificates or a key"
@@ -173,6 +173,15 @@ func what(o Object, was, is reflect.Value) string {
 		words = append(words, "re-keyed")
 	}
 	return cmp.Or(strings.Join(words, ", "), "changed")
+}
+
+// way is between which addresses a tunnel is. The ports of one by IPsec are WireGuard's,
+// which its policy may have some day.
+func way(t desired.Tunnel) string {
+	if t.IPsec != nil && t.WireGuard == nil {
+		return t.Local.Addr().String() + " -> " + t.Remote.Addr().String() + " by IPsec"
+	}
+	return t.Local.String() + " -> " + t.Remote.String()
 }
 
 func whatInterface(action Action, was, is reflect.Value) string {
