@@ -19,6 +19,7 @@ var (
 	nodeType   = reflect.TypeFor[*yaml.Node]()
 	addrType   = reflect.TypeFor[netip.Addr]()
 	prefixType = reflect.TypeFor[netip.Prefix]()
+	stringType = reflect.TypeFor[string]()
 	textType   = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
@@ -304,6 +305,10 @@ func (w *walker) integer(n *yaml.Node, v reflect.Value, path string) {
 
 func (w *walker) text(n *yaml.Node, v reflect.Value, path string) {
 	switch {
+	case n.Kind == yaml.ScalarNode && n.Value != "" && v.Type() != stringType:
+		// Who knows the words of this type says what would be right, quotation marks or
+		// not.
+		v.SetString(n.Value)
 	case n.Kind != yaml.ScalarNode || n.Tag != "!!str":
 		w.wrongType(n, path, "text")
 	case n.Value == "":

@@ -181,6 +181,8 @@ func (c *checker) exists(k Key, field string, ref Key) bool {
 	hint := "the name of an existing document, or of one in the same apply"
 	if near := c.guess(k.Customer, ref); near != "" {
 		hint = "did you mean " + quoted(near) + "?"
+	} else if ref.Kind == KindCryptoProfile {
+		hint = "a built-in profile (" + oneOf(BuiltInProfiles()) + "), or a CryptoProfile of the customer"
 	}
 	c.add(k, field, ref.Name, "there is no "+ref.String(), hint)
 	return false
@@ -201,6 +203,9 @@ func (c *checker) guess(customer string, ref Key) string {
 			s, ok := Lookup[*NodeSpec](c.docs, Key{Kind: KindNode, Name: name})
 			return ok && c.foreign(s, customer)
 		})
+	}
+	if ref.Kind == KindCryptoProfile {
+		names = slices.Concat(names, BuiltInProfiles())
 	}
 	return Nearest(ref.Name, names)
 }
@@ -241,6 +246,15 @@ func (c *checker) between(k Key, field string, v, low, high int, unit string) bo
 	}
 	c.add(k, field, strconv.Itoa(v), fmt.Sprintf("is not %d to %d%s", low, high, unit), fmt.Sprintf("%d to %d", low, high))
 	return false
+}
+
+// required reports a number that is not set, or out of its range.
+func (c *checker) required(k Key, field string, v, low, high int, unit string) {
+	if v == 0 {
+		c.add(k, field, "", "is required", fmt.Sprintf("%d to %d%s", low, high, unit))
+		return
+	}
+	c.between(k, field, v, low, high, unit)
 }
 
 // at is the path of an element of a list.

@@ -256,30 +256,34 @@ func (c *checker) oneFar(fars map[string]far, k Key, t Tunnel, node string, in I
 		"an underlay address of its own for every link that the node reaches")
 }
 
-// place is the node that has an underlay address on a circuit.
+// place is the node, or the gateway without our agent, that has an underlay address on a
+// circuit, in words.
 type place struct {
-	node       string
+	at         string
 	connection Key
 }
 
-// oneFarNode reports a far address that a node is to find at two nodes behind
+// oneFarNode reports a far address that a node is to find at two nodes or gateways behind
 // the same circuit: its packets reach one of them only.
 func (c *checker) oneFarNode(places map[string]place, k Key, t Tunnel, node string, e End) {
 	id := node + "\x00" + k.Customer + "\x00" + t.Circuit + "\x00" + e.Seen().String()
-	mine := place{e.Node, k}
+	mine := place{"node " + quoted(e.Node), k}
+	if e.External() {
+		mine.at = "gateway " + quoted(e.Endpoint)
+	}
 	first, taken := places[id]
 	if !taken {
 		places[id] = mine
 		return
 	}
-	if first.node == mine.node {
+	if first.at == mine.at {
 		return
 	}
 	if blamed, _ := c.newer(first.connection, k); blamed == first.connection {
 		first, mine = mine, first
 	}
 	c.add(mine.connection, "spec.endpoints", e.Seen().String(),
-		"is the underlay address of node "+quoted(mine.node)+", and for "+first.connection.String()+" of node "+quoted(first.node)+": over circuit "+quoted(t.Circuit)+" node "+quoted(node)+" reaches one of the two only",
+		"is the underlay address of "+mine.at+", and for "+first.connection.String()+" of "+first.at+": over circuit "+quoted(t.Circuit)+" node "+quoted(node)+" reaches one of the two only",
 		"nodes with underlay addresses of their own")
 }
 

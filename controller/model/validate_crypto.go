@@ -106,6 +106,11 @@ func (c *checker) cipher(k Key, field, encryption, integrity string) {
 }
 
 func (c *checker) exchange(k Key, field, first, additional string) {
+	if _, kem := kems[first]; kem {
+		c.add(k, field+".keyExchange", first, "is a second key exchange, beside one that is not post-quantum (RFC 9370)",
+			"keyExchange: ecp384, additionalKeyExchange: "+first+"; it needs strongSwan 6.0 at both ends")
+		return
+	}
 	c.pick(k, field+".keyExchange", first, groups)
 	if additional != "" {
 		c.pick(k, field+".additionalKeyExchange", additional, kems)
@@ -204,6 +209,6 @@ func (c *checker) azurePolicy(k Key, field string, p *AzureIPsecPolicy) {
 	if gcm := strings.HasPrefix(p.IPsecIntegrity, "GCM"); cipher && integrity && (gcm || azureCiphers[p.IPsecEncryption].aead) && p.IPsecEncryption != p.IPsecIntegrity {
 		c.add(k, field+".ipsecIntegrity", p.IPsecIntegrity, "is not "+p.IPsecEncryption+": Azure wants the same GCM algorithm and key length in both", "the same in ipsecEncryption and ipsecIntegrity, or AES with SHA256")
 	}
-	c.between(k, field+".saLifeTimeSeconds", p.SALifeTimeSeconds, 300, 172_799, " seconds")
-	c.between(k, field+".saDataSizeKilobytes", p.SADataSizeKilobytes, 1024, 1<<31-1, " KB")
+	c.required(k, field+".saLifeTimeSeconds", p.SALifeTimeSeconds, 300, 172_799, " seconds")
+	c.required(k, field+".saDataSizeKilobytes", p.SADataSizeKilobytes, 1024, 1<<31-1, " KB")
 }

@@ -11,6 +11,12 @@ import (
 	"github.com/circuitseal/circuitseal/controller/profile"
 )
 
+// mostLifetime is the longest that any SA may have.
+const (
+	mostLifetime     = 24 * time.Hour
+	mostLifetimeText = "1d"
+)
+
 // ipsec checks the fields of a policy that say how IKEv2 and ESP are used, and
 // whether the protocol may stand beside its profile.
 func (c *checker) ipsec(k Key, s *EncryptionPolicySpec) {
@@ -21,8 +27,8 @@ func (c *checker) ipsec(k Key, s *EncryptionPolicySpec) {
 		enum(c, k, "spec.udpEncapsulation", s.UDPEncapsulation, UDPAuto, UDPAlways)
 	}
 	if l := s.Lifetimes; l != nil {
-		c.duration(k, "spec.lifetimes.ike", l.IKE, "10m", "1d")
-		c.duration(k, "spec.lifetimes.time", l.Time, "5m", "1d")
+		c.duration(k, "spec.lifetimes.ike", l.IKE, "10m", mostLifetimeText)
+		c.duration(k, "spec.lifetimes.time", l.Time, "5m", mostLifetimeText)
 		if l.Bytes != 0 {
 			c.between(k, "spec.lifetimes.bytes", l.Bytes, 1<<20, 1<<46, " bytes")
 		}
@@ -65,7 +71,7 @@ func (c *checker) lifetimes(k Key, s *EncryptionPolicySpec, p profile.Profile) {
 		have  Duration
 		most  time.Duration
 	}{{"ike", s.Lifetimes.IKE, p.MaxIKE}, {"time", s.Lifetimes.Time, p.MaxESP}} {
-		if d, ok := l.have.Parse(); ok && l.most != 0 && d > l.most {
+		if d, ok := l.have.Parse(); ok && l.most != 0 && d > l.most && d <= mostLifetime {
 			c.add(k, "spec.lifetimes."+l.field, string(l.have), fmt.Sprintf("is longer than the %s that profile %s allows (%s)", l.most, quoted(p.Name), p.Lifetimes),
 				"at most "+l.most.String())
 		}

@@ -115,7 +115,7 @@ func TestCommands(t *testing.T) {
 			`^Node/nva-1 deleted\nEndpoint/contoso/vnet-weu deleted\nConnection/contoso/hq-weu deleted\nnode nva-1 is decommissioned; `, `^$`},
 		{"decommission it again", "", []string{"node", "decommission", "nva-1"}, 1, `^$`, `there is no Node/nva-1`},
 		{"and back", "", []string{"apply", "-f", samples}, 0, `node/nva-1 created`, `^$`},
-		{"keys", "", []string{"keys"}, 0, `(?s)^KEY +OF +ID +PHASE +WHERE +AGE +REPLACED IN\nroot +- +[0-9a-f]+ +- +controller +\d+s +7[23]\d\dd\n.*preshared +contoso/hq-weu/er-ams/primary +\d+ +current +controller, prem-1, nva-1|nva-1, prem-1.*secret +- +[0-9a-f]{16} +current +controller `, `^$`},
+		{"keys", "", []string{"keys"}, 0, `(?s)^KEY +OF +ID +PHASE +WHERE +AGE +REPLACED IN\nroot +- +[0-9a-f]+ +- +controller +\d+s +7[23]\d\dd\n.*preshared +contoso/hq-weu/er-ams/primary +\d+ +current +controller +[0-9].*secret +- +[0-9a-f]{16} +current +controller `, `^$`},
 		{"keys of a customer as JSON", "", []string{"keys", "--customer", "contoso", "-o", "json"}, 0, `^\{\n  "keys": \[`, `^$`},
 		{"delete without a customer", "", []string{"delete", "site", "hq"}, 2, `^$`, `^sealctl: usage: --customer is required: documents of kind Site belong to a customer`},
 		{"delete what is in use", "", []string{"delete", "site", "hq", "--customer", "contoso"}, 1, `^$`, `is in use by Endpoint/contoso/hq \(spec.site\)`},
