@@ -203,6 +203,19 @@ func TestFromWireGuardToIPsec(t *testing.T) {
 		break
 	}
 
+	// Of one that said only later what it has, the status says the same.
+	nodes["nva-1"].charon = &v1.CharonStatus{Version: "5.9.8", Backend: "kernel", Algorithms: []string{"aes256gcm16", "esn", "ppk", "prfsha384"}}
+	nodes["nva-1"].turn(t)
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		told := o.getStatus(t).GetConnections()[0].GetProblems()
+		if len(told) > 0 && strings.HasPrefix(told[0], "node nva-1 runs strongSwan 5.9.8, which has no ecp384") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the status says of the connection %q", told)
+		}
+	}
+
 	// A revoked node's certificates are pinned nowhere.
 	if _, err := o.nodes.Revoke(t.Context(), connect.NewRequest(&v1.RevokeRequest{Node: "nva-1", Reason: "stolen"})); err != nil {
 		t.Fatal(err)

@@ -20,6 +20,10 @@ type charons struct {
 	seen     map[string]*desired.CharonStatus
 }
 
+func newCharons(s Sessions) *charons {
+	return &charons{sessions: s, seen: map[string]*desired.CharonStatus{}}
+}
+
 // of is what a node has said of its strongSwan, nil for nothing.
 func (c *charons) of(node string) *desired.CharonStatus {
 	if s, ok := c.seen[node]; ok {
@@ -92,7 +96,7 @@ func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
 // incapable says what a change wants of nodes' strongSwans that they cannot do. What
 // they could not do before, either, holds no other change up: it is in the status.
 func incapable(sessions Sessions, before, after map[model.Key]model.Document) []model.Problem {
-	c := &charons{sessions: sessions, seen: map[string]*desired.CharonStatus{}}
+	c := newCharons(sessions)
 	problems := c.judge(after)
 	if len(problems) == 0 {
 		return nil

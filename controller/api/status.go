@@ -61,8 +61,14 @@ func (s *status) GetStatus(ctx context.Context, _ *connect.Request[v1.GetStatusR
 		answer.Nodes = append(answer.Nodes, w)
 	}
 	changing := s.handover.Waiting(now)
+	// What a plan would refuse, had the nodes said by then what they have.
+	incapable := map[string][]string{}
+	for _, p := range newCharons(s.sessions).judge(now.Documents) {
+		incapable[p.Document] = append(incapable[p.Document], p.Message+"; it takes "+p.Hint)
+	}
 	for _, k := range selected(now.Documents, model.KindConnection, "") {
 		w := connection(now, k, reports)
+		w.Problems = append(incapable[k.String()], w.Problems...)
 		if waits, ok := changing[model.GroupID(k.Customer, k.Name)]; ok {
 			want, retiring, _ := now.Protocols(k)
 			sentence := fmt.Sprintf("tunnels change from %s to %s and have both", retiring.Protocol, want.Protocol)
