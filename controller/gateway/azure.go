@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"time"
@@ -27,6 +28,7 @@ func (v view) azure() ([]Setting, string) {
 		{"useLocalAzureIpAddress", "true"},
 		{"usePolicyBasedTrafficSelectors", fmt.Sprint(selectors)},
 		{"dpdTimeoutSeconds", itoa(int(dpd / time.Second))},
+		{"authenticationType", map[bool]string{true: "PSK", false: "Certificate"}[v.external.Authentication == model.AuthPSK]},
 		{"ipsecPolicies.ikeEncryption", a.IKEEncryption},
 		{"ipsecPolicies.ikeIntegrity", a.IKEIntegrity},
 		{"ipsecPolicies.dhGroup", a.DHGroup},
@@ -38,16 +40,22 @@ func (v view) azure() ([]Setting, string) {
 		{"localNetworkGateway.localNetworkAddressSpace.addressPrefixes", join(v.ours, " ")},
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Connection %s: set RG, GATEWAY and LOCATION. The gateway has private IP addresses\n"+
-		"# (enablePrivateIpAddress), so that its tunnels run over the circuit.\n", v.key.Name)
+	fmt.Fprintf(&b, "# Connection %s: set RG, GATEWAY and LOCATION, and run this as a file by bash. The\n"+
+		"# gateway has private IP addresses (enablePrivateIpAddress), so that its tunnels run over\n"+
+		"# the circuit. It has no extended sequence numbers (ESN), and mixes in no post-quantum\n"+
+		"# pre-shared keys.\n", v.key.Name)
+	if v.external.Authentication == model.AuthCertificate {
+		settings = append(settings, v.inbound()...)
+		b.WriteString(v.inboundFile())
+	}
 	for _, t := range v.tunnels {
 		name := v.key.Customer + "-" + v.key.Name + "-" + t.link
 		settings = append(settings, Setting{"localNetworkGateway.gatewayIpAddress of " + name, t.ours.String()})
-		fmt.Fprintf(&b, `
+		fmt.Fprintf(&b, `%[15]s
 az network local-gateway create --resource-group "$RG" --location "$LOCATION" --name %[1]s \
     --gateway-ip-address %[2]s --local-address-prefixes %[3]s
 az network vpn-connection create --resource-group "$RG" --location "$LOCATION" --name %[1]s \
-    --vnet-gateway1 "$GATEWAY" --local-gateway2 %[1]s%[4]s \
+    --vnet-gateway1 "$GATEWAY" --local-gateway2 %[1]s %[4]s \
     --use-policy-based-traffic-selectors %[5]t
 az network vpn-connection update --resource-group "$RG" --name %[1]s \
     --set connectionProtocol=IKEv2 useLocalAzureIpAddress=true dpdTimeoutSeconds=%[6]d
@@ -55,24 +63,63 @@ az network vpn-connection ipsec-policy add --resource-group "$RG" --connection-n
     --ike-encryption %[7]s --ike-integrity %[8]s --dh-group %[9]s \
     --ipsec-encryption %[10]s --ipsec-integrity %[11]s --pfs-group %[12]s \
     --sa-lifetime %[13]d --sa-max-size %[14]d
-`, name, t.ours, join(v.ours, " "), v.sharedKey(t), selectors, int(dpd/time.Second),
-			a.IKEEncryption, a.IKEIntegrity, a.DHGroup, a.IPsecEncryption, a.IPsecIntegrity, a.PFSGroup, a.SALifeTimeSeconds, a.SADataSizeKilobytes)
+`, name, t.ours, join(v.ours, " "), v.proof(), selectors, int(dpd/time.Second),
+			a.IKEEncryption, a.IKEIntegrity, a.DHGroup, a.IPsecEncryption, a.IPsecIntegrity, a.PFSGroup, a.SALifeTimeSeconds, a.SADataSizeKilobytes, v.ask(t))
 	}
-	if v.external.Authentication == model.AuthCertificate {
-		b.WriteString("\n# Authentication by certificates: the gateway trusts these, and our end is\n")
-		for _, t := range v.tunnels {
-			fmt.Fprintf(&b, "# %s at %s\n", t.ourID, t.ours)
-		}
-		b.WriteString(comment(pems(v.authorities)))
+	if v.external.Authentication == model.AuthPSK {
+		b.WriteString("\n# After `sealctl rotate psk`, for each of them, with its key in PSK:\n" +
+			`# az network vpn-connection shared-key update --resource-group "$RG" --connection-name NAME --value "$PSK"` + "\n")
 	}
 	return settings, b.String()
 }
 
-func (v view) sharedKey(t tunnel) string {
+// ask has the shell ask for a tunnel's pre-shared key, so that its history does not hold
+// it.
+func (v view) ask(t tunnel) string {
 	if v.external.Authentication != model.AuthPSK {
 		return ""
 	}
-	return fmt.Sprintf(" --shared-key '%s'", t.secret)
+	return fmt.Sprintf("\n# az takes it on its command line only: be the only user of the host.\nread -rsp 'pre-shared key of tunnel %s (sealctl describe --reveal-psk): ' PSK", t.id)
+}
+
+// proof is how the two ends know each other, in the words of the Azure CLI.
+func (v view) proof() string {
+	if v.external.Authentication == model.AuthPSK {
+		return `--authentication-type PSK --shared-key "$PSK"`
+	}
+	return "--authentication-type Certificate --certificate-authentication @" + inboundName
+}
+
+const inboundName = "circuitseal.json"
+
+// inbound is what the gateway is to take for a proof of who our end is. Of our own chain
+// Azure wants the root first, and of the certificate its common name.
+func (v view) inbound() []Setting {
+	return []Setting{
+		{"certificateAuthentication.outboundAuthCertificate", "the URL of the gateway's certificate in Key Vault"},
+		{"certificateAuthentication.inboundAuthCertificateSubjectName", v.tunnels[0].ourID},
+		{"certificateAuthentication.inboundAuthCertificateChain", fmt.Sprintf("%d certificates, the root first", len(v.authorities))},
+	}
+}
+
+func (v view) inboundFile() string {
+	chain := make([]string, len(v.authorities))
+	for i, der := range v.authorities {
+		chain[len(chain)-1-i] = `"` + base64.StdEncoding.EncodeToString(der) + `"`
+	}
+	return fmt.Sprintf(`
+# OUTBOUND is the URL of the gateway's own certificate in Key Vault, with its version; the
+# gateway reads it by a user-assigned managed identity.
+cat >%s <<EOF
+{
+  "outboundAuthCertificate": "$OUTBOUND",
+  "inboundAuthCertificateSubjectName": "%s",
+  "inboundAuthCertificateChain": [
+    %s
+  ]
+}
+EOF
+`, inboundName, v.tunnels[0].ourID, strings.Join(chain, ",\n    "))
 }
 
 // comment puts a mark before each line.

@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -131,8 +132,7 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
-// No key is shown that was not asked for, in whatever form.
-// TestAuthorities: swanctl takes one certificate of a file, so that each has its own.
+// swanctl takes one certificate of a file, so that each has its own.
 func TestAuthorities(t *testing.T) {
 	s := snapshot(t)
 	k := model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "dc"}
@@ -158,6 +158,37 @@ func TestAuthorities(t *testing.T) {
 	}
 }
 
+// Azure wants the root first (MicrosoftDocs/azure-docs,
+// site-to-site-certificate-authentication-gateway.md).
+func TestAzureByCertificate(t *testing.T) {
+	s := snapshot(t)
+	k := model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "vpngw-uks"}
+	spec, _ := model.Lookup[*model.EndpointSpec](s.Documents, k)
+	certified, external := *spec, *spec.External
+	external.Authentication, external.Identity = model.AuthCertificate, "gw.example.net"
+	certified.External = &external
+	d := s.Documents[k]
+	d.Spec = &certified
+	s.Documents[k] = d
+	s.Authorities = [][]byte{[]byte("issuing"), []byte("root")}
+	text := gateway.Describe(s, "contoso", "vpngw-uks", false)[0].Text
+	_, file, _ := strings.Cut(text, "<<EOF\n")
+	file, _, _ = strings.Cut(file, "EOF\n")
+	var inbound struct {
+		Outbound string   `json:"outboundAuthCertificate"`
+		Name     string   `json:"inboundAuthCertificateSubjectName"`
+		Chain    []string `json:"inboundAuthCertificateChain"`
+	}
+	if err := json.Unmarshal([]byte(file), &inbound); err != nil || inbound.Outbound != "$OUTBOUND" || inbound.Name != "hq.contoso.circuitseal.internal" ||
+		!slices.Equal(inbound.Chain, []string{"cm9vdA==", "aXNzdWluZw=="}) {
+		t.Errorf("%+v, %v:\n%s", inbound, err, file)
+	}
+	if strings.Count(text, "--authentication-type Certificate --certificate-authentication @circuitseal.json") != 2 || strings.Contains(text, "PSK") {
+		t.Errorf("%s", text)
+	}
+}
+
+// No key is shown that was not asked for, in whatever form.
 func TestKeysAreHidden(t *testing.T) {
 	s := snapshot(t)
 	for _, endpoint := range []string{"vpngw-uks", "dc"} {
@@ -194,10 +225,11 @@ func TestBothSidesAgree(t *testing.T) {
 			}
 			endpoint := map[string]string{"contoso/hq-dc": "dc", "contoso/hq-uks": "vpngw-uks"}[g.ID]
 			c := gateway.Describe(s, "contoso", endpoint, true)[0]
+			told := c.Text + fmt.Sprint(c.Keys)
 			for _, tunnel := range g.Tunnels {
 				p := g.IPsec.For(tunnel)
 				for _, want := range []string{tunnel.Local.Addr().String(), p.LocalID, gateway.Text(tunnel.IPsec.PresharedKeys[0].Key)} {
-					if !strings.Contains(c.Text, want) && !strings.Contains(c.Text, base64.StdEncoding.EncodeToString([]byte(want))) {
+					if !strings.Contains(told, want) && !strings.Contains(told, base64.StdEncoding.EncodeToString([]byte(want))) {
 						t.Errorf("%s: the gateway is not told of %s", tunnel.ID, want)
 					}
 				}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -36,7 +37,7 @@ func TestIssueIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(cert.DNSNames, []string{name}) || len(cert.URIs)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 || cert.IsCA || cert.Subject.CommonName != "" {
+	if !slices.Equal(cert.DNSNames, []string{name}) || len(cert.URIs)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 || cert.IsCA || cert.Subject.CommonName != name {
 		t.Errorf("the certificate is of %v %v", cert.DNSNames, cert.Subject)
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) || issued.Serial != serial(cert) {
@@ -44,6 +45,14 @@ func TestIssueIdentity(t *testing.T) {
 	}
 	if life := cert.NotAfter.Sub(issued.Issued); life != EndpointLife {
 		t.Errorf("it lives %s", life)
+	}
+	long := strings.Repeat("e", 50) + ".contoso.circuitseal.internal"
+	other, err := a.IssueIdentity(long, spki(t, &key.PublicKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := x509.ParseCertificate(other.Chain[0]); err != nil || !slices.Equal(c.DNSNames, []string{long}) || c.Subject.CommonName != "" {
+		t.Errorf("the certificate of a long name is of %v %v, %v", c.DNSNames, c.Subject, err)
 	}
 	// IKE's usages only: it opens no TLS session, as a client or as a server.
 	if len(cert.ExtKeyUsage) != 0 || len(cert.UnknownExtKeyUsage) != 2 || !cert.UnknownExtKeyUsage[0].Equal(ipsecIKE) {

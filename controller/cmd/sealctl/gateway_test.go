@@ -58,7 +58,7 @@ func TestDescribeGateway(t *testing.T) {
 			key = f[3]
 		}
 	}
-	if len(key) != 44 || strings.Contains(plain, key) || !strings.Contains(revealed, "--shared-key '"+key+"'") {
+	if len(key) != 44 || strings.Contains(plain, key) || strings.Count(revealed, key) != 1 || !strings.Contains(revealed, `--shared-key "$PSK"`) {
 		t.Errorf("the key is %q:\n%s", key, revealed)
 	}
 	code, _, stderr := sealctl(t, "", "describe", "site", "contoso/hq", "--reveal-psk")
@@ -71,7 +71,7 @@ func TestDescribeGateway(t *testing.T) {
 	}
 	// Our end does not run: it goes no further, and the gateway is to get the next one.
 	again := must(t, "", "describe", "endpoint", "contoso/vpngw-uks", "--reveal-psk")
-	if !strings.Contains(again, " next ") || strings.Contains(again, "--shared-key '"+key+"'") {
+	if !strings.Contains(again, " next ") || !strings.Contains(again, "shared-key update") {
 		t.Errorf("after a rotation:\n%s", again)
 	}
 	for args, want := range map[string]string{
