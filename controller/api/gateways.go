@@ -32,6 +32,12 @@ func (p *profiles) ListProfiles(ctx context.Context, q *connect.Request[v1.ListP
 	if err != nil {
 		return nil, storeError(err)
 	}
+	if customer != "" {
+		key := model.Key{Kind: model.KindCustomer, Name: customer}
+		if _, ok := s.Documents[key]; !ok {
+			return nil, notFound(s, key, false)
+		}
+	}
 	answer := &v1.ListProfilesResponse{}
 	for _, b := range profile.All() {
 		if name == "" || name == b.Name {
@@ -45,8 +51,12 @@ func (p *profiles) ListProfiles(ctx context.Context, q *connect.Request[v1.ListP
 		}
 	}
 	if name != "" && len(answer.Profiles) == 0 {
+		names := profile.Names()
+		for _, k := range selected(s.Documents, model.KindCryptoProfile, customer) {
+			names = append(names, k.Name)
+		}
 		hint := "the built-in ones are " + strings.Join(profile.Names(), ", ")
-		if near := model.Nearest(name, profile.Names()); near != "" {
+		if near := model.Nearest(name, names); near != "" {
 			hint = fmt.Sprintf("did you mean %q?", near)
 		}
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no crypto profile %q: %s", name, hint))

@@ -169,7 +169,7 @@ var builtIn = []Profile{
 		FIPS:         "ML-KEM (FIPS 203) and X25519 beside it need a module whose validation covers them. " + FIPSModules,
 	},
 	{
-		Name: "rfc8221-8247", Summary: "what the IETF says that every IPsec implementation has to have, without what it advises against; for gateways of any make",
+		Name: "rfc8221-8247", Summary: "what the IETF asks of every IPsec implementation; for gateways of any make",
 		// RFC 9395 updates both: it deprecates IKEv1 and algorithms that are not here.
 		Source: recalled("RFC 8221, sections 5 and 6; RFC 8247, sections 2.1 to 2.4; both as updated by RFC 9395"),
 		// Both have more that is not here: CCM with a tag of 8 bytes and XCBC, SHOULD for

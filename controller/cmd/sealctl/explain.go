@@ -227,22 +227,25 @@ func (e *explainer) about(indent string, f schemaField) {
 	}
 }
 
-func (e *explainer) paragraph(indent, text string) {
+func (e *explainer) paragraph(indent, text string) { paragraph(&e.b, indent, text) }
+
+// paragraph breaks text at textWidth.
+func paragraph(b *strings.Builder, indent, text string) {
 	at := 0
 	for word := range strings.FieldsSeq(text) {
 		switch n := len([]rune(word)); {
 		case at == 0:
-			e.b.WriteString(indent + word)
+			b.WriteString(indent + word)
 			at = len(indent) + n
 		case at+1+n > textWidth:
-			e.b.WriteString("\n" + indent + word)
+			b.WriteString("\n" + indent + word)
 			at = len(indent) + n
 		default:
-			e.b.WriteString(" " + word)
+			b.WriteString(" " + word)
 			at += 1 + n
 		}
 	}
-	e.b.WriteByte('\n')
+	b.WriteByte('\n')
 }
 
 func (e *explainer) flush() error {

@@ -16,13 +16,24 @@ func TestProfiles(t *testing.T) {
 	must(t, "", "apply", "-f", samples)
 	must(t, "", "apply", "-f", samples+"/kinds")
 	all := must(t, "", "profiles")
-	for _, want := range []string{"cnsa1 ", "built-in, default", "strict ", "contoso ", "aes256gcm16-prfsha384-ecp384-ke1_mlkem768 and 1 more"} {
+	for _, want := range []string{"cnsa1 ", "built-in, default", "strict ", "contoso "} {
 		if !strings.Contains(all, want) {
 			t.Errorf("profiles lacks %q:\n%s", want, all)
 		}
 	}
+	for l := range strings.Lines(all) {
+		if len(l) > 160 {
+			t.Errorf("a line has %d columns: %s", len(l), l)
+		}
+	}
+	if wide := must(t, "", "profiles", "-o", "wide"); !strings.Contains(wide, "aes256gcm16-prfsha384-ecp384-ke1_mlkem768 and 1 more") {
+		t.Errorf("wide:\n%s", wide)
+	}
+	if own := must(t, "", "profiles", "contoso/strict"); !strings.HasPrefix(own, "cryptoprofile contoso/strict\n") || !strings.Contains(own, "ke1_mlkem1024") {
+		t.Errorf("a customer's own:\n%s", own)
+	}
 	one := must(t, "", "profiles", "bsi-tr-02102-3")
-	for _, want := range []string{"cryptoprofile bsi-tr-02102-3\n", "aes256gcm16-ecp384bp-esn", "(recalled)", "GOFIPS140", "refused: WireGuard has", "IKE 24h0m0s, ESP 4h0m0s"} {
+	for _, want := range []string{"cryptoprofile bsi-tr-02102-3\n", "aes256gcm16-ecp384bp-esn", "(recalled)", "GOFIPS140", "is refused: WireGuard has", "IKE 24h0m0s, ESP 4h0m0s"} {
 		if !strings.Contains(one, want) {
 			t.Errorf("one profile lacks %q:\n%s", want, one)
 		}
@@ -32,6 +43,13 @@ func TestProfiles(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(must(t, "", "profiles", "--customer", "contoso", "-o", "json")), &answer); err != nil || len(answer.Profiles) != 7 {
 		t.Errorf("as JSON: %v, %+v", err, answer)
+	}
+	for args, want := range map[string]string{
+		"--customer=nope": "there is no Customer/nope", "contosso/strict": `there is no Customer/contosso; did you mean "contoso"?`, "contoso/strikt": `did you mean "strict"?`,
+	} {
+		if code, _, stderr := sealctl(t, "", "profiles", args); code == exitOK || !strings.Contains(stderr, want) {
+			t.Errorf("profiles %s: %d, %s", args, code, stderr)
+		}
 	}
 	if code, _, stderr := sealctl(t, "", "profiles", "cnsa"); code == exitOK || !strings.Contains(stderr, `did you mean "cnsa1"?`) {
 		t.Errorf("exit code %d: %s", code, stderr)

@@ -15,20 +15,30 @@ import (
 func profilesCommand(o *options) *cobra.Command {
 	var customer string
 	cmd := &cobra.Command{
-		Use:   "profiles [NAME]",
+		Use:   "profiles [[CUSTOMER/]NAME]",
 		Short: "Show the crypto profiles and where their choices come from",
 		Long: `Show the crypto profiles that an EncryptionPolicy may name: the built-in ones, and
-customers' own (CryptoProfile documents). With a name, each proposal is shown with its
-source, and what a FIPS build would need. A source that is marked as recalled was not
-compared with the text itself: do that before claiming to conform.`,
+customers' own (CryptoProfile documents). -o wide adds the best proposals of each. With a
+name, each proposal is shown with its source, and what a FIPS build would need. A source
+that is marked as recalled was not compared with the text itself: do that before claiming
+to conform.`,
 		Example: `  sealctl profiles
   sealctl profiles cnsa1
+  sealctl profiles contoso/strict
   sealctl profiles --customer contoso -o json`,
 		Args: arguments(0, 1, "at most the name of a profile"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := &v1.ListProfilesRequest{Customer: customer}
 			if len(args) > 0 {
-				q.Name = args[0]
+				of, name, both := strings.Cut(args[0], "/")
+				switch {
+				case !both:
+					q.Name = args[0]
+				case customer != "" && customer != of:
+					return usage(fmt.Errorf("%s is not a profile of customer %s, which --customer names", args[0], customer))
+				default:
+					q.Customer, q.Name = of, name
+				}
 			}
 			c, err := o.connect()
 			if err != nil {
@@ -46,15 +56,19 @@ compared with the text itself: do that before claiming to conform.`,
 			case len(args) > 0:
 				return printProfiles(cmd.OutOrStdout(), o, answer.GetProfiles())
 			}
-			return profileTable(answer.GetProfiles(), o.palette(cmd.OutOrStdout())).print(cmd.OutOrStdout())
+			return profileTable(answer.GetProfiles(), o.wide(), o.palette(cmd.OutOrStdout())).print(cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().StringVar(&customer, "customer", "", "the built-in ones and this `customer`'s only")
-	return formats(cmd, "json", "yaml")
+	return formats(cmd, "wide", "json", "yaml")
 }
 
-func profileTable(profiles []*v1.Profile, colours palette) *table {
-	t := newTable("PROFILE", "OF", "IKE", "ESP", "WIREGUARD", "PPK", "POST-QUANTUM", "SUMMARY").paint(colours)
+func profileTable(profiles []*v1.Profile, wide bool, colours palette) *table {
+	head := []string{"PROFILE", "OF", "WIREGUARD", "PPK", "POST-QUANTUM", "FOR"}
+	if wide {
+		head = append(head, "IKE", "ESP")
+	}
+	t := newTable(head...).paint(colours)
 	for _, p := range profiles {
 		of := p.GetCustomer()
 		if of == "" {
@@ -63,7 +77,11 @@ func profileTable(profiles []*v1.Profile, colours palette) *table {
 		if p.GetDefault() {
 			of += ", default"
 		}
-		t.add(p.GetName(), of, first(p.GetIke()), first(p.GetEsp()), yes(p.GetWireguard()), yes(p.GetPpkRequired()), yes(p.GetPostQuantum()), p.GetSummary())
+		row := []string{p.GetName(), of, yes(p.GetWireguard()), yes(p.GetPpkRequired()), yes(p.GetPostQuantum()), p.GetSummary()}
+		if wide {
+			row = append(row, first(p.GetIke()), first(p.GetEsp()))
+		}
+		t.add(row...)
 	}
 	return t
 }
@@ -107,10 +125,14 @@ func printProfiles(w io.Writer, o *options, profiles []*v1.Profile) error {
 		facts.add("lives", fmt.Sprintf("IKE %s, ESP %s where a policy says nothing", p.GetDefaultIke().AsDuration(), p.GetDefaultEsp().AsDuration()), "")
 		facts.add("certificates", p.GetCertificates(), provenance(p.GetCertificatesSource()))
 		facts.add("PPK (RFC 8784)", map[bool]string{true: "required", false: "as the policy says"}[p.GetPpkRequired()], "")
-		facts.add("WireGuard", map[bool]string{true: "may stand in: ", false: "refused: "}[p.GetWireguard()]+p.GetWireguardReason(), "")
-		facts.add("FIPS", p.GetFips(), "")
 		if err := facts.print(&b); err != nil {
 			return err
+		}
+		for _, x := range []struct{ what, text string }{
+			{"WIREGUARD", map[bool]string{true: "may stand in: ", false: "is refused: "}[p.GetWireguard()] + p.GetWireguardReason()}, {"FIPS", p.GetFips()},
+		} {
+			b.WriteString("\n" + colours.paint(toneHead, x.what) + "\n")
+			paragraph(&b, "  ", line(x.text))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
