@@ -29,11 +29,13 @@ is wrong, and what to do next. Of an endpoint that is a gateway without our agen
 that is to be set, ready to use (for an Azure VPN Gateway commands of the Azure CLI, for
 others strongSwan's swanctl.conf), with its pre-shared keys if --reveal-psk asks for them.
 
-sealctl get -o json and sealctl status -o json say the same to programs.`,
+-o json has a gateway's settings, and is for these only: of all else sealctl get -o json
+and sealctl status -o json say the same to programs.`,
 		Example: `  sealctl describe node prem-1
   sealctl describe connection contoso/hq-weu
   sealctl describe connection/contoso/hq-weu
-  sealctl describe endpoint contoso/vpngw-uks --reveal-psk`,
+  sealctl describe endpoint contoso/vpngw-uks --reveal-psk
+  sealctl describe endpoint contoso/vpngw-uks -o json`,
 		Args: func(_ *cobra.Command, args []string) error {
 			q, err := parseReference(args, customer)
 			if err == nil && q.name == "" {
@@ -58,13 +60,19 @@ sealctl get -o json and sealctl status -o json say the same to programs.`,
 			if d.gateway, err = askGateway(cmd.Context(), o, c, d.document, reveal); err != nil {
 				return err
 			}
+			switch {
+			case o.structured() && d.gateway == nil:
+				return fmt.Errorf("%w: -o %s: %s is no gateway without our agent; sealctl get and sealctl status say to programs what is to be said of it", errUsage, o.output, name(d.document))
+			case o.structured():
+				return o.print(cmd.OutOrStdout(), d.gateway)
+			}
 			return d.print(cmd.OutOrStdout(), o.palette(cmd.OutOrStdout()))
 		},
 		ValidArgsFunction: completeDocuments(o, &customer),
 	}
 	cmd.Flags().StringVar(&customer, "customer", "", "the document's `customer`, unless its kind has none")
 	cmd.Flags().BoolVar(&reveal, "reveal-psk", false, "show the pre-shared keys of a gateway; the controller logs who has asked")
-	return formats(cmd)
+	return formats(cmd, "json", "yaml")
 }
 
 // description is a document in its surroundings.

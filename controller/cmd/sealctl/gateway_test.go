@@ -79,6 +79,19 @@ func TestDescribeGateway(t *testing.T) {
 	if len(key) != 44 || strings.Contains(plain, key) || strings.Count(revealed, key) != 1 || !strings.Contains(revealed, `--shared-key "$PSK"`) {
 		t.Errorf("the key is %q:\n%s", key, revealed)
 	}
+	var told struct {
+		Connections []struct {
+			Settings []struct{ Name, Value string }
+			Keys     []struct{ Tunnel, Value string }
+		}
+	}
+	if err := json.Unmarshal([]byte(must(t, "", "describe", "endpoint", "contoso/vpngw-uks", "-o", "json")), &told); err != nil || len(told.Connections) != 1 ||
+		len(told.Connections[0].Settings) < 10 || len(told.Connections[0].Keys) != 2 || told.Connections[0].Keys[0].Value != "" {
+		t.Errorf("as JSON: %v, %+v", err, told)
+	}
+	if code, _, stderr := sealctl(t, "", "describe", "site", "contoso/hq", "-o", "json"); code != exitUsage || !strings.Contains(stderr, "sealctl get and sealctl status say") {
+		t.Errorf("a site as JSON: %d, %s", code, stderr)
+	}
 	code, _, stderr := sealctl(t, "", "describe", "site", "contoso/hq", "--reveal-psk")
 	if code != exitUsage || !strings.Contains(stderr, "is no gateway") {
 		t.Errorf("of a site: %d, %s", code, stderr)
