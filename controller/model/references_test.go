@@ -43,6 +43,8 @@ func TestReferencesOfSamples(t *testing.T) {
 			"spec.encryptionPolicy EncryptionPolicy/contoso/standard",
 			"spec.endpoints[0] Endpoint/contoso/hq", "spec.endpoints[1] Endpoint/contoso/vnet-weu", "spec.circuits[0] Circuit/contoso/er-ams",
 		},
+		"Connection/contoso/hq-lon": {"spec.encryptionPolicy EncryptionPolicy/contoso/in-udp", "spec.endpoints[0] Endpoint/contoso/hq", "spec.endpoints[1] Endpoint/contoso/gw-lon", "spec.circuits[0] Circuit/contoso/er-ams"},
+		"Endpoint/contoso/gw-lon":   {"spec.site Site/contoso/dc-lon"},
 		"Connection/contoso/hq-uks": {
 			"spec.encryptionPolicy EncryptionPolicy/contoso/gateways",
 			"spec.endpoints[0] Endpoint/contoso/hq", "spec.endpoints[1] Endpoint/contoso/vpngw-uks", "spec.circuits[0] Circuit/contoso/er-ams",
