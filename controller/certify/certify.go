@@ -53,7 +53,8 @@ type Certifier struct {
 	// their peers.
 	from   *model.Snapshot
 	needed map[string]owner
-	// refused are keys over which nobody would issue a certificate: told once.
+	// refused are keys over which nobody would issue a certificate: told once, unless
+	// there are more than maxRefused.
 	refused map[model.Fingerprint]bool
 }
 
@@ -62,6 +63,8 @@ type owner struct {
 	node  string
 	peers []string
 }
+
+const maxRefused = 10_000
 
 // New makes a Certifier; Run starts it.
 func New(c Config) *Certifier { return &Certifier{config: c, refused: map[model.Fingerprint]bool{}} }
@@ -98,6 +101,9 @@ func (c *Certifier) pass(ctx context.Context, s *model.Snapshot) error {
 		case Issue:
 			made, err := c.issue(name, generation, seen.of(o.node))
 			if errors.Is(err, pki.ErrRequest) {
+				if len(c.refused) >= maxRefused {
+					clear(c.refused)
+				}
 				c.refused[now.Owner.Keys[generation]] = true
 			}
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,7 +56,8 @@ func documents() map[model.Key]model.Document {
 
 // memory is a store of one revision at a time, fenced like the real one.
 type memory struct {
-	now  *model.Snapshot
+	// held is read by tests while a Rotator writes.
+	held atomic.Pointer[model.Snapshot]
 	news chan struct{}
 	// dies, when set, makes the next write one of which the controller does not
 	// hear: it was made, or it was not.
@@ -70,12 +72,16 @@ func newMemory() *memory {
 		Epoch: 1, Revision: 10, Documents: docs, PresharedKeys: map[string]model.PresharedKeys{},
 		Numbers: model.Numbers{Tunnels: map[string]uint16{tunnelID: 1, "contoso/hq-weu/er/secondary": 2}},
 	}
-	return &memory{now: s, news: make(chan struct{}, 1)}
+	m := &memory{news: make(chan struct{}, 1)}
+	m.held.Store(s)
+	return m
 }
+
+func (m *memory) now() *model.Snapshot { return m.held.Load() }
 
 func (m *memory) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 	return func(yield func(*model.Snapshot, error) bool) {
-		for yield(m.now, nil) {
+		for yield(m.now(), nil) {
 			select {
 			case <-m.news:
 			case <-ctx.Done():
@@ -90,20 +96,20 @@ func (m *memory) PutPreshared(_ context.Context, keys map[string]model.Preshared
 		m.dies = nil
 		return errDied
 	}
-	next := *m.now
+	next := *m.now()
 	next.Revision++
-	next.PresharedKeys = maps.Clone(m.now.PresharedKeys)
+	next.PresharedKeys = maps.Clone(m.now().PresharedKeys)
 	for id, k := range keys {
 		if !k.Valid() {
 			return fmt.Errorf("tunnel %s: %v in phase %s", id, k.Generations(), k.Phase)
 		}
-		if m.now.PresharedKeys[id].Revision != k.Revision {
+		if m.now().PresharedKeys[id].Revision != k.Revision {
 			return store.ErrConflict
 		}
 		k.Revision = next.Revision
 		next.PresharedKeys[id] = k
 	}
-	m.now = &next
+	m.held.Store(&next)
 	select {
 	case m.news <- struct{}{}:
 	default:
@@ -177,7 +183,7 @@ func TestWhatOneEndUsesTheOtherHolds(t *testing.T) {
 		}
 		controllers := []*Rotator{controller(), controller()}
 		// Each decides on what it saw last, which may be old.
-		seen := []*model.Snapshot{m.now, m.now}
+		seen := []*model.Snapshot{m.now(), m.now()}
 		shake := func(with desired.Secret) {
 			if holds(f["prem-1"], with) && holds(f["nva-1"], with) {
 				for _, a := range f {
@@ -202,19 +208,19 @@ func TestWhatOneEndUsesTheOtherHolds(t *testing.T) {
 			i := rapid.IntRange(0, 1).Draw(t, "controller")
 			switch rapid.IntRange(0, 11).Draw(t, "event") {
 			case 0, 1:
-				seen[i] = m.now
+				seen[i] = m.now()
 				step(i)
 			case 2:
 				step(i)
 			case 3:
 				written := rapid.Bool().Draw(t, "written")
 				m.dies = &written
-				seen[i] = m.now
+				seen[i] = m.now()
 				step(i)
 				m.dies = nil
 			case 4, 5:
 				if a.online {
-					a.take(m.now)
+					a.take(m.now())
 				}
 			case 6:
 				if a.online {
@@ -246,11 +252,11 @@ func TestWhatOneEndUsesTheOtherHolds(t *testing.T) {
 				}
 			}
 		}
-		before := m.now.PresharedKeys[tunnelID]
+		before := m.now().PresharedKeys[tunnelID]
 		for range 12 {
 			for _, a := range f {
 				a.online = true
-				a.take(m.now)
+				a.take(m.now())
 				a.act()
 				a.configure()
 				if len(a.keys) > 0 {
@@ -261,10 +267,10 @@ func TestWhatOneEndUsesTheOtherHolds(t *testing.T) {
 			for _, a := range f {
 				a.report()
 			}
-			seen[0] = m.now
+			seen[0] = m.now()
 			step(0)
 		}
-		after := m.now.PresharedKeys[tunnelID]
+		after := m.now().PresharedKeys[tunnelID]
 		if after.Phase == model.PresharedPrepare || len(before.Keys) > 0 && before.Phase != model.PresharedSteady && after.Generations()[0] < before.Generations()[1] {
 			t.Fatalf("with all well it stays at %s %v, before %s %v", after.Phase, after.Generations(), before.Phase, before.Generations())
 		}
@@ -363,7 +369,7 @@ func TestWhichTunnelsHaveKeys(t *testing.T) {
 		{"on the way to WireGuard", settled(model.ProtocolWireGuard, model.ProtocolIPsec), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, true}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newMemory().now
+			s := newMemory().now()
 			s.Numbers.Tunnels = map[string]uint16{tunnelID: 1}
 			tt.change(s)
 			r := New(Config{})
@@ -381,40 +387,40 @@ func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		f := fleet{"prem-1": {online: true}, "nva-1": {online: true}}
-		skew := time.Duration(0)
-		r := New(Config{Store: m, Sessions: f, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return time.Now().Add(skew) }})
+		var skew atomic.Int64
+		r := New(Config{Store: m, Sessions: f, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.Run(ctx) }()
 		// A key made and first seen now, before the clock is set.
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		first := m.now.PresharedKeys[tunnelID]
-		if len(first.Keys) != 1 || len(m.now.PresharedKeys) != 2 {
-			t.Fatalf("keys after two seconds: %v", m.now.PresharedKeys)
+		first := m.now().PresharedKeys[tunnelID]
+		if len(first.Keys) != 1 || len(m.now().PresharedKeys) != 2 {
+			t.Fatalf("keys after two seconds: %v", m.now().PresharedKeys)
 		}
 		for _, s := range []time.Duration{100 * time.Hour, -100 * time.Hour} {
-			skew = s
+			skew.Store(int64(s))
 			time.Sleep(20 * time.Minute)
 			synctest.Wait()
-			if got := m.now.PresharedKeys[tunnelID]; got.Phase != model.PresharedSteady || got.Generations()[0] != first.Generations()[0] {
+			if got := m.now().PresharedKeys[tunnelID]; got.Phase != model.PresharedSteady || got.Generations()[0] != first.Generations()[0] {
 				t.Fatalf("with the clock set by %s a key of under 45 minutes went on to %s", s, got.Phase)
 			}
 		}
 		time.Sleep(20 * time.Minute)
 		synctest.Wait()
-		if got := m.now.PresharedKeys[tunnelID]; got.Phase != model.PresharedPrepare {
+		if got := m.now().PresharedKeys[tunnelID]; got.Phase != model.PresharedPrepare {
 			t.Errorf("after an hour it is at %s", got.Phase)
 		}
-		report := r.Report(m.now)[tunnelID]
+		report := r.Report(m.now())[tunnelID]
 		if report.Age < time.Hour || report.Age > time.Hour+time.Minute || report.Waits == "" || report.Nodes != [2]string{"prem-1", "nva-1"} ||
 			len(report.Held[0])+len(report.Held[1]) != 0 {
 			t.Errorf("report %+v", report)
 		}
-		f["nva-1"].take(m.now)
+		f["nva-1"].take(m.now())
 		f["nva-1"].act()
 		f["nva-1"].report()
-		if held, want := r.Report(m.now)[tunnelID].Held, m.now.PresharedKeys[tunnelID].Generations(); len(held[0]) != 0 || !slices.Equal(held[1], want) {
+		if held, want := r.Report(m.now())[tunnelID].Held, m.now().PresharedKeys[tunnelID].Generations(); len(held[0]) != 0 || !slices.Equal(held[1], want) {
 			t.Errorf("held %v, want %v at nva-1 alone", held, want)
 		}
 		cancel()
