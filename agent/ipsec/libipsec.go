@@ -118,17 +118,13 @@ func (d *Driver) join() error {
 		return err
 	}
 	defer h.Close()
-	way, err := tchook.Probe()
-	if err != nil {
-		return err
-	}
 	if err := bpffs.Ensure(d.config.Instance.BPFDir()); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(d.pins(), 0o700); err != nil {
 		return fmt.Errorf("make directory for pins: %w", err)
 	}
-	hooks, err := tchook.Open(tchook.Config{Way: way, Namespace: d.config.Circuit, Pins: d.pins(), Owner: d.config.Instance.Filters("ipsec")})
+	hooks, err := d.hooks()
 	if err != nil {
 		return err
 	}
@@ -174,6 +170,14 @@ func (d *Driver) join() error {
 		}
 	}
 	return nil
+}
+
+func (d *Driver) hooks() (*tchook.Hooks, error) {
+	way, err := tchook.Probe()
+	if err != nil {
+		return nil, err
+	}
+	return tchook.Open(tchook.Config{Way: way, Namespace: d.config.Circuit, Pins: d.pins(), Owner: d.config.Instance.Filters("ipsec")})
 }
 
 // attach brings the programs to where they are not, and away from elsewhere.
@@ -242,11 +246,7 @@ func (d *Driver) part() error {
 	if err != nil || !mounted {
 		return err
 	}
-	way, err := tchook.Probe()
-	if err != nil {
-		return err
-	}
-	hooks, err := tchook.Open(tchook.Config{Way: way, Namespace: d.config.Circuit, Pins: d.pins(), Owner: d.config.Instance.Filters("ipsec")})
+	hooks, err := d.hooks()
 	if err != nil {
 		return err
 	}
