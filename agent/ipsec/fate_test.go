@@ -1,0 +1,216 @@
+package ipsec
+
+import (
+	"errors"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/circuitseal/circuitseal/agent/outlive"
+	"github.com/circuitseal/circuitseal/agent/plan"
+	"github.com/circuitseal/circuitseal/proto/desired"
+)
+
+// kill ends the end's charon.
+func (e *end) kill(t *testing.T, signal unix.Signal) {
+	t.Helper()
+	e.driver.mu.Lock()
+	c, err := e.driver.session(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := c.pid
+	e.driver.mu.Unlock()
+	if err := unix.Kill(pid, signal); err != nil {
+		t.Fatal(err)
+	}
+	for unix.Kill(pid, 0) == nil {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func killed(t *testing.T, b Backend, p *pair) {
+	p.up(t)
+	ends := []*end{p.a, p.b}
+	if b != Kernel {
+		// What libipsec had is gone with it, and the end that begins finds out when its
+		// questions are not answered: half a minute that shows nothing else.
+		ends = ends[:1]
+	}
+	for _, e := range ends {
+		t.Run(string(e.inst[0]), func(t *testing.T) {
+			before := p.a.one(t)
+			e.kill(t, unix.SIGKILL)
+			if b == Kernel {
+				p.mustCarry(t)
+				if s := e.status(t); !s.Up {
+					t.Errorf("the kernel still carries, and the tunnel is not up: %+v", s)
+				}
+			}
+			p.a.awaitOther(t, before)
+			p.mustCarry(t)
+			if b != Kernel {
+				return
+			}
+			p.b.awaitOther(t, before)
+			h, err := e.circuit.Netlink(unix.NETLINK_XFRM)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+				k, err := readKernel(h)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := len(k[7].states); n == 2 {
+					break
+				} else if time.Now().After(end) {
+					t.Fatalf("the kernel has %d SAs of the tunnel, want 2: orphans stay", n)
+				}
+			}
+			p.mustCarry(t)
+		})
+	}
+}
+
+func stopped(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	out, err := exec.Command(outlive.Self, "charon", "--instance", string(p.a.inst)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), ErrRunning.Error()) {
+		t.Errorf("a second charon of the instance: %v, %s", err, out)
+	}
+	before := p.a.one(t)
+	p.a.kill(t, unix.SIGTERM)
+	p.a.awaitOther(t, before)
+	p.b.await(t, "the tunnel", isUp)
+	p.mustCarry(t)
+}
+
+func silence(t *testing.T, _ Backend, p *pair) {
+	p.up(t)
+	before := p.a.one(t)
+	p.a.driver.mu.Lock()
+	p.a.silent = func(string, time.Time) bool { return true }
+	p.a.driver.mu.Unlock()
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		if s := p.a.sas(t); len(s) > 0 && s[len(s)-1].spis != before.spis {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("a silent tunnel did not begin anew")
+		}
+	}
+	p.a.driver.mu.Lock()
+	p.a.silent = nil
+	p.a.driver.mu.Unlock()
+	p.awaitUp(t)
+}
+
+// goes is a tunnel that goes when the other end does not hear of it any more: the guard
+// has closed before.
+func goes(t *testing.T, b Backend, p *pair) {
+	a, _ := p.up(t)
+	p.b.unplug(t)
+	p.a.sync(t, plan.IPsec{Identities: a.Identities})
+	h, err := p.a.driver.openNetlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	have, err := p.a.driver.readDevices(h)
+	if err != nil || len(have) != 0 {
+		t.Errorf("devices %v are left, %v", have, err)
+	}
+	if sas := p.a.sas(t); len(sas) > 0 {
+		t.Errorf("charon still has SAs: %+v", sas)
+	}
+	p.a.driver.mu.Lock()
+	defer p.a.driver.mu.Unlock()
+	left, err := p.a.driver.readHeld(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left.connections) != 0 || len(left.secrets) != 0 || len(left.keys) != 1 {
+		t.Errorf("charon still has %+v", left)
+	}
+	if b == Kernel {
+		x, err := p.a.circuit.Netlink(unix.NETLINK_XFRM)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		k, err := readKernel(x)
+		if err != nil || len(k) != 0 {
+			t.Errorf("the kernel still has %v, %v", k, err)
+		}
+	}
+}
+
+func frozen(t *testing.T, _ Backend, p *pair) {
+	a, _ := p.up(t)
+	before := p.a.one(t)
+	p.a.driver.mu.Lock()
+	pid := p.a.driver.pid
+	p.a.driver.mu.Unlock()
+	signal := func(s unix.Signal) {
+		if err := unix.Kill(pid, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(unix.SIGSTOP)
+	defer signal(unix.SIGCONT)
+	if err := p.a.trySync(a); !errors.Is(err, errStands) {
+		t.Errorf("error %v", err)
+	}
+	began := time.Now()
+	for range 10 {
+		if err := p.a.trySync(a); !errors.Is(err, errStands) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if took := time.Since(began); took > aliveTimeout {
+		t.Errorf("ten more passes took %s", took)
+	}
+	signal(unix.SIGCONT)
+	for end := time.Now().Add(patience); p.a.trySync(a) != nil; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it was not taken up again")
+		}
+	}
+	p.mustCarry(t)
+	if after := p.a.one(t); after.spis != before.spis {
+		t.Error("the SA was replaced")
+	}
+}
+
+func refused(t *testing.T, backend Backend, p *pair) {
+	a, b := p.plans(t)
+	bad := a.Tunnels[0]
+	bad.ID, bad.Number, bad.Device = "customer/connection/circuit/refused", 6, p.a.inst.IPsecDevice(6)
+	bad.LocalProbe, bad.RemoteProbe = desired.ProbeAddresses(6)
+	bad.Remote, bad.Policy.RemoteID = netip.MustParseAddr("192.0.2.77"), "refused.customer.example"
+	bad.Policy.ESPProposals = []string{"nonsense"}
+	a.Tunnels = append(a.Tunnels, bad)
+	p.a.run(t)
+	p.b.run(t)
+	p.b.sync(t, b)
+	if err := p.a.trySync(a); err == nil || !strings.Contains(err.Error(), "refused: load connection") {
+		t.Errorf("error %v", err)
+	}
+	p.a.driver.mu.Lock()
+	open := p.a.driver.open
+	p.a.driver.mu.Unlock()
+	if open == nil {
+		t.Error("the session has ended")
+	}
+	if backend == Libipsec {
+		// It carries one tunnel.
+		return
+	}
+	p.b.await(t, "the other tunnel", isUp)
+	p.mustCarry(t)
+}
