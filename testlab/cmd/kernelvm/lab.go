@@ -95,14 +95,14 @@ func (r *results) failed() (n int) {
 	return n
 }
 
-// limitOf is what a scenario may take in all: its own limit, and cleaning up.
-const limitOf = 6 * time.Minute
+// cleaningUp is what a scenario may take beside its own limit.
+const cleaningUp = 2 * time.Minute
 
 func (o *options) scenarioJobs(share string, chosen []scenario.Scenario) []kernelvm.Job {
 	var jobs []kernelvm.Job
 	for _, s := range chosen {
 		jobs = append(jobs, kernelvm.Job{
-			Name: s.Name, Dir: o.root, Env: o.environment(), LimitSeconds: o.slow * limitOf.Seconds(),
+			Name: s.Name, Dir: o.root, Env: o.environment(), LimitSeconds: o.slow * (s.Limit + cleaningUp).Seconds(),
 			Args: []string{
 				filepath.Join(o.bin, "lab"), "--scenario", s.Name, "--out", filepath.Join(share, s.Name), "--require-all",
 				"--slow", strconv.FormatFloat(o.slow, 'g', -1, 64),

@@ -143,3 +143,12 @@ func TestAnInterruptedRunSaysWhatItDidNotFinish(t *testing.T) {
 		}
 	}
 }
+
+// A scenario that says how long it takes has that long in a guest, too.
+func TestScenarioLimits(t *testing.T) {
+	o := &options{slow: 4}
+	jobs := o.scenarioJobs("share", []scenario.Scenario{{Name: "short", Limit: time.Minute}, {Name: "long", Limit: time.Hour}})
+	if len(jobs) != 2 || jobs[0].LimitSeconds != 12*60 || jobs[1].LimitSeconds != 248*60 {
+		t.Errorf("jobs %+v", jobs)
+	}
+}
