@@ -71,7 +71,9 @@ type Guard struct {
 	// strayed are interfaces that have left the namespace with their programs.
 	strayed []int
 	// swept tells that nothing is left of another way of attaching.
-	swept bool
+	swept   bool
+	asker   asker
+	settled settled
 }
 
 // New makes a Guard and touches nothing.
@@ -104,6 +106,7 @@ func New(cfg Config) (*Guard, error) {
 func (g *Guard) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.asker.close()
 	return g.unload()
 }
 
@@ -315,6 +318,7 @@ func (g *Guard) Remove(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	g.asker.close()
 	errs := []error{g.unload(), g.removeNFT()}
 	g.interfaces, g.vlans = nil, nil
 	tc, err := g.openHooks()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -223,17 +224,29 @@ func bare(e expr.Any) expr.Any {
 // syncNFT brings the layer to p in one transaction, or does nothing when it is
 // there. It only closes unless open is set.
 func (g *Guard) syncNFT(p policy, open bool) error {
+	// What changes while it is read has another generation than this.
+	generation, err := g.asker.generation(g.namespace.FD())
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if g.settled.holds(generation, p, now) {
+		return nil
+	}
+	g.settled = settled{}
 	conn, err := g.nftConn()
 	if err != nil {
 		return err
 	}
 	var changed []fmt.Stringer
+	same := true
 	for _, want := range renderNFT(p) {
 		have, err := g.readNFT(conn, want.family, true)
 		if err != nil {
 			return err
 		}
 		d := diffNFT(want, have)
+		same = same && d.empty()
 		if !open {
 			d = d.closing()
 		}
@@ -245,6 +258,9 @@ func (g *Guard) syncNFT(p policy, open bool) error {
 		if err := d.queue(conn, g.table); err != nil {
 			return err
 		}
+	}
+	if same {
+		g.settled = settled{generation, p, now}
 	}
 	if len(changed) == 0 {
 		return nil

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -98,7 +99,13 @@ func TestStatusNoticesAndSyncHeals(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l := newLab(t)
 			g := l.guard()
+			// The second finds that nothing is to be done, and is believed until something
+			// changes.
 			l.must(g.Sync(t.Context(), onePlan("circ0")))
+			l.must(g.Sync(t.Context(), onePlan("circ0")))
+			if g.settled.at.IsZero() {
+				t.Error("nftables are not known to be what they are to be")
+			}
 			requireAlive(t, g, true, true, true)
 			tt.mishap(l)
 			requireAlive(t, g, tt.namespace, tt.ebpf, tt.nft)
@@ -169,6 +176,53 @@ func TestRepeatedSyncChangesNothing(t *testing.T) {
 	l.must(g.Sync(t.Context(), onePlan("circ0")))
 	if log.Len() > 0 {
 		t.Errorf("the second Sync changes something:\n%s", &log)
+	}
+}
+
+// What somebody adds to a set is taken out again, and what is taken out put back, though
+// all was well a moment before; and another plan is not taken for the one that was read.
+func TestSettledGuardNoticesElements(t *testing.T) {
+	l := newLab(t)
+	g := l.guard()
+	sync := func(p plan.Guard) {
+		t.Helper()
+		l.must(g.Sync(t.Context(), p))
+		l.must(g.Sync(t.Context(), p))
+	}
+	elements := func() (n int) {
+		t.Helper()
+		conn, err := g.nftConn()
+		l.must(err)
+		have, err := g.readNFT(conn, nftables.TableFamilyARP, true)
+		l.must(err)
+		for _, e := range have.elements {
+			n += len(e)
+		}
+		return n
+	}
+	sync(onePlan("circ0"))
+	whole := elements()
+	if whole == 0 {
+		t.Fatal("the ARP table has no elements")
+	}
+	for name, change := range map[string]func(){
+		"emptied": func() { l.nft("flush", "set", "arp", "TABLE", "neighbors_out") },
+		"gone":    func() { l.nft("flush", "set", "arp", "TABLE", "neighbors_in") },
+	} {
+		change()
+		if elements() >= whole {
+			t.Fatalf("%s: nothing was changed", name)
+		}
+		sync(onePlan("circ0"))
+		if n := elements(); n != whole {
+			t.Errorf("%s: it has %d elements, want %d", name, n, whole)
+		}
+	}
+	p := onePlan("circ0")
+	p.Neighbors = nil
+	sync(p)
+	if n := elements(); n != 0 {
+		t.Errorf("without neighbours it has %d elements", n)
 	}
 }
 

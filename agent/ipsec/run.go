@@ -107,18 +107,28 @@ const (
 	eventChild = "child-updown"
 )
 
-// listen hears charon's events, in a session of its own, until ctx ends.
+// listen hears charon's events, in a session of its own, until ctx ends, while there are
+// tunnels to hear of.
 func (d *Driver) listen(ctx context.Context, to chan<- vici.Event) {
 	for ctx.Err() == nil {
-		if err := d.listenOnce(ctx, to); err != nil && !errors.Is(err, errNotRunning) {
-			d.config.Log.Debug("listen to charon", "error", err)
+		if d.busy() {
+			if err := d.listenOnce(ctx, to); err != nil && !errors.Is(err, errNotRunning) {
+				d.config.Log.Debug("listen to charon", "error", err)
+			}
+			d.wake()
 		}
-		d.wake()
 		select {
 		case <-ctx.Done():
 		case <-time.After(redial):
 		}
 	}
+}
+
+// busy reports whether there are tunnels to hear of.
+func (d *Driver) busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.tunnels) > 0
 }
 
 func (d *Driver) listenOnce(ctx context.Context, to chan<- vici.Event) error {
