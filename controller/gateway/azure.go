@@ -43,18 +43,18 @@ func (v view) azure() ([]Setting, string) {
 	fmt.Fprintf(&b, "# Connection %s: set RG, GATEWAY and LOCATION, and run this as a file by bash. The\n"+
 		"# gateway has private IP addresses (enablePrivateIpAddress), so that its tunnels run over\n"+
 		"# the circuit. It has no extended sequence numbers (ESN), and mixes in no post-quantum\n"+
-		"# pre-shared keys.\n", v.key.Name)
+		"# pre-shared keys.\n%s", v.key.Name, v.needs())
 	if v.external.Authentication == model.AuthCertificate {
 		settings = append(settings, v.inbound()...)
 		b.WriteString(v.inboundFile())
 	}
 	for _, t := range v.tunnels {
-		name := v.key.Customer + "-" + v.key.Name + "-" + t.link
+		name := v.name(t)
 		settings = append(settings, Setting{"localNetworkGateway.gatewayIpAddress of " + name, t.ours.String()})
 		fmt.Fprintf(&b, `%[15]s
 az network local-gateway create --resource-group "$RG" --location "$LOCATION" --name %[1]s \
     --gateway-ip-address %[2]s --local-address-prefixes %[3]s
-az network vpn-connection create --resource-group "$RG" --location "$LOCATION" --name %[1]s \
+%[16]saz network vpn-connection create --resource-group "$RG" --location "$LOCATION" --name %[1]s \
     --vnet-gateway1 "$GATEWAY" --local-gateway2 %[1]s %[4]s \
     --use-policy-based-traffic-selectors %[5]t
 az network vpn-connection update --resource-group "$RG" --name %[1]s \
@@ -64,13 +64,40 @@ az network vpn-connection ipsec-policy add --resource-group "$RG" --connection-n
     --ipsec-encryption %[10]s --ipsec-integrity %[11]s --pfs-group %[12]s \
     --sa-lifetime %[13]d --sa-max-size %[14]d
 `, name, t.ours, join(v.ours, " "), v.proof(), selectors, int(dpd/time.Second),
-			a.IKEEncryption, a.IKEIntegrity, a.DHGroup, a.IPsecEncryption, a.IPsecIntegrity, a.PFSGroup, a.SALifeTimeSeconds, a.SADataSizeKilobytes, v.ask(t))
+			a.IKEEncryption, a.IKEIntegrity, a.DHGroup, a.IPsecEncryption, a.IPsecIntegrity, a.PFSGroup, a.SALifeTimeSeconds, a.SADataSizeKilobytes, v.ask(t), v.pipe())
 	}
 	if v.external.Authentication == model.AuthPSK {
-		b.WriteString("\n# After `sealctl rotate psk`, for each of them, with its key in PSK:\n" +
-			`# az network vpn-connection shared-key update --resource-group "$RG" --connection-name NAME --value "$PSK"` + "\n")
+		b.WriteString("\n# After `sealctl rotate psk`, in place of all that:\n")
+		for _, t := range v.tunnels {
+			b.WriteString(comment(fmt.Sprintf(`%s
+%saz network vpn-connection shared-key update --resource-group "$RG" --connection-name %s --value @-
+`, v.ask(t)[1:], v.pipe(), v.name(t))))
+		}
 	}
 	return settings, b.String()
+}
+
+// name is that of a tunnel's connection in Azure, and of its local network gateway.
+func (v view) name(t tunnel) string { return v.key.Customer + "-" + v.key.Name + "-" + t.link }
+
+// needs is what the commands need of the Azure CLI: its HISTORY.rst has the options since
+// 2.83.0, and its issue 33520 tells of the shared key.
+func (v view) needs() string {
+	if v.external.Authentication == model.AuthPSK {
+		return "# Keys go to az by its standard input (@-): others see its arguments. It takes az 2.83.0 or later.\n"
+	}
+	return "# It takes az 2.83.0 or later. Where `vpn-connection create` wants a --shared-key all the\n" +
+		"# same (https://github.com/Azure/azure-cli/issues/33520), az is too old; Azure's portal and\n" +
+		"# ARM (authenticationType, certificateAuthentication) do without it.\n"
+}
+
+// pipe hands the key to az, which takes any argument from its standard input for @-.
+// printf is the shell's own: it has no arguments that others could see.
+func (v view) pipe() string {
+	if v.external.Authentication != model.AuthPSK {
+		return ""
+	}
+	return `printf %s "$PSK" | `
 }
 
 // ask has the shell ask for a tunnel's pre-shared key, so that its history does not hold
@@ -79,13 +106,13 @@ func (v view) ask(t tunnel) string {
 	if v.external.Authentication != model.AuthPSK {
 		return ""
 	}
-	return fmt.Sprintf("\n# az takes it on its command line only: be the only user of the host.\nread -rsp 'pre-shared key of tunnel %s (sealctl describe --reveal-psk): ' PSK", t.id)
+	return fmt.Sprintf("\nread -rsp 'pre-shared key of tunnel %s (sealctl describe --reveal-psk): ' PSK", t.id)
 }
 
 // proof is how the two ends know each other, in the words of the Azure CLI.
 func (v view) proof() string {
 	if v.external.Authentication == model.AuthPSK {
-		return `--authentication-type PSK --shared-key "$PSK"`
+		return `--authentication-type PSK --shared-key @-`
 	}
 	return "--authentication-type Certificate --certificate-authentication @" + inboundName
 }

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -185,6 +186,61 @@ func TestAzureByCertificate(t *testing.T) {
 	}
 	if strings.Count(text, "--authentication-type Certificate --certificate-authentication @circuitseal.json") != 2 || strings.Contains(text, "PSK") {
 		t.Errorf("%s", text)
+	}
+}
+
+// What is printed is a script: each connection gets its own key, by standard input, and
+// no program has one among its arguments.
+func TestAzureGetsKeysByStandardInput(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("no bash")
+	}
+	text := gateway.Describe(snapshot(t), "contoso", "vpngw-uks", false)[0].Text
+	// What follows a rotation is in comments, one command a line.
+	_, after, found := strings.Cut(text, "sealctl rotate psk")
+	if !found {
+		t.Fatalf("there is nothing about a rotation:\n%s", text)
+	}
+	_, after, _ = strings.Cut(after, "\n")
+	dir := t.TempDir()
+	az := "#!" + bash + "\necho \"az $*\"\ncase \"$*\" in *@-*) echo \"gets $(cat)\";; esac\n"
+	if err := os.WriteFile(filepath.Join(dir, "az"), []byte(az), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ script, want string }{
+		"at first":         {text, "vpn-connection create"},
+		"after a rotation": {strings.ReplaceAll(after, "# ", ""), "vpn-connection shared-key update"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "script")
+			if err := os.WriteFile(file, []byte(tt.script), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c := exec.CommandContext(t.Context(), bash, "-eu", file)
+			c.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "RG=rg", "GATEWAY=gw", "LOCATION=uksouth"}
+			c.Stdin = strings.NewReader("one+/=\ntwo+/=\n")
+			out, err := c.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v:\n%s", err, out)
+			}
+			var got []string
+			lines := strings.Split(string(out), "\n")
+			for i, l := range lines {
+				if strings.Contains(l, "one+/=") || strings.Contains(l, "two+/=") {
+					if !strings.HasPrefix(l, "gets ") || i == 0 || !strings.Contains(lines[i-1], tt.want) {
+						t.Errorf("a key is where it should not be:\n%s", out)
+						continue
+					}
+					_, to, _ := strings.Cut(lines[i-1], "er-ams-")
+					to, _, _ = strings.Cut(to, " ")
+					got = append(got, to+" "+l)
+				}
+			}
+			if want := []string{"primary gets one+/=", "secondary gets two+/="}; !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q:\n%s", got, want, out)
+			}
+		})
 	}
 }
 

@@ -76,7 +76,7 @@ func TestDescribeGateway(t *testing.T) {
 			key = f[3]
 		}
 	}
-	if len(key) != 44 || strings.Contains(plain, key) || strings.Count(revealed, key) != 1 || !strings.Contains(revealed, `--shared-key "$PSK"`) {
+	if len(key) != 44 || strings.Contains(plain, key) || strings.Count(revealed, key) != 1 || !strings.Contains(revealed, `--shared-key @-`) {
 		t.Errorf("the key is %q:\n%s", key, revealed)
 	}
 	var told struct {
