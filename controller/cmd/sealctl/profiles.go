@@ -18,27 +18,23 @@ func profilesCommand(o *options) *cobra.Command {
 		Use:   "profiles [[CUSTOMER/]NAME]",
 		Short: "Show the crypto profiles and where their choices come from",
 		Long: `Show the crypto profiles that an EncryptionPolicy may name: the built-in ones, and
-customers' own (CryptoProfile documents). -o wide adds the best proposals of each. With a
-name, each proposal is shown with its source, and what a FIPS build would need. A source
+customers' own (CryptoProfile documents). -o wide adds what each is for and its best
+proposals. With a name, each proposal is shown with its source, and what a FIPS build would need. A source
 that is marked as recalled was not compared with the text itself: do that before claiming
 to conform.`,
 		Example: `  sealctl profiles
   sealctl profiles cnsa1
   sealctl profiles contoso/strict
   sealctl profiles --customer contoso -o json`,
-		Args: arguments(0, 1, "at most the name of a profile"),
+		Args: arguments(0, 1, "at most the name of a profile, such as cnsa1 or contoso/strict"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := &v1.ListProfilesRequest{Customer: customer}
 			if len(args) > 0 {
-				of, name, both := strings.Cut(args[0], "/")
-				switch {
-				case !both:
-					q.Name = args[0]
-				case customer != "" && customer != of:
-					return usage(fmt.Errorf("%s is not a profile of customer %s, which --customer names", args[0], customer))
-				default:
-					q.Customer, q.Name = of, name
+				r, err := parseReference([]string{"cryptoprofile", args[0]}, customer)
+				if err != nil {
+					return err
 				}
+				q.Customer, q.Name = r.customer, r.name
 			}
 			c, err := o.connect()
 			if err != nil {
@@ -64,9 +60,9 @@ to conform.`,
 }
 
 func profileTable(profiles []*v1.Profile, wide bool, colours palette) *table {
-	head := []string{"PROFILE", "OF", "WIREGUARD", "PPK", "POST-QUANTUM", "FOR"}
+	head := []string{"PROFILE", "OF", "WIREGUARD", "PPK", "POST-QUANTUM"}
 	if wide {
-		head = append(head, "IKE", "ESP")
+		head = append(head, "FOR", "IKE", "ESP")
 	}
 	t := newTable(head...).paint(colours)
 	for _, p := range profiles {
@@ -77,9 +73,9 @@ func profileTable(profiles []*v1.Profile, wide bool, colours palette) *table {
 		if p.GetDefault() {
 			of += ", default"
 		}
-		row := []string{p.GetName(), of, yes(p.GetWireguard()), yes(p.GetPpkRequired()), yes(p.GetPostQuantum()), p.GetSummary()}
+		row := []string{p.GetName(), of, yes(p.GetWireguard()), yes(p.GetPpkRequired()), yes(p.GetPostQuantum())}
 		if wide {
-			row = append(row, first(p.GetIke()), first(p.GetEsp()))
+			row = append(row, p.GetSummary(), first(p.GetIke()), first(p.GetEsp()))
 		}
 		t.add(row...)
 	}
