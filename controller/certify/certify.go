@@ -53,8 +53,8 @@ type Certifier struct {
 	// their peers.
 	from   *model.Snapshot
 	needed map[string]owner
-	// refused are keys over which nobody would issue a certificate: told once, unless
-	// there are more than maxRefused.
+	// refused are keys over which nobody would issue a certificate, while their nodes go
+	// on reporting them: told once.
 	refused map[model.Fingerprint]bool
 }
 
@@ -63,8 +63,6 @@ type owner struct {
 	node  string
 	peers []string
 }
-
-const maxRefused = 10_000
 
 // New makes a Certifier; Run starts it.
 func New(c Config) *Certifier { return &Certifier{config: c, refused: map[model.Fingerprint]bool{}} }
@@ -101,9 +99,6 @@ func (c *Certifier) pass(ctx context.Context, s *model.Snapshot) error {
 		case Issue:
 			made, err := c.issue(name, generation, seen.of(o.node))
 			if errors.Is(err, pki.ErrRequest) {
-				if len(c.refused) >= maxRefused {
-					clear(c.refused)
-				}
 				c.refused[now.Owner.Keys[generation]] = true
 			}
 			if err != nil {
@@ -116,6 +111,7 @@ func (c *Certifier) pass(ctx context.Context, s *model.Snapshot) error {
 		}
 		moves[name] = move
 	}
+	c.forget(seen)
 	if err := c.config.Store.PutIdentities(ctx, write); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
@@ -123,6 +119,22 @@ func (c *Certifier) pass(ctx context.Context, s *model.Snapshot) error {
 		c.tell(name, moves[name], write[name])
 	}
 	return errors.Join(errs...)
+}
+
+// forget drops refused keys that no node reports any more for an identity that it needs.
+func (c *Certifier) forget(seen *reports) {
+	if len(c.refused) == 0 {
+		return
+	}
+	held := map[model.Fingerprint]bool{}
+	for name, o := range c.needed {
+		for k, spki := range seen.of(o.node).spki {
+			if k.name == name {
+				held[model.FingerprintOf(sha256.Sum256(spki))] = true
+			}
+		}
+	}
+	maps.DeleteFunc(c.refused, func(f model.Fingerprint, _ bool) bool { return !held[f] })
 }
 
 // tell is the trace of who got which certificate.

@@ -426,6 +426,17 @@ func TestWhoGetsWhat(t *testing.T) {
 	if err := c.pass(t.Context(), w.now); err != nil {
 		t.Errorf("told again: %v", err)
 	}
+	// What it no longer reports is not remembered, however often it comes with another.
+	for i := range 20 {
+		w.nodes["prem-1"].keys[w.nodes["prem-1"].own[0].Generation] = fmt.Appendf(nil, "no key %d", i)
+		w.report("prem-1")
+		if err := c.pass(t.Context(), w.now); !errors.Is(err, pki.ErrRequest) {
+			t.Errorf("key %d: got %v, want ErrRequest", i, err)
+		}
+		if len(c.refused) != 1 {
+			t.Fatalf("after %d keys, %d are remembered, want 1", i+2, len(c.refused))
+		}
+	}
 }
 
 func TestRun(t *testing.T) {
