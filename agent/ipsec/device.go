@@ -1,10 +1,8 @@
 package ipsec
 
 import (
-	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -272,7 +270,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 	for _, a := range addresses {
 		if name, ok := names[a.LinkIndex]; ok {
 			x := devices[name]
-			x.addresses = append(x.addresses, prefixOf(a.IPNet))
+			x.addresses = append(x.addresses, netdev.PrefixOf(a.IPNet))
 			devices[name] = x
 		}
 	}
@@ -286,7 +284,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 	for _, r := range routes {
 		if name, ok := names[r.LinkIndex]; ok && r.Dst != nil {
 			x := devices[name]
-			x.routes = append(x.routes, prefixOf(r.Dst))
+			x.routes = append(x.routes, netdev.PrefixOf(r.Dst))
 			devices[name] = x
 		}
 	}
@@ -297,7 +295,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 func (d *Driver) takeDevice(h *hostNetlink, x deviceStep) error {
 	switch x.verb {
 	case removeDevice:
-		return d.removeDevice(h, x.device)
+		return netdev.Remove(x.device, h.main, h.circuit)
 	case createDevice:
 		number, _ := deviceOf(d.config.Instance, x.device)
 		return d.createDevice(h, x.device, number, x.mtu)
@@ -312,7 +310,7 @@ func (d *Driver) takeDevice(h *hostNetlink, x deviceStep) error {
 		Table: unix.RT_TABLE_MAIN, Protocol: instance.RouteProtocol,
 	}
 	if x.prefix.IsValid() {
-		route.Dst = netOf(x.prefix)
+		route.Dst = netdev.NetOf(x.prefix)
 	}
 	switch x.verb {
 	case quieten:
@@ -320,17 +318,15 @@ func (d *Driver) takeDevice(h *hostNetlink, x deviceStep) error {
 	case setMTU:
 		return h.main.LinkSetMTU(l, x.mtu)
 	case addAddress:
-		// Without duplicate detection it is of use at once; the prefix route would be
-		// one that is not marked as ours.
-		return h.main.AddrReplace(l, &netlink.Addr{IPNet: netOf(x.prefix), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
+		return netdev.AddAddress(h.main, l, x.prefix)
 	case removeAddress:
-		return gone(h.main.AddrDel(l, &netlink.Addr{IPNet: netOf(x.prefix)}))
+		return netdev.RemoveAddress(h.main, l, x.prefix)
 	case setUp:
 		return h.main.LinkSetUp(l)
 	case addRoute:
 		return h.main.RouteReplace(route)
 	default:
-		return gone(h.main.RouteDel(route))
+		return netdev.Gone(h.main.RouteDel(route))
 	}
 }
 
@@ -360,35 +356,3 @@ func (d *Driver) createDevice(h *hostNetlink, name string, number uint16, mtu in
 // loopback is the index of every namespace's loopback interface (LOOPBACK_IFINDEX).
 // An XFRM interface is bound to it, for none would be more than some kernels take.
 const loopback = 1
-
-func (d *Driver) removeDevice(h *hostNetlink, name string) error {
-	var errs []error
-	for _, n := range []*netlink.Handle{h.main, h.circuit} {
-		l, err := n.LinkByName(name)
-		if err == nil {
-			err = n.LinkDel(l)
-		}
-		if _, none := errors.AsType[netlink.LinkNotFoundError](err); !none {
-			errs = append(errs, gone(err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// gone takes the absence of what was to be removed for success.
-func gone(err error) error {
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		return nil
-	}
-	return err
-}
-
-func netOf(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func prefixOf(n *net.IPNet) netip.Prefix {
-	ones, _ := n.Mask.Size()
-	a, _ := netip.AddrFromSlice(n.IP)
-	return netip.PrefixFrom(a.Unmap(), ones)
-}

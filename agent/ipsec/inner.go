@@ -11,6 +11,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 )
 
@@ -61,12 +62,12 @@ func (d *Driver) syncInner(h *netlink.Handle, interfaces []int) error {
 	}
 	if len(interfaces) == 0 {
 		for range have.rules {
-			write("remove rule for inner routes", gone(h.RuleDel(d.innerRule())))
+			write("remove rule for inner routes", netdev.Gone(h.RuleDel(d.innerRule())))
 		}
 	}
 	for _, i := range have.routes {
 		if !slices.Contains(interfaces, i) {
-			write(fmt.Sprintf("remove inner route by interface %d", i), gone(h.RouteDel(d.innerRoute(i))))
+			write(fmt.Sprintf("remove inner route by interface %d", i), netdev.Gone(h.RouteDel(d.innerRoute(i))))
 		}
 	}
 	return errors.Join(errs...)

@@ -25,6 +25,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -221,7 +222,7 @@ func (e *end) cable(t *testing.T) {
 	t.Helper()
 	h, l := e.openCable(t)
 	for _, a := range []netip.Prefix{netip.PrefixFrom(e.address, 24), netip.PrefixFrom(e.six(), 64)} {
-		if err := h.AddrReplace(l, &netlink.Addr{IPNet: netOf(a), Flags: unix.IFA_F_NODAD}); err != nil {
+		if err := h.AddrReplace(l, &netlink.Addr{IPNet: netdev.NetOf(a), Flags: unix.IFA_F_NODAD}); err != nil {
 			t.Fatal(err)
 		}
 	}

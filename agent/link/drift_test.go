@@ -15,6 +15,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 )
@@ -80,7 +81,7 @@ func TestRepairsAreNoted(t *testing.T) {
 		{"last rule", drift.Rule, func() error {
 			return l.c.RuleDel(ruleTo(rule{priority: lastRulePriority, mark: instance.ControlMark, mask: 1<<32 - 1, table: instance.Table(0)}))
 		}},
-		{"address", drift.Address, func() error { return l.c.AddrDel(circ0, &netlink.Addr{IPNet: netOf(ifaces[0].Addresses[0])}) }},
+		{"address", drift.Address, func() error { return l.c.AddrDel(circ0, &netlink.Addr{IPNet: netdev.NetOf(ifaces[0].Addresses[0])}) }},
 		{"down", drift.Interface, func() error { return l.c.LinkSetDown(circ0) }},
 		{"master", drift.Interface, func() error {
 			if err := l.c.LinkAdd(bridge); err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -116,7 +117,7 @@ func TestClaimSyncRelease(t *testing.T) {
 	l.wantQuiet(t, ifaces, tables)
 
 	// What others break comes back; what is not ours stays.
-	foreign := &netlink.Route{LinkIndex: claimed.Attrs().Index, Dst: netOf(netip.MustParsePrefix("203.0.113.0/24")), Protocol: unix.RTPROT_STATIC, Scope: netlink.SCOPE_LINK, Table: 77}
+	foreign := &netlink.Route{LinkIndex: claimed.Attrs().Index, Dst: netdev.NetOf(netip.MustParsePrefix("203.0.113.0/24")), Protocol: unix.RTPROT_STATIC, Scope: netlink.SCOPE_LINK, Table: 77}
 	if err := l.c.RouteAdd(foreign); err != nil {
 		t.Fatal(err)
 	}
@@ -311,11 +312,11 @@ func (l lab) wantControl(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := &netlink.Route{LinkIndex: circ0.Attrs().Index, Dst: netOf(netip.MustParsePrefix("198.51.100.0/24")), Gw: net.ParseIP("192.0.2.2")}
+	all := &netlink.Route{LinkIndex: circ0.Attrs().Index, Dst: netdev.NetOf(netip.MustParsePrefix("198.51.100.0/24")), Gw: net.ParseIP("192.0.2.2")}
 	if err := l.c.RouteAdd(all); err != nil {
 		t.Fatal(err)
 	}
-	second := &netlink.Addr{IPNet: netOf(netip.MustParsePrefix("192.0.2.5/32"))}
+	second := &netlink.Addr{IPNet: netdev.NetOf(netip.MustParsePrefix("192.0.2.5/32"))}
 	if err := l.c.AddrAdd(circ0, second); err != nil {
 		t.Fatal(err)
 	}

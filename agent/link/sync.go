@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/plan"
 )
@@ -70,11 +71,11 @@ func (d *Driver) read(h *netlink.Handle) (state, error) {
 	for _, a := range addresses {
 		name := names[a.LinkIndex]
 		i, ok := have.interfaces[name]
-		if prefix := prefixOf(a.IPNet); !ok || prefix.Addr().Is6() && prefix.Addr().IsLinkLocalUnicast() {
+		if prefix := netdev.PrefixOf(a.IPNet); !ok || prefix.Addr().Is6() && prefix.Addr().IsLinkLocalUnicast() {
 			// The kernel gives and takes these.
 			continue
 		}
-		i.addresses = append(i.addresses, address{prefix: prefixOf(a.IPNet), peer: prefixOf(a.Peer)})
+		i.addresses = append(i.addresses, address{prefix: netdev.PrefixOf(a.IPNet), peer: netdev.PrefixOf(a.Peer)})
 		have.interfaces[name] = i
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -100,7 +101,7 @@ func (s *state) readFamily(h *netlink.Handle, family int, names map[int]string) 
 		}
 		x := rule{
 			priority: r.Priority, mark: r.Mark, table: uint32(r.Table), ipv6: family == netlink.FAMILY_V6,
-			source: prefixOf(r.Src), destination: prefixOf(r.Dst),
+			source: netdev.PrefixOf(r.Src), destination: netdev.PrefixOf(r.Dst),
 		}
 		if r.Mask != nil {
 			x.mask = *r.Mask
@@ -146,16 +147,16 @@ func write(h *netlink.Handle, x change, have state) error {
 	device := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: have.interfaces[x.device].index, Name: x.device}}
 	switch x.verb {
 	case addAddress:
-		a := &netlink.Addr{IPNet: netOf(x.address.prefix)}
+		a := &netlink.Addr{IPNet: netdev.NetOf(x.address.prefix)}
 		if x.address.prefix.Addr().Is6() {
 			// Nobody else is on the link, and the guard lets no question out.
 			a.Flags = unix.IFA_F_NODAD
 		}
 		return h.AddrAdd(device, a)
 	case removeAddress:
-		a := &netlink.Addr{IPNet: netOf(x.address.prefix)}
+		a := &netlink.Addr{IPNet: netdev.NetOf(x.address.prefix)}
 		if x.address.peer.IsValid() {
-			a.Peer = netOf(x.address.peer)
+			a.Peer = netdev.NetOf(x.address.peer)
 		}
 		return h.AddrDel(device, a)
 	case release:
@@ -188,7 +189,7 @@ func gone(err error) error {
 func routeFrom(r netlink.Route, family int, names map[int]string) route {
 	x := route{
 		table:       uint32(r.Table),
-		destination: prefixOf(r.Dst),
+		destination: netdev.PrefixOf(r.Dst),
 		metric:      uint32(r.Priority),
 		unreachable: r.Type == unix.RTN_UNREACHABLE,
 	}
@@ -208,7 +209,7 @@ func routeTo(x route, have state) *netlink.Route {
 		Family:   familyOf(x.destination.Addr().Is6()),
 		Table:    int(x.table),
 		Protocol: instance.RouteProtocol,
-		Dst:      netOf(x.destination),
+		Dst:      netdev.NetOf(x.destination),
 		Priority: int(x.metric),
 	}
 	if x.unreachable {
@@ -236,10 +237,10 @@ func ruleTo(x rule) *netlink.Rule {
 	r.Table = int(x.table)
 	r.Protocol = instance.RouteProtocol
 	if x.source.IsValid() {
-		r.Src = netOf(x.source)
+		r.Src = netdev.NetOf(x.source)
 	}
 	if x.destination.IsValid() {
-		r.Dst = netOf(x.destination)
+		r.Dst = netdev.NetOf(x.destination)
 	}
 	return r
 }
@@ -251,19 +252,7 @@ func familyOf(ipv6 bool) int {
 	return netlink.FAMILY_V4
 }
 
-func prefixOf(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(addrOf(n.IP), ones)
-}
-
 func addrOf(ip net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)
 	return a.Unmap()
-}
-
-func netOf(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

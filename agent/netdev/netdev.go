@@ -1,9 +1,9 @@
 // Package netdev tells what network interfaces a namespace has and what the
 // kernel does on them of its own accord (net.ipv4.conf and net.ipv6.conf), all in
 // one netlink dump, where asking for each interface and reading the sysctl tree
-// takes several system calls for each of hundreds. It sets such settings, too. It
-// knows names and numbers, and refuses to know which interfaces and settings are
-// wanted.
+// takes several system calls for each of hundreds. It sets such settings, gives and
+// takes addresses of tunnels' devices, and removes these, whatever made them. It knows
+// names and numbers, and refuses to know which interfaces and settings are wanted.
 package netdev
 
 import (

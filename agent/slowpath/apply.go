@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/circuitseal/circuitseal/agent/drift"
 	"github.com/circuitseal/circuitseal/agent/instance"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 )
 
 // apply goes on after an error, but for one: beside a rule that stays, of the
@@ -72,9 +71,9 @@ func write(h handles, x change, have state) error {
 		// The end that sends comes last: with its carrier there, it can at once.
 		return errors.Join(h.main.LinkSetUp(main), h.slow.LinkSetUp(slow))
 	case addAddress:
-		return h.slow.AddrAdd(slow, &netlink.Addr{IPNet: netOf(x.address), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
+		return h.slow.AddrAdd(slow, &netlink.Addr{IPNet: netdev.NetOf(x.address), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
 	case removeAddress:
-		return gone(h.slow.AddrDel(slow, &netlink.Addr{IPNet: netOf(x.address)}))
+		return gone(h.slow.AddrDel(slow, &netlink.Addr{IPNet: netdev.NetOf(x.address)}))
 	case addRoute:
 		return h.slow.RouteReplace(routeTo(x.route, have))
 	case addRule:
@@ -117,7 +116,7 @@ func device(name string, ends map[string]end) netlink.Link {
 func routeTo(x route, have state) *netlink.Route {
 	return &netlink.Route{
 		Family: families[familyOf(x.destination.Addr())], Table: int(x.table), Protocol: instance.RouteProtocol,
-		Dst: netOf(x.destination), Gw: x.gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+		Dst: netdev.NetOf(x.destination), Gw: x.gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
 		LinkIndex: have.slow[x.device].index,
 	}
 }
@@ -129,8 +128,4 @@ func ruleTo(x rule) *netlink.Rule {
 		r.Mark, r.Mask = x.mark, &x.mask
 	}
 	return r
-}
-
-func netOf(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

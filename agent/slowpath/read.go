@@ -109,7 +109,7 @@ func readAddresses(h *netlink.Handle, see func(index int, p netip.Prefix)) error
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range list {
-		see(a.LinkIndex, prefixOf(a.IPNet))
+		see(a.LinkIndex, netdev.PrefixOf(a.IPNet))
 	}
 	return nil
 }
@@ -141,16 +141,11 @@ func (s state) readRoutes(h *netlink.Handle, family int, names map[int]string) e
 	for _, r := range list {
 		x := route{table: uint32(r.Table), destination: everything[family], gateway: addrOf(r.Gw), device: names[r.LinkIndex]}
 		if r.Dst != nil {
-			x.destination = prefixOf(r.Dst)
+			x.destination = netdev.PrefixOf(r.Dst)
 		}
 		s.routes[x] = true
 	}
 	return nil
-}
-
-func prefixOf(n *net.IPNet) netip.Prefix {
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(addrOf(n.IP), ones)
 }
 
 func addrOf(ip net.IP) netip.Addr {

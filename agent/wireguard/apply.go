@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"time"
 
@@ -102,7 +101,7 @@ func (d *Driver) network(s *session, w want, x step) error {
 		Table: unix.RT_TABLE_MAIN, Protocol: instance.RouteProtocol,
 	}
 	if x.prefix.IsValid() {
-		route.Dst = netOf(x.prefix)
+		route.Dst = netdev.NetOf(x.prefix)
 	}
 	switch x.verb {
 	case setMTU:
@@ -113,17 +112,15 @@ func (d *Driver) network(s *session, w want, x step) error {
 		}
 		return s.main.LinkSetMTU(l, x.mtu)
 	case addAddress:
-		// Without duplicate detection it is of use at once; the prefix route
-		// would be one that is not marked as ours.
-		return s.main.AddrReplace(l, &netlink.Addr{IPNet: netOf(x.prefix), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
+		return netdev.AddAddress(s.main, l, x.prefix)
 	case removeAddress:
-		return gone(s.main.AddrDel(l, &netlink.Addr{IPNet: netOf(x.prefix)}))
+		return netdev.RemoveAddress(s.main, l, x.prefix)
 	case setUp:
 		return s.main.LinkSetUp(l)
 	case addRoute:
 		return s.main.RouteReplace(route)
 	default:
-		return gone(s.main.RouteDel(route))
+		return netdev.Gone(s.main.RouteDel(route))
 	}
 }
 
@@ -184,15 +181,7 @@ func (d *Driver) remove(s *session, name string) error {
 		_, err := s.process.ask(request{Operation: opRemove, Device: name})
 		errs = append(errs, err)
 	}
-	for _, h := range []*netlink.Handle{s.main, s.circuit} {
-		l, err := h.LinkByName(name)
-		if err == nil {
-			err = h.LinkDel(l)
-		}
-		if _, none := errors.AsType[netlink.LinkNotFoundError](err); !none {
-			errs = append(errs, gone(err))
-		}
-	}
+	errs = append(errs, netdev.Remove(name, s.main, s.circuit))
 	delete(d.young, name)
 	delete(d.shared, name)
 	return errors.Join(errs...)
@@ -245,7 +234,7 @@ func peerConfig(p peerChange) wgtypes.PeerConfig {
 		c.PresharedKey = &k
 	}
 	for _, a := range p.allowed {
-		c.AllowedIPs = append(c.AllowedIPs, *netOf(a))
+		c.AllowedIPs = append(c.AllowedIPs, *netdev.NetOf(a))
 	}
 	if p.timing {
 		k := time.Duration(keepalive)
@@ -257,16 +246,4 @@ func peerConfig(p peerChange) wgtypes.PeerConfig {
 // restart makes the peer anew, which begins a handshake at once.
 func restart(w want) change {
 	return change{drop: []desired.PublicKey{w.PeerKey}, set: freshPeer(w)}
-}
-
-// gone takes the absence of what was to be removed for success.
-func gone(err error) error {
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		return nil
-	}
-	return err
-}
-
-func netOf(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -117,7 +118,7 @@ func carriesPackets(t *testing.T, p pair) {
 		t.Fatal(err)
 	}
 	addresses, err := h.AddrList(l, netlink.FAMILY_ALL)
-	if err != nil || len(addresses) != 1 || prefixOf(addresses[0].IPNet) != single(a[0].LocalProbe) {
+	if err != nil || len(addresses) != 1 || netdev.PrefixOf(addresses[0].IPNet) != single(a[0].LocalProbe) {
 		t.Errorf("addresses of %s = %v, %v; want the probe's only", a[0].Device, addresses, err)
 	}
 	if l.Attrs().MTU != 1380 {
@@ -301,10 +302,12 @@ func madeWhole(t *testing.T, p pair) {
 		t.Fatal(err)
 	}
 	for name, harm := range map[string]func() error{
-		"address":         func() error { return h.AddrDel(l, &netlink.Addr{IPNet: netOf(single(a[0].LocalProbe))}) },
-		"foreign address": func() error { return h.AddrAdd(l, &netlink.Addr{IPNet: netOf(netip.MustParsePrefix("10.0.0.1/32"))}) },
-		"down":            func() error { return h.LinkSetDown(l) },
-		"MTU":             func() error { return h.LinkSetMTU(l, 1400) },
+		"address": func() error { return h.AddrDel(l, &netlink.Addr{IPNet: netdev.NetOf(single(a[0].LocalProbe))}) },
+		"foreign address": func() error {
+			return h.AddrAdd(l, &netlink.Addr{IPNet: netdev.NetOf(netip.MustParsePrefix("10.0.0.1/32"))})
+		},
+		"down": func() error { return h.LinkSetDown(l) },
+		"MTU":  func() error { return h.LinkSetMTU(l, 1400) },
 	} {
 		if err := harm(); err != nil {
 			t.Fatal(name, err)

@@ -8,6 +8,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
@@ -115,9 +116,7 @@ func settingsFrom(d *wgtypes.Device) settings {
 			x.shared = &k
 		}
 		for _, n := range p.AllowedIPs {
-			ones, _ := n.Mask.Size()
-			a, _ := netip.AddrFromSlice(n.IP)
-			x.allowed = append(x.allowed, netip.PrefixFrom(a.Unmap(), ones))
+			x.allowed = append(x.allowed, netdev.PrefixOf(&n))
 		}
 		x.allowed = sorted(x.allowed)
 		s.peers = append(s.peers, x)

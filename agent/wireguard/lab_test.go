@@ -17,6 +17,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/agent/instance"
 	"github.com/circuitseal/circuitseal/agent/liveness"
+	"github.com/circuitseal/circuitseal/agent/netdev"
 	"github.com/circuitseal/circuitseal/agent/netns"
 	"github.com/circuitseal/circuitseal/agent/netns/netnstest"
 	"github.com/circuitseal/circuitseal/agent/plan"
@@ -146,7 +147,7 @@ func (e *end) cable(t *testing.T, up bool) {
 		}
 		return
 	}
-	address := &netlink.Addr{IPNet: netOf(netip.PrefixFrom(e.address, e.address.BitLen()-2))}
+	address := &netlink.Addr{IPNet: netdev.NetOf(netip.PrefixFrom(e.address, e.address.BitLen()-2))}
 	if e.address.Is6() {
 		address.Flags = unix.IFA_F_NODAD
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -165,7 +163,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 	for _, a := range addresses {
 		if name, ok := names[a.LinkIndex]; ok {
 			x := devices[name]
-			x.addresses = append(x.addresses, prefixOf(a.IPNet))
+			x.addresses = append(x.addresses, netdev.PrefixOf(a.IPNet))
 			devices[name] = x
 		}
 	}
@@ -180,7 +178,7 @@ func readNetwork(h *netlink.Handle, devices map[string]device) error {
 		name, ok := names[r.LinkIndex]
 		if ok && r.Protocol == instance.RouteProtocol && r.Table == unix.RT_TABLE_MAIN && r.Dst != nil {
 			x := devices[name]
-			x.routes = append(x.routes, prefixOf(r.Dst))
+			x.routes = append(x.routes, netdev.PrefixOf(r.Dst))
 			devices[name] = x
 		}
 	}
@@ -249,10 +247,4 @@ func (d *Driver) guard(name string, f func() error) error {
 		d.stuck[name] = done
 		return fmt.Errorf("it does not answer within %s", watchdog)
 	}
-}
-
-func prefixOf(n *net.IPNet) netip.Prefix {
-	ones, _ := n.Mask.Size()
-	a, _ := netip.AddrFromSlice(n.IP)
-	return netip.PrefixFrom(a.Unmap(), ones)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/circuitseal/circuitseal/agent/netdev"
 )
 
 // parseSettings reads what the WireGuard process says of a device: lines of the
@@ -72,7 +74,7 @@ func parseOfPeer(d *wgtypes.Device, key, value string) (err error) {
 	case "allowed_ip":
 		var a netip.Prefix
 		if a, err = netip.ParsePrefix(value); err == nil {
-			p.AllowedIPs = append(p.AllowedIPs, *netOf(a))
+			p.AllowedIPs = append(p.AllowedIPs, *netdev.NetOf(a))
 		}
 	case "persistent_keepalive_interval":
 		var seconds int
