@@ -3,7 +3,6 @@ package ipsec
 import (
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"net/netip"
@@ -90,10 +89,10 @@ type secret struct {
 }
 
 // data is what charon gets. A gateway's PSK is typed in by people, so that of
-// every tunnel is text: base64 (RFC 4648, section 4), the same that sealctl prints.
+// every tunnel is what sealctl prints.
 func (s secret) data() string {
 	if s.kind == kindPSK {
-		return base64.StdEncoding.EncodeToString(s.key[:])
+		return s.key.Typed()
 	}
 	return string(s.key[:])
 }

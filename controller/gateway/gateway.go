@@ -15,7 +15,6 @@ import (
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/controller/profile"
-	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
 // Connection is what the gateway needs for one connection.
@@ -40,10 +39,6 @@ type Key struct {
 	Phase string
 	Value string
 }
-
-// Text is a pre-shared key as people type it: base64 (RFC 4648, section 4). Those are
-// the very bytes that IKE uses.
-func Text(s desired.Secret) string { return base64.StdEncoding.EncodeToString(s[:]) }
 
 // Describe says how an external endpoint is to be set, for each of its connections,
 // sorted by name. reveal shows the pre-shared keys; else there are placeholders.
@@ -143,7 +138,7 @@ func (v *view) addKeys(t *tunnel, held model.PresharedKeys, reveal bool) {
 			k.Phase = "previous"
 		}
 		if reveal {
-			k.Value = Text(g.Key)
+			k.Value = g.Key.Typed()
 			if g.Generation > newest {
 				newest = g.Generation
 				t.secret = k.Value

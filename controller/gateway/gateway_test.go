@@ -253,7 +253,7 @@ func TestKeysAreHidden(t *testing.T) {
 		found := 0
 		for id, keys := range s.PresharedKeys {
 			for _, k := range keys.Keys {
-				text := gateway.Text(k.Key)
+				text := k.Key.Typed()
 				for _, form := range []string{text, base64.StdEncoding.EncodeToString([]byte(text)), fmt.Sprintf("%x", [32]byte(k.Key))} {
 					if strings.Contains(hidden, form) {
 						t.Errorf("%s of %s is shown", id, endpoint)
@@ -286,7 +286,7 @@ func TestBothSidesAgree(t *testing.T) {
 				p := g.IPsec.For(tunnel)
 				wants := []string{tunnel.Local.Addr().String(), p.LocalID}
 				if p.Authentication == desired.AuthenticationPSK {
-					wants = append(wants, gateway.Text(tunnel.IPsec.PresharedKeys[0].Key))
+					wants = append(wants, tunnel.IPsec.PresharedKeys[0].Key.Typed())
 				}
 				for _, want := range wants {
 					if !strings.Contains(told, want) && !strings.Contains(told, base64.StdEncoding.EncodeToString([]byte(want))) {

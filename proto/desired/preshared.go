@@ -3,13 +3,14 @@ package desired
 import (
 	"crypto/rand"
 	"crypto/subtle"
+	"encoding/base64"
 	"fmt"
 	"log/slog"
 )
 
 const redactedSecret = "(secret)"
 
-// Secret is a symmetric key. Every way of printing it redacts; a struct that
+// Secret is a symmetric key. Every way of printing it but Typed redacts; a struct that
 // holds one in an unexported field must redact by itself, since fmt does not
 // ask such fields. The zero value means that there is none.
 type Secret [32]byte
@@ -36,6 +37,10 @@ func SecretFromBytes(b []byte) (Secret, error) {
 	}
 	return s, nil
 }
+
+// Typed is a pre-shared key as people type it at a gateway: base64 (RFC 4648, section
+// 4). Those are the very bytes that IKE uses. Unlike String it shows the key.
+func (s Secret) Typed() string { return base64.StdEncoding.EncodeToString(s[:]) }
 
 // IsZero reports whether there is none.
 func (s Secret) IsZero() bool { return s.Equal(Secret{}) }
