@@ -23,6 +23,10 @@ func IdentityName(customer, endpoint string) string {
 	return endpoint + "." + customer + "." + IdentityDomain
 }
 
+// MaxCommonName is how long a name may be to be a certificate's common name, too
+// (ub-common-name in RFC 5280, appendix A.1).
+const MaxCommonName = 64
+
 // EndpointOfIdentity is the endpoint of an IdentityName.
 func EndpointOfIdentity(name string) (Key, bool) {
 	labels, ok := strings.CutSuffix(name, "."+IdentityDomain)

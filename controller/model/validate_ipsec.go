@@ -269,6 +269,9 @@ func (c *checker) gatewayUnder(k Key, s *ConnectionSpec, policy *EncryptionPolic
 	if named, ok := ProfileNamed(c.docs, k.Customer, policy.CryptoProfile); ok && e.Type == GatewayAzure && policy.CryptoProfile != profile.Azure {
 		c.azureWithin(k, s, named, p)
 	}
+	if e.Type == GatewayAzure && e.Authentication == AuthCertificate {
+		c.commonName(k, s)
+	}
 	if e.Authentication == AuthCertificate {
 		certs, err := ParseCertificates(e.Certificates)
 		if err != nil {
@@ -278,6 +281,18 @@ func (c *checker) gatewayUnder(k Key, s *ConnectionSpec, policy *EncryptionPolic
 			if why := p.Certificates.Refuses(x.PublicKey); why != "" {
 				c.add(k, field, s.EncryptionPolicy, "has profile "+quoted(p.Name)+", and the gateway's certificate "+quoted(x.Subject.String())+" "+why, p.Certificates.String())
 			}
+		}
+	}
+}
+
+// commonName reports an endpoint of ours whose name is too long for the common name of
+// its certificate, the only name in it by which Azure knows who comes.
+func (c *checker) commonName(k Key, s *ConnectionSpec) {
+	for i, name := range s.Endpoints {
+		e, ok := Lookup[*EndpointSpec](c.docs, Key{Kind: KindEndpoint, Customer: k.Customer, Name: name})
+		if id := IdentityName(k.Customer, name); ok && e.External == nil && len(id) > MaxCommonName {
+			c.add(k, at("spec.endpoints", i), name, fmt.Sprintf("has %q in its certificate, %d characters: Azure knows it by the certificate's common name, which has %d at most (RFC 5280, appendix A.1)", id, len(id), MaxCommonName),
+				"an endpoint with a shorter name, or authentication: psk at the gateway")
 		}
 	}
 }

@@ -234,3 +234,52 @@ func TestValidateOddDocuments(t *testing.T) {
 		}
 	}
 }
+
+// Azure knows who comes by the common name of a certificate, which holds no long one.
+func TestCommonNameForAzure(t *testing.T) {
+	key := func(kind model.Kind, name string) model.Key {
+		return model.Key{Kind: kind, Customer: "contoso", Name: name}
+	}
+	for _, tt := range []struct {
+		name   string
+		auth   model.GatewayAuthentication
+		length int
+		want   int
+	}{
+		{"as long as may be", model.AuthCertificate, model.MaxCommonName, 0},
+		{"longer", model.AuthCertificate, model.MaxCommonName + 1, 1},
+		{"longer, with a key", model.AuthPSK, model.MaxCommonName + 1, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			docs := decode(t, samples(t)+kinds(t))
+			name := strings.Repeat("h", tt.length-len(model.IdentityName("contoso", "")))
+			d := docs[key(model.KindEndpoint, "hq")]
+			delete(docs, d.Key)
+			d.Key.Name = name
+			docs[d.Key] = d
+			for k, d := range docs {
+				if c, ok := d.Spec.(*model.ConnectionSpec); ok {
+					c.Endpoints[0] = name
+					docs[k] = d
+				}
+			}
+			of := func(name string) *model.ExternalSpec {
+				e, _ := model.Lookup[*model.EndpointSpec](docs, key(model.KindEndpoint, name))
+				return e.External
+			}
+			azure := of("vpngw-uks")
+			if azure.Authentication = tt.auth; tt.auth == model.AuthCertificate {
+				azure.Identity, azure.Authorities = "gw.example.net", of("gw-lon").Authorities
+			}
+			problems := model.Validate(docs)
+			if len(problems) != tt.want {
+				t.Fatalf("got %+v, want %d", problems, tt.want)
+			}
+			for _, p := range problems {
+				if p.Document != "Connection/contoso/hq-uks" || p.Field != "spec.endpoints[0]" || p.Value != name {
+					t.Errorf("got %+v", p)
+				}
+			}
+		})
+	}
+}

@@ -23,14 +23,11 @@ var (
 	ikeIntermediate = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 8, 2, 2}
 )
 
-// maxCommonName is ub-common-name (RFC 5280, appendix A.1).
-const maxCommonName = 64
-
 // endpointTemplate has the name as its only one, also as the subject's common name where
 // that may be as long: Azure VPN Gateways know who it is by that.
 func endpointTemplate(name string, now time.Time) *x509.Certificate {
 	common := name
-	if len(common) > maxCommonName {
+	if len(common) > model.MaxCommonName {
 		common = ""
 	}
 	t := template(common, now, EndpointLife)
