@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,6 +95,8 @@ func TestNext(t *testing.T) {
 
 // world is two nodes with an endpoint each, a store, and a controller that may die.
 type world struct {
+	// mu guards what the Certifier and the test have in common, while both run.
+	mu   sync.Mutex
 	now  *model.Snapshot
 	news chan struct{}
 	// dies makes the next write one of which the controller does not hear.
@@ -150,7 +153,12 @@ func newWorld() *world {
 
 func (w *world) Watch(ctx context.Context) iter.Seq2[*model.Snapshot, error] {
 	return func(yield func(*model.Snapshot, error) bool) {
-		for yield(w.now, nil) {
+		now := func() *model.Snapshot {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.now
+		}
+		for yield(now(), nil) {
 			select {
 			case <-w.news:
 			case <-ctx.Done():
@@ -164,6 +172,8 @@ func (w *world) PutIdentities(_ context.Context, all map[string]model.IdentityCe
 	if len(all) == 0 {
 		return nil
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.dies != nil && !*w.dies {
 		w.dies = nil
 		return errDied
@@ -194,6 +204,8 @@ func (w *world) PutIdentities(_ context.Context, all map[string]model.IdentityCe
 }
 
 func (w *world) Report(name string) (bool, desired.Position, *desired.Status) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	h := w.nodes[name]
 	return h.online, desired.Position{}, h.reported
 }
@@ -202,6 +214,8 @@ func (w *world) Report(name string) (bool, desired.Position, *desired.Status) {
 var ends = map[string]struct{ own, far string }{"prem-1": {hq, weu}, "nva-1": {weu, hq}}
 
 func (w *world) take(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	h := w.nodes[name]
 	h.position = desired.Position{Epoch: w.now.Epoch, Revision: w.now.Revision}
 	h.own, h.pins = nil, nil
@@ -216,6 +230,8 @@ func (w *world) take(name string) {
 }
 
 func (w *world) report(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	h := w.nodes[name]
 	for _, c := range h.own {
 		if h.keys[c.Generation] == nil {
