@@ -3,6 +3,7 @@ package preview
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -91,12 +92,13 @@ type objectsOf struct{ found []Object }
 func (c *objectsOf) within(a, b reflect.Value) {
 	for f, x := range a.Fields() {
 		if f.Type.Kind() == reflect.Slice && kinds[f.Type.Elem()] != "" {
-			c.list(f.Type.Elem(), x, b.FieldByIndex(f.Index))
+			c.list(f.Type.Elem(), x, b.FieldByIndex(f.Index), b)
 		}
 	}
 }
 
-func (c *objectsOf) list(t reflect.Type, a, b reflect.Value) {
+// list compares the objects of two lists; in is what the second one is a list of.
+func (c *objectsOf) list(t reflect.Type, a, b, in reflect.Value) {
 	old, now := elements(a), elements(b)
 	names := slices.Concat(old.keys, now.keys)
 	slices.Sort(names)
@@ -119,21 +121,26 @@ func (c *objectsOf) list(t reflect.Type, a, b reflect.Value) {
 		}
 		d := stateFields()
 		for f, x := range was.Fields() {
+			y := is.FieldByIndex(f.Index)
+			if f.Type == addrPort && (portless(was) || portless(is)) {
+				x, y = address(x), address(y)
+			}
 			// The first field is the name.
 			if f.Index[0] > 0 {
-				d.compare(words(f.Name), x, is.FieldByIndex(f.Index))
+				d.compare(words(f.Name), x, y)
 			}
 		}
 		if o.Fields = d.found; o.Action != Changed || o.Fields != nil {
-			o.What = what(o, was, is)
+			o.What = what(o, was, is, in)
 			c.found = append(c.found, o)
 		}
 		c.within(was, is)
 	}
 }
 
-// what says what a change means, the most telling first.
-func what(o Object, was, is reflect.Value) string {
+// what says what a change means, the most telling first; in is what the object is
+// in.
+func what(o Object, was, is, in reflect.Value) string {
 	if o.Kind == kinds[reflect.TypeFor[desired.Interface]()] {
 		return whatInterface(o.Action, was, is)
 	}
@@ -143,7 +150,8 @@ func what(o Object, was, is reflect.Value) string {
 	switch o.Action {
 	case Created:
 		t, _ := reflect.TypeAssert[desired.Tunnel](is)
-		s := "made, " + way(t) + " over link " + t.Link
+		g, _ := reflect.TypeAssert[desired.Group](in)
+		s := "made, " + way(t, g) + " over link " + t.Link
 		switch {
 		case t.IPsec != nil:
 			s += ", once both ends have certificates or a key"
@@ -161,7 +169,9 @@ func what(o Object, was, is reflect.Value) string {
 	if old.Number != now.Number {
 		words = append(words, "made anew")
 	}
-	if old.Link != now.Link || old.Local != now.Local || old.Remote != now.Remote {
+	ports := !portless(was) && !portless(is)
+	moved := func(a, b netip.AddrPort) bool { return a.Addr() != b.Addr() || ports && a.Port() != b.Port() }
+	if old.Link != now.Link || moved(old.Local, now.Local) || moved(old.Remote, now.Remote) {
 		words = append(words, "moved")
 	}
 	switch {
@@ -175,13 +185,32 @@ func what(o Object, was, is reflect.Value) string {
 	return cmp.Or(strings.Join(words, ", "), "changed")
 }
 
-// way is between which addresses a tunnel is. The ports of one by IPsec are WireGuard's,
-// which its policy may have some day.
-func way(t desired.Tunnel) string {
-	if t.IPsec != nil && t.WireGuard == nil {
-		return t.Local.Addr().String() + " -> " + t.Remote.Addr().String() + " by IPsec"
+var addrPort = reflect.TypeFor[netip.AddrPort]()
+
+// portless is true of a tunnel that has IPsec only: the ports of its ends are
+// WireGuard's, which its policy may have some day, and no packet has them.
+func portless(tunnel reflect.Value) bool {
+	t, ok := reflect.TypeAssert[desired.Tunnel](tunnel)
+	return ok && t.IPsec != nil && t.WireGuard == nil
+}
+
+// address is a netip.AddrPort without the port.
+func address(v reflect.Value) reflect.Value {
+	a, _ := reflect.TypeAssert[netip.AddrPort](v)
+	return reflect.ValueOf(a.Addr())
+}
+
+// way says between which addresses a tunnel of a group is, and as what its packets go
+// where the ports do not.
+func way(t desired.Tunnel, g desired.Group) string {
+	if t.IPsec == nil || t.WireGuard != nil {
+		return t.Local.String() + " -> " + t.Remote.String()
 	}
-	return t.Local.String() + " -> " + t.Remote.String()
+	between := t.Local.Addr().String() + " -> " + t.Remote.Addr().String()
+	if g.IPsec != nil && g.IPsec.UDPEncapsulation {
+		return between + " by IPsec (ESP in UDP 4500, IKE in UDP 500 and 4500)"
+	}
+	return between + " by IPsec (ESP: IP protocol 50, behind a NAT UDP 4500; IKE: UDP 500 and 4500)"
 }
 
 func whatInterface(action Action, was, is reflect.Value) string {

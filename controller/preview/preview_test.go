@@ -181,6 +181,40 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// The ports of a tunnel's ends are WireGuard's: no packet of IPsec has them.
+func TestIPsecHasNoPortsOfWireGuard(t *testing.T) {
+	state := func(address string, encapsulated bool, wireguard *desired.WireGuard) desired.State {
+		return desired.State{Sections: []desired.Section{{Customer: "contoso", Groups: []desired.Group{{
+			ID: "contoso/c", IPsec: &desired.IPsecPolicy{UDPEncapsulation: encapsulated}, Tunnels: []desired.Tunnel{{
+				ID: "contoso/c/er/primary", Link: "contoso/er/primary", IPsec: &desired.IPsec{}, WireGuard: wireguard,
+				Local: netip.MustParseAddrPort("172.16.10.1:51820"), Remote: netip.AddrPortFrom(netip.MustParseAddr(address), 51820),
+			}},
+		}}}}}
+	}
+	for _, tt := range []struct {
+		name     string
+		old, now desired.State
+		want     string
+		ports    bool
+	}{
+		{"ESP", desired.State{}, state("172.20.0.4", false, nil), "IP protocol 50", false},
+		{"ESP in UDP", desired.State{}, state("172.20.0.4", true, nil), "ESP in UDP 4500", false},
+		{"moved", state("172.20.0.4", false, nil), state("172.20.0.5", false, nil), "moved", false},
+		{"both protocols", desired.State{}, state("172.20.0.4", false, &desired.WireGuard{}), "-> 172.20.0.4:51820", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := objects(tt.old, tt.now)
+			last := o[len(o)-1]
+			if text := fmt.Sprint(last); !strings.Contains(last.What, tt.want) || strings.Contains(text, "51820") != tt.ports {
+				t.Errorf("want %q, ports %t: %s", tt.want, tt.ports, text)
+			}
+			if last.Action == Changed && len(last.Fields) != 1 {
+				t.Errorf("fields are %+v", last.Fields)
+			}
+		})
+	}
+}
+
 // golden compares with testdata/NAME.txt; -update writes it.
 func golden(t *testing.T, got []string) {
 	t.Helper()
