@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 
 	"github.com/circuitseal/circuitseal/controller/model"
 	"github.com/circuitseal/circuitseal/controller/profile"
@@ -56,21 +57,28 @@ func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
 		if len(tunnels) == 0 {
 			continue
 		}
-		external := externalOf(docs, k.Customer, tunnels[0])
+		gateway, external := externalOf(docs, k.Customer, tunnels[0])
 		p, ok := model.ProfileOf(docs, k.Customer, policy, external)
 		if !ok {
 			continue
 		}
 		ppk := policy.PPK(p, external != nil)
+		whose, hint := "profile "+strconv.Quote(model.Shorten(p.Name)), "a policy with another crypto profile, or another strongSwan on the node"
+		if external != nil && external.Type == model.GatewayAzure {
+			whose = "gateway " + strconv.Quote(model.Shorten(gateway.Name))
+			hint = "spec.external.ipsecPolicy of " + gateway.String() + " with what the node can do, or another strongSwan on the node"
+		}
 		for _, e := range tunnels[0].Ends {
-			charon := c.of(e.Node)
-			if e.External() || charon == nil {
+			if e.External() {
 				continue
 			}
-			if why := lacks(e.Node, *charon, p, ppk); why != "" {
+			charon := c.of(e.Node)
+			if charon == nil {
+				continue
+			}
+			if why := lacks(e.Node, *charon, p, ppk, whose); why != "" {
 				problems = append(problems, model.Problem{
-					Document: k.String(), Field: "spec.encryptionPolicy", Value: model.Shorten(spec.EncryptionPolicy), Message: why,
-					Hint: "a policy with another crypto profile, or another strongSwan on the node",
+					Document: k.String(), Field: "spec.encryptionPolicy", Value: model.Shorten(spec.EncryptionPolicy), Message: why, Hint: hint,
 				})
 				continue
 			}
@@ -105,8 +113,8 @@ func incapable(sessions Sessions, before, after map[model.Key]model.Document) []
 }
 
 // lacks says what a node's strongSwan cannot do of what a profile wants, "" for
-// nothing.
-func lacks(node string, c desired.CharonStatus, p profile.Profile, ppk bool) string {
+// nothing; whose says in words where the profile's proposals are from.
+func lacks(node string, c desired.CharonStatus, p profile.Profile, ppk bool, whose string) string {
 	runs := fmt.Sprintf("node %s runs strongSwan %s", node, c.Version)
 	switch {
 	case c.Version == "" && c.Problem != "":
@@ -122,10 +130,10 @@ func lacks(node string, c desired.CharonStatus, p profile.Profile, ppk bool) str
 				continue
 			}
 			if a == "esn" && c.Backend == desired.BackendLibipsec {
-				return fmt.Sprintf("%s, and %sit has no extended sequence numbers (esn), which proposal %s of profile %q wants; a profile whose ESP proposals have esn: off does not",
-					runs, userSpaceESP, choice, model.Shorten(p.Name))
+				return fmt.Sprintf("%s, and %sit has no extended sequence numbers (esn), which proposal %s of %s wants; a profile whose ESP proposals have esn: off does not",
+					runs, userSpaceESP, choice, whose)
 			}
-			return fmt.Sprintf("%s, which has no %s: proposal %s of profile %q wants it", runs, a, choice, model.Shorten(p.Name))
+			return fmt.Sprintf("%s, which has no %s: proposal %s of %s wants it", runs, a, choice, whose)
 		}
 	}
 	return ""
@@ -150,13 +158,14 @@ func limits(node string, c desired.CharonStatus, connections []model.Key) []mode
 	return problems
 }
 
-// externalOf is the gateway without our agent at one end of a tunnel; nil for none.
-func externalOf(docs map[model.Key]model.Document, customer string, t model.Tunnel) *model.ExternalSpec {
+// externalOf is the gateway without our agent at one end of a tunnel, and its
+// endpoint; nil for none.
+func externalOf(docs map[model.Key]model.Document, customer string, t model.Tunnel) (model.Key, *model.ExternalSpec) {
 	for _, e := range t.Ends {
-		s, ok := model.Lookup[*model.EndpointSpec](docs, model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint})
-		if ok && s.External != nil {
-			return s.External
+		k := model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint}
+		if s, ok := model.Lookup[*model.EndpointSpec](docs, k); ok && s.External != nil {
+			return k, s.External
 		}
 	}
-	return nil
+	return model.Key{}, nil
 }

@@ -97,6 +97,33 @@ func TestWhatStrongSwanCannotDo(t *testing.T) {
 	}
 }
 
+// An Azure gateway's one suite is no choice of the policy's profile, so that another
+// profile would not help.
+func TestAdviceFitsAnAzureGateway(t *testing.T) {
+	docs := two("cnsa1", "")
+	k := model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "a"}
+	docs[k] = model.Document{Key: k, Spec: &model.EndpointSpec{Site: "a", External: &model.ExternalSpec{Type: model.GatewayAzure, Authentication: model.AuthPSK},
+		Underlay: []model.UnderlaySpec{{Address: netip.MustParseAddr("10.2.0.5")}}}}
+	lacking := debian12(desired.BackendKernel)
+	lacking.Algorithms = slices.DeleteFunc(lacking.Algorithms, func(a string) bool { return a == "aes256gcm16" })
+	c := &charons{seen: map[string]*desired.CharonStatus{"prem-1": lacking, "nva-b": nil}}
+	told := c.judge(docs)
+	if len(told) != 1 {
+		t.Fatalf("told is %+v", told)
+	}
+	if got, want := told[0].Message, `node prem-1 runs strongSwan 5.9.8, which has no aes256gcm16: proposal aes256gcm16-prfsha384-ecp384 of gateway "a" wants it`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got, want := told[0].Hint, `spec.external.ipsecPolicy of Endpoint/contoso/a with what the node can do, or another strongSwan on the node`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	// What it has no use for, it does not ask of the node either.
+	c.seen["prem-1"] = debian12(desired.BackendLibipsec)
+	if told := c.judge(docs); len(told) != 0 {
+		t.Errorf("without ESN it is told %+v", told)
+	}
+}
+
 // No customer is told of another's connections.
 func TestLimitsOfAnotherCustomer(t *testing.T) {
 	connection := func(customer string) model.Key {
@@ -112,7 +139,7 @@ func TestLimitsOfAnotherCustomer(t *testing.T) {
 // Every built-in profile but the one with ML-KEM is within what Debian 12 has.
 func TestDebian12HasWhatProfilesWant(t *testing.T) {
 	for _, p := range profile.All() {
-		why := lacks("n", *debian12(desired.BackendKernel), p, p.PPK)
+		why := lacks("n", *debian12(desired.BackendKernel), p, p.PPK, "profile x")
 		if refused := p.Name == "pq-hybrid-commercial"; (why != "") != refused || refused && !strings.Contains(why, "5.9.8, which has no mlkem768") {
 			t.Errorf("%s: %q", p.Name, why)
 		}
