@@ -57,7 +57,8 @@ func BuiltInProfiles() []string { return profile.Names() }
 
 // LifetimesSpec is when keys are replaced, whichever comes first.
 type LifetimesSpec struct {
-	// IKE is how long an IKE SA lives, 10m to 1d.
+	// IKE is how long an IKE SA lives, 10m to 1d. It may be shorter than time: ESP SAs
+	// go on under the IKE SA that replaces theirs.
 	IKE Duration `json:"ike,omitempty"`
 	// Time is how long an ESP SA lives, 5m to 1d.
 	Time Duration `json:"time,omitempty"`

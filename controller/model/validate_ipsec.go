@@ -61,7 +61,9 @@ func (c *checker) besideWireGuard(k Key, s *EncryptionPolicySpec, p profile.Prof
 	}
 }
 
-// lifetimes reports what is longer than the profile allows.
+// lifetimes reports what is longer than the profile allows. An IKE SA may be replaced
+// more often than its ESP SAs: agents rekey it, and its successor inherits them (RFC
+// 7296, section 2.8).
 func (c *checker) lifetimes(k Key, s *EncryptionPolicySpec, p profile.Profile) {
 	if s.Lifetimes == nil {
 		return
