@@ -69,7 +69,7 @@ func (d *decoder) chunk(source string, c chunk) {
 		if len(root.Content) == 0 || blank(root.Content[0]) {
 			continue
 		}
-		w := &walker{decoder: d, source: source, before: c.before, at: &positions{source: source, lines: map[string]int{}, meant: map[string]bool{}, malformed: map[string]bool{}}, apart: list}
+		w := &walker{decoder: d, source: source, before: c.before, at: &positions{source: source, lines: map[string]int{}, meant: map[string]bool{}, malformed: map[string]bool{}, spelled: map[string]bool{}}, apart: list}
 		list = nil
 		w.document(root.Content[0])
 	}

@@ -32,6 +32,10 @@ type positions struct {
 	meant map[string]bool
 	// malformed are fields that could not be decoded, told or not.
 	malformed map[string]bool
+	// spelled are fields of text that have what YAML takes for something else, as it is
+	// written. What validation says of one goes before what was told: where it is wrong
+	// in quotation marks, too, these are no help.
+	spelled map[string]bool
 	// items are the lines of the items of a long list, whose fields are not in
 	// lines.
 	items []int32
@@ -107,12 +111,16 @@ func parent(field string) string {
 // in it, is left out. There are at most MaxProblems, which say how many more there
 // are.
 func (t *Text) Merge(decoded, validated []model.Problem) []model.Problem {
-	merged := append([]model.Problem(nil), decoded...)
+	type field struct{ document, path string }
+	better := map[field]bool{}
+	validated = slices.DeleteFunc(slices.Clone(validated), func(p model.Problem) bool { return t.Told(p.Document, p.Field) })
 	for _, p := range validated {
-		if !t.Told(p.Document, p.Field) {
-			merged = append(merged, p)
+		if at := t.documents[p.Document]; at != nil && at.spelled[p.Field] {
+			better[field{p.Document, p.Field}] = true
 		}
 	}
+	merged := slices.DeleteFunc(slices.Clone(decoded), func(p model.Problem) bool { return better[field{p.Document, p.Field}] })
+	merged = append(merged, validated...)
 	t.Locate(merged)
 	t.sort(merged)
 	return t.cut(merged)

@@ -311,6 +311,12 @@ func (w *walker) text(n *yaml.Node, v reflect.Value, path string) {
 		v.SetString(n.Value)
 	case n.Kind != yaml.ScalarNode || n.Tag != "!!str":
 		w.wrongType(n, path, "text")
+		// What identifies a document is not tried out.
+		if n.Kind == yaml.ScalarNode && strings.HasPrefix(path, "spec.") && w.at.malformed[path] {
+			v.SetString(n.Value)
+			delete(w.at.malformed, path)
+			w.at.spelled[path] = true
+		}
 	case n.Value == "":
 		w.problem(n, path, "", "is empty", "a value, or leave the field out")
 	default:

@@ -34,7 +34,13 @@ func (c *checker) duration(k Key, field string, d, low, high Duration) {
 	}
 	least, _ := low.Parse()
 	most, _ := high.Parse()
-	if v, ok := d.Parse(); ok && v >= least && v <= most {
+	within := func(v time.Duration, ok bool) bool { return ok && v >= least && v <= most }
+	if within(d.Parse()) {
+		return
+	}
+	if seconds := d + "s"; within(seconds.Parse()) {
+		c.add(k, field, string(d), "has no unit",
+			string(seconds)+" for seconds, else the number with ms, m, h or d; "+string(low)+" to "+string(high))
 		return
 	}
 	c.add(k, field, string(d), "is no time from "+string(low)+" to "+string(high),

@@ -105,14 +105,23 @@ func (c *checker) cipher(k Key, field, encryption, integrity string) {
 	}
 }
 
+// additionalMark begins additional key exchanges in strongSwan's proposals; here their
+// field says what they are.
+const additionalMark = "ke1_"
+
 func (c *checker) exchange(k Key, field, first, additional string) {
-	if _, kem := kems[first]; kem {
-		c.add(k, field+".keyExchange", first, "is a second key exchange, beside one that is not post-quantum (RFC 9370)",
-			"keyExchange: ecp384, additionalKeyExchange: "+first+"; it needs strongSwan 6.0 at both ends")
+	const needs = "; it needs strongSwan 6.0 at both ends"
+	second := strings.TrimPrefix(first[strings.LastIndexByte(first, '-')+1:], additionalMark)
+	if _, kem := kems[second]; kem {
+		c.add(k, field+".keyExchange", first, "names a second key exchange, which stands beside one that is not post-quantum, in a field of its own (RFC 9370)",
+			"keyExchange: ecp384, additionalKeyExchange: "+second+needs)
 		return
 	}
 	c.pick(k, field+".keyExchange", first, groups)
-	if additional != "" {
+	bare, marked := strings.CutPrefix(additional, additionalMark)
+	if _, kem := kems[bare]; kem && marked {
+		c.add(k, field+".additionalKeyExchange", additional, "has strongSwan's mark of additional key exchanges, which the field's name says already", bare+needs)
+	} else if additional != "" {
 		c.pick(k, field+".additionalKeyExchange", additional, kems)
 	}
 }
