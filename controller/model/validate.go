@@ -182,7 +182,7 @@ func (c *checker) exists(k Key, field string, ref Key) bool {
 	if near := c.guess(k.Customer, ref); near != "" {
 		hint = "did you mean " + quoted(near) + "?"
 	} else if ref.Kind == KindCryptoProfile {
-		hint = "a built-in profile (" + oneOf(BuiltInProfiles()) + "), or a CryptoProfile of the customer"
+		hint = "a built-in profile (" + oneOf(BuiltInProfiles()) + "), or " + c.ownProfiles(ref.Customer)
 	}
 	c.add(k, field, ref.Name, "there is no "+ref.String(), hint)
 	return false

@@ -105,6 +105,25 @@ func (c *checker) cipher(k Key, field, encryption, integrity string) {
 	}
 }
 
+// maxProfilesShown is how many of a customer's own profiles a hint lists.
+const maxProfilesShown = 16
+
+// ownProfiles says in a hint which profiles a customer has.
+func (c *checker) ownProfiles(customer string) string {
+	names := c.names[Key{Kind: KindCryptoProfile, Customer: customer}]
+	switch n := len(names); {
+	case n == 0:
+		return "a CryptoProfile of the customer, who has none"
+	case n > maxProfilesShown:
+		return fmt.Sprintf("one of the customer's %d, such as %s", n, Shorten(names[0]))
+	}
+	shown := make([]string, len(names))
+	for i, name := range names {
+		shown[i] = Shorten(name)
+	}
+	return "the customer's " + oneOf(shown)
+}
+
 // additionalMark begins additional key exchanges in strongSwan's proposals; here their
 // field says what they are.
 const additionalMark = "ke1_"
