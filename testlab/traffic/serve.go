@@ -56,10 +56,10 @@ func Serve(ctx context.Context, address string, canary Canary, ready func()) err
 }
 
 // roomForBursts holds what all flows send while this process waits to run: what
-// the lab itself drops must not be counted as lost on the way. Without
-// privilege the system's limit holds.
+// the lab itself drops must not be counted as lost on the way: on a machine that has
+// no time for minutes, tens of thousands. Without privilege the system's limit holds.
 func roomForBursts(c *net.UDPConn) {
-	const size = 16 << 20
+	const size = 128 << 20
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return
