@@ -3,11 +3,13 @@ package scenario
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -56,6 +58,10 @@ type Result struct {
 	// Lacks are the facilities for want of which it was skipped.
 	Lacks []string `json:"lacks,omitempty"`
 }
+
+// RekeysEnv is how often the scenario of colliding rekeyings asks for new keys: 50 times
+// unless it is set.
+const RekeysEnv = "CIRCUITSEAL_REKEYS"
 
 // limit ends a scenario that hangs, unless it says that it takes longer; see
 // Config.Slow.
@@ -124,6 +130,7 @@ func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error
 		"SAMPLES=" + x.config.Samples,
 		"BIN=" + x.config.Bin,
 		"WORK=" + work,
+		"REKEYS=" + cmp.Or(os.Getenv(RekeysEnv), "50"),
 	})
 	if err != nil {
 		return fmt.Errorf("prepare the script: %w", err)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/circuitseal/circuitseal/testlab/kernelvm"
 	"github.com/circuitseal/circuitseal/testlab/rig"
+	"github.com/circuitseal/circuitseal/testlab/scenario"
 )
 
 func main() {
@@ -164,7 +165,11 @@ func runCommand(o *options) *cobra.Command {
 
 // environment is what jobs get of this process's, beside where the binaries are.
 func (o *options) environment() []string {
-	return []string{rig.BinEnv + "=" + o.bin}
+	env := []string{rig.BinEnv + "=" + o.bin}
+	if n, ok := os.LookupEnv(scenario.RekeysEnv); ok {
+		env = append(env, scenario.RekeysEnv+"="+n)
+	}
+	return env
 }
 
 // failure says in what way a job failed, if it did.
