@@ -57,6 +57,7 @@ func (x *session) commands() map[string]script.Cmd {
 		"link":        quiet("cut|loss|delay|mtu|restore primary|secondary [silent|carrier|5%|40ms|1300]", "break a link", x.link),
 		"icmp":        quiet("filter|restore host", "have a machine take and pass on no ICMP errors", x.icmp),
 		"clock":       quiet("+10m|-1h|restore", "set the machine's clock forward or back", x.setClock),
+		"processors":  quiet("1", "have everything run on one processor", x.oneProcessor),
 		"forge":       quiet("from source:port to:port [as=wireguard|ike|esp|esp-in-udp]", "send with a forged source", x.forge),
 		"inject":      quiet("host:interface source:port to:port mac= [tags=300.100] [link=] [-circuit]", "send WireGuard-like datagrams in frames of any kind, with a link's mark", x.inject),
 		"tap":         quiet("watch host:interface label= addresses= tunnel= [vlan=] | start [wireguard] [ipsec] | = 0 | > 0 | saw label kind", "watch the links", x.watch),

@@ -107,8 +107,10 @@ type session struct {
 	// inClear and backends are for the result.
 	inClear *uint64
 	// moved is how far the clock was set.
-	moved    time.Duration
-	backends []string
+	moved time.Duration
+	// processors are those that the lab had before it was bound to one of them.
+	processors unix.CPUSet
+	backends   []string
 	// acted is when the script last did something to a machine, repairs what agents
 	// had counted when it last asked.
 	acted   time.Time
@@ -149,7 +151,7 @@ func (x *session) run(ctx context.Context, s Scenario, log io.Writer) (err error
 func (x *session) finish() error {
 	ctx, cancel := context.WithTimeout(context.Background(), x.config.Slow.Longer(time.Minute))
 	defer cancel()
-	errs := []error{x.moveClock(-x.moved)}
+	errs := []error{x.moveClock(-x.moved), x.allProcessors()}
 	if x.rig == nil {
 		return errors.Join(errs...)
 	}
