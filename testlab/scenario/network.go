@@ -182,7 +182,7 @@ func (x *session) streams(s *script.State, args []string) (output, error) {
 		return output{}, errNoLab
 	}
 	r, err := x.rig.Streams(s.Context(), netns.Host(o.words[0]), netns.Host(o.words[1]), flows, during, false)
-	return output{Stdout: fmt.Sprintf("%.2f Gb/s\n", r.Gbps)}, err
+	return output{Stdout: fmt.Sprintf("%.3f Gb/s\n", r.Gbps)}, err
 }
 
 func (x *session) forge(s *script.State, args []string) error {
