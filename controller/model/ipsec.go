@@ -128,30 +128,6 @@ func (e *ExternalSpec) Azure() AzureIPsecPolicy {
 	}
 }
 
-// azureWords are strongSwan's keywords for Azure's.
-var azureWords = map[string]string{
-	"GCMAES256": "aes256gcm16", "GCMAES192": "aes192gcm16", "GCMAES128": "aes128gcm16",
-	"AES256": "aes256", "AES192": "aes192", "AES128": "aes128",
-	"SHA384": "sha384", "SHA256": "sha256",
-	"ECP384": "ecp384", "ECP256": "ecp256", "DHGroup14": "modp2048", "DHGroup2048": "modp2048", "PFS2048": "modp2048",
-}
-
-func (a AzureIPsecPolicy) ike(s profile.Source) profile.Choice {
-	p := profile.Proposal{Encryption: azureWords[a.IKEEncryption], PRF: "prf" + azureWords[a.IKEIntegrity], KeyExchange: azureWords[a.DHGroup]}
-	if !azureIKECiphers[a.IKEEncryption].aead {
-		p.Integrity = azureWords[a.IKEIntegrity]
-	}
-	return profile.Choice{Proposal: p, Source: s}
-}
-
-func (a AzureIPsecPolicy) esp(s profile.Source) profile.Choice {
-	p := profile.Proposal{Encryption: azureWords[a.IPsecEncryption], KeyExchange: azureWords[a.PFSGroup]}
-	if !azureCiphers[a.IPsecEncryption].aead {
-		p.Integrity = azureWords[a.IPsecIntegrity]
-	}
-	return profile.Choice{Proposal: p, Source: s}
-}
-
 // Selectors is TrafficSelectors with the default applied.
 func (e *ExternalSpec) Selectors() TrafficSelectors {
 	switch {

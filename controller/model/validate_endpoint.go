@@ -40,6 +40,9 @@ func (c *checker) endpoint(k Key, s *EndpointSpec) {
 		if u.TranslatedTo.IsValid() && c.address(k, field+".translatedTo", u.TranslatedTo) && u.TranslatedTo.Is4() != u.Address.Is4() {
 			c.add(k, field+".translatedTo", u.TranslatedTo.String(), "is of another family than "+u.Address.String()+": what makes IPv4 of IPv6 is no one-to-one translation of addresses", "an address of the same family")
 		}
+		if s.External != nil && s.External.Type == GatewayAzure && !u.Address.Is4() {
+			c.add(k, field+".address", u.Address.String(), "is of IPv6: an Azure VPN Gateway has tunnels over IPv4 only", "the gateway's private IPv4 address")
+		}
 		if node != nil {
 			c.underlayOf(k, field, u, s.Node, node, bound)
 		}

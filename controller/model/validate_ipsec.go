@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/circuitseal/circuitseal/controller/profile"
@@ -302,21 +301,34 @@ func (c *checker) commonName(k Key, s *ConnectionSpec) {
 // azureWithin reports an Azure gateway whose only suite is none of the profile that
 // the policy names. Extended sequence numbers do not count: Azure has none.
 func (c *checker) azureWithin(k Key, s *ConnectionSpec, named, azure profile.Profile) {
-	within := func(list []profile.Choice, want profile.Proposal) bool {
-		return slices.ContainsFunc(list, func(x profile.Choice) bool {
-			x.ESN = false
-			return x.Proposal == want
-		})
-	}
 	for _, l := range []struct {
 		what  string
 		list  []profile.Choice
 		azure profile.Proposal
-	}{{"IKE", named.IKE, azure.IKE[0].Proposal}, {"ESP", named.ESP, azure.ESP[0].Proposal}} {
-		if !within(l.list, l.azure) {
-			c.add(k, "spec.encryptionPolicy", s.EncryptionPolicy,
-				"has profile "+quoted(named.Name)+", in which "+l.azure.String()+" is not, the only "+l.what+" proposal of the Azure VPN Gateway",
-				"an ipsecPolicy at the gateway's endpoint that is one of "+strings.Join(profile.Strings(l.list), ", ")+", or a policy with cryptoProfile: "+profile.Azure)
+		can   []azureSuite
+	}{
+		{"IKE", named.IKE, azure.IKE[0].Proposal, azureIKESuites()},
+		{"ESP", named.ESP, azure.ESP[0].Proposal, azureESPSuites()},
+	} {
+		within := func(want profile.Proposal) bool {
+			return slices.ContainsFunc(l.list, func(x profile.Choice) bool {
+				x.ESN = false
+				return x.Proposal == want
+			})
 		}
+		if within(l.azure) {
+			continue
+		}
+		own := "cryptoProfile: " + profile.Azure + " in a policy of the gateway's own"
+		hint := own + ": an Azure VPN Gateway knows nothing of " + quoted(named.Name) + " for " + l.what
+		if fit := slices.DeleteFunc(l.can, func(x azureSuite) bool { return !within(x.Proposal) }); len(fit) > 0 {
+			more := ""
+			if len(fit) > 1 {
+				more = "another that both know, or "
+			}
+			hint = "at the gateway's endpoint " + fit[0].words + ", or " + more + own
+		}
+		c.add(k, "spec.encryptionPolicy", s.EncryptionPolicy,
+			"has profile "+quoted(named.Name)+", in which "+l.azure.String()+" is not, the only "+l.what+" proposal of the Azure VPN Gateway", hint)
 	}
 }

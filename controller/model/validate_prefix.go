@@ -161,8 +161,11 @@ func (c *checker) overlaps() {
 			}
 		case *EndpointSpec:
 			// A node's addresses count once for each customer that it serves.
-			served := Key{Kind: KindNode, Customer: k.Customer, Name: s.Node}
-			nodes[served] = true
+			if s.External == nil {
+				served := Key{Kind: KindNode, Customer: k.Customer, Name: s.Node}
+				nodes[served] = true
+			}
+			c.gatewayUses(k, s, func(u use) { put(k.Customer, u) })
 		}
 	}
 	for served := range nodes {
@@ -178,6 +181,18 @@ func (c *checker) overlaps() {
 	}
 	for _, uses := range customers {
 		c.overlapsOf(uses)
+	}
+}
+
+// gatewayUses are the addresses of a gateway without our agent, as it has them and as
+// they are seen from here.
+func (c *checker) gatewayUses(k Key, s *EndpointSpec, put func(use)) {
+	if s.External == nil || len(s.Underlay) > maxUnderlay {
+		return
+	}
+	for i, u := range s.Underlay {
+		put(use{netip.PrefixFrom(u.Address, u.Address.BitLen()), k, at("spec.underlay", i) + ".address", useUnderlay})
+		put(use{netip.PrefixFrom(u.TranslatedTo, u.TranslatedTo.BitLen()), k, at("spec.underlay", i) + ".translatedTo", useUnderlay})
 	}
 }
 
