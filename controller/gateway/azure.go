@@ -43,7 +43,9 @@ func (v view) azure() ([]Setting, string) {
 	fmt.Fprintf(&b, "# Connection %s: set RG, GATEWAY and LOCATION, and run this as a file by bash. The\n"+
 		"# gateway has private IP addresses (enablePrivateIpAddress), so that its tunnels run over\n"+
 		"# the circuit. It has no extended sequence numbers (ESN), and mixes in no post-quantum\n"+
-		"# pre-shared keys.\n%s", v.key.Name, v.needs())
+		"# pre-shared keys.\n%s%s"+
+		"set -euo pipefail\n"+
+		": \"${RG:?is the resource group of the gateway}\" \"${LOCATION:?is its region}\" \"${GATEWAY:?is its name}\"\n", v.key.Name, v.routes(), v.needs())
 	if v.external.Authentication == model.AuthCertificate {
 		settings = append(settings, v.inbound()...)
 		b.WriteString(v.inboundFile())
@@ -80,6 +82,22 @@ az network vpn-connection ipsec-policy add --resource-group "$RG" --connection-n
 // name is that of a tunnel's connection in Azure, and of its local network gateway.
 func (v view) name(t tunnel) string { return v.key.Customer + "-" + v.key.Name + "-" + t.link }
 
+// routes is what sends packets through the gateway rather than past it, and what a
+// second connection takes (MicrosoftDocs/azure-docs, site-to-site-high-bandwidth-tunnel.md
+// and vpn-gateway-highlyavailable.md).
+func (v view) routes() string {
+	var b strings.Builder
+	b.WriteString("# Azure sends to these prefixes IN CLEAR, past the gateway, if it learns them from the circuit,\n" +
+		"# too: no router on the premises may announce them by BGP, nor a prefix inside of them, but\n" +
+		"# only the tunnels' own addresses. `az network nic show-effective-route-table` says by which\n" +
+		"# gateway they are reached.\n#   " + join(v.ours, " ") + "\n")
+	if len(v.tunnels) > 1 {
+		b.WriteString("# Microsoft documents several connections to the same prefixes with BGP only, and these have\n" +
+			"# none: where Azure refuses the second, leave it out, and its link is no way to the gateway.\n")
+	}
+	return b.String()
+}
+
 // needs is what the commands need of the Azure CLI: its HISTORY.rst has the options since
 // 2.83.0, and its issue 33520 tells of the shared key.
 func (v view) needs() string {
@@ -106,7 +124,7 @@ func (v view) ask(t tunnel) string {
 	if v.external.Authentication != model.AuthPSK {
 		return ""
 	}
-	return fmt.Sprintf("\nread -rsp 'pre-shared key of tunnel %s (sealctl describe --reveal-psk): ' PSK", t.id)
+	return fmt.Sprintf("\nread -rsp 'pre-shared key of tunnel %s (sealctl describe --reveal-psk): ' PSK\n: \"${PSK:?was not typed}\"", t.id)
 }
 
 // proof is how the two ends know each other, in the words of the Azure CLI.
@@ -137,6 +155,7 @@ func (v view) inboundFile() string {
 	return fmt.Sprintf(`
 # OUTBOUND is the URL of the gateway's own certificate in Key Vault, with its version; the
 # gateway reads it by a user-assigned managed identity.
+: "${OUTBOUND:?is a URL in Key Vault}"
 cat >%s <<EOF
 {
   "outboundAuthCertificate": "$OUTBOUND",

@@ -41,7 +41,7 @@ type Key struct {
 }
 
 // Describe says how an external endpoint is to be set, for each of its connections,
-// sorted by name. reveal shows the pre-shared keys; else there are placeholders.
+// sorted by name. reveal shows the pre-shared keys; else the text has none.
 func Describe(s *model.Snapshot, customer, endpoint string, reveal bool) []Connection {
 	spec, ok := model.Lookup[*model.EndpointSpec](s.Documents, model.Key{Kind: model.KindEndpoint, Customer: customer, Name: endpoint})
 	if !ok || spec.External == nil {
@@ -85,11 +85,11 @@ type tunnel struct {
 	ours, theirs netip.Addr
 	// ourID and theirID are identities in IKE.
 	ourID, theirID string
-	// secret is the key to set, or a placeholder.
-	secret, encoded string
+	// number is the tunnel's own among all.
+	number uint16
+	// secret is the key to set, as swanctl takes it; none unless that was asked for.
+	secret string
 }
-
-const hidden = "<PRE-SHARED KEY, see sealctl describe --reveal-psk>"
 
 func newView(s *model.Snapshot, k model.Key, endpoint string, spec *model.EndpointSpec, reveal bool) (view, bool) {
 	tunnels, _ := model.Tunnels(s.Documents, k)
@@ -109,7 +109,7 @@ func newView(s *model.Snapshot, k model.Key, endpoint string, spec *model.Endpoi
 	for _, t := range tunnels {
 		x := tunnel{
 			id: t.ID, link: t.Circuit + "-" + string(t.Link), ours: t.Ends[1-end].Seen(), theirs: t.Ends[end].Address,
-			ourID: ourID, theirID: theirID, secret: hidden, encoded: hidden,
+			ourID: ourID, theirID: theirID, number: s.Numbers.Tunnels[t.ID],
 		}
 		if x.ourID == "" {
 			x.ourID = x.ours.String()
@@ -141,9 +141,8 @@ func (v *view) addKeys(t *tunnel, held model.PresharedKeys, reveal bool) {
 			k.Value = g.Key.Typed()
 			if g.Generation > newest {
 				newest = g.Generation
-				t.secret = k.Value
 				// swanctl takes what begins with 0x or 0s for hexadecimal or base64.
-				t.encoded = "0s" + base64.StdEncoding.EncodeToString([]byte(k.Value))
+				t.secret = "0s" + base64.StdEncoding.EncodeToString([]byte(k.Value))
 			}
 		}
 		v.keys = append(v.keys, k)

@@ -244,6 +244,66 @@ func TestAzureGetsKeysByStandardInput(t *testing.T) {
 	}
 }
 
+// What is missing ends the script before it has made anything.
+func TestAzureStopsForWhatIsMissing(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("no bash")
+	}
+	text := gateway.Describe(snapshot(t), "contoso", "vpngw-uks", false)[0].Text
+	dir := t.TempDir()
+	for name, content := range map[string]string{"az": "#!" + bash + "\necho made\n", "script": text} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := []string{"RG=rg", "GATEWAY=gw", "LOCATION=uksouth"}
+	for _, tt := range []struct {
+		env        []string
+		keys, want string
+	}{
+		{all[1:], "one\ntwo\n", "RG: is the resource group"}, {all[:2], "one\ntwo\n", "LOCATION: is"},
+		{all, "\ntwo\n", "PSK: was not typed"}, {all, "", ""},
+	} {
+		c := exec.CommandContext(t.Context(), bash, filepath.Join(dir, "script"))
+		c.Env = append([]string{"PATH=" + dir + ":" + os.Getenv("PATH")}, tt.env...)
+		c.Stdin = strings.NewReader(tt.keys)
+		out, err := c.CombinedOutput()
+		if err == nil || strings.Contains(string(out), "made") || !strings.Contains(string(out), tt.want) {
+			t.Errorf("%q, keys %q: %v, want %q and nothing made:\n%s", tt.env, tt.keys, err, tt.want, out)
+		}
+	}
+}
+
+// A gateway whose selectors leave the choice to routes has a device for each tunnel.
+func TestByRoute(t *testing.T) {
+	s := snapshot(t)
+	k := model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "dc"}
+	spec, _ := model.Lookup[*model.EndpointSpec](s.Documents, k)
+	routed, external := *spec, *spec.External
+	external.TrafficSelectors = model.RouteBased
+	routed.External = &external
+	d := s.Documents[k]
+	d.Spec = &routed
+	s.Documents[k] = d
+	text := gateway.Describe(s, "contoso", "dc", false)[0].Text
+	for _, link := range model.LinkNames() {
+		n := s.Numbers.Tunnels[model.TunnelID("contoso", "hq-dc", "er-ams", link)]
+		for _, want := range []string{
+			fmt.Sprintf("# ip link add cs%d type xfrm dev lo if_id %[1]d && ip link set cs%[1]d up\n", n),
+			fmt.Sprintf("# ip route add 10.1.0.0/16 dev cs%d metric ", n),
+			fmt.Sprintf("if_id_in = %d\n                if_id_out = %[1]d\n", n),
+		} {
+			if n == 0 || !strings.Contains(text, want) {
+				t.Errorf("%q is missing in\n%s", want, text)
+			}
+		}
+	}
+	if !strings.Contains(text, "# ip route add unreachable 10.1.0.0/16 ") {
+		t.Errorf("packets find the default route:\n%s", text)
+	}
+}
+
 // No key is shown that was not asked for, in whatever form.
 func TestKeysAreHidden(t *testing.T) {
 	s := snapshot(t)
@@ -263,6 +323,10 @@ func TestKeysAreHidden(t *testing.T) {
 					found++
 				}
 			}
+		}
+		// A sentence in the place of a key would be a key that everybody knows.
+		if strings.Contains(hidden, "secret =") {
+			t.Errorf("%s is told a secret that is none: %s", endpoint, hidden)
 		}
 		if found != 4 {
 			t.Errorf("asked for, %d keys of %s are shown, want 4", found, endpoint)

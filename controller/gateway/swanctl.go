@@ -32,7 +32,7 @@ func (v view) swanctl() ([]Setting, string) {
 		{"local_ts", localTS}, {"remote_ts", remoteTS}, {"rekey_time (IKE)", longer(ike)}, {"rekey_time (ESP)", longer(esp)},
 	}
 	var b, secrets strings.Builder
-	fmt.Fprintf(&b, "# swanctl.conf of the gateway for connection %s.\nconnections {\n", v.key.Name)
+	fmt.Fprintf(&b, "# swanctl.conf of the gateway for connection %s.\n%s%s\nconnections {\n", v.key.Name, patience, v.byRoute())
 	for _, t := range v.tunnels {
 		name := v.key.Customer + "-" + v.key.Name + "-" + t.link
 		settings = append(settings,
@@ -67,27 +67,80 @@ func (v view) swanctl() ([]Setting, string) {
                 start_action = %s
                 dpd_action = %s
                 close_action = %s
-            }
+%s            }
         }
     }
-`, name, t.theirs, t.ours, proposals, encap(v.policy), longer(ike), auth, t.theirID, auth, t.ourID, v.cacerts(), localTS, remoteTS, espProposals, longer(esp), start, after, start)
+`, name, t.theirs, t.ours, proposals, encap(v.policy), longer(ike), auth, t.theirID, auth, t.ourID, v.cacerts(), localTS, remoteTS, espProposals, longer(esp), start, after, start, v.device(t))
 		fmt.Fprintf(&secrets, `    ike-%s {
         id-local = %s
         id-remote = %s
         secret = "%s"
     }
-`, name, t.theirID, t.ourID, t.encoded)
+`, name, t.theirID, t.ourID, t.secret)
 	}
 	b.WriteString("}\n")
-	if auth == "psk" {
+	switch {
+	case auth == "psk" && v.tunnels[0].secret == "":
+		// Any text here would be a key, and everybody's.
+		b.WriteString("\n# The pre-shared keys are left out: sealctl describe endpoint --reveal-psk has them.\n")
+	case auth == "psk":
 		b.WriteString("\nsecrets {\n" + secrets.String() + "}\n")
-	} else {
+	default:
 		b.WriteString("\n# The gateway's own certificate goes into /etc/swanctl/x509, its key into private.\n")
 		for i, der := range v.authorities {
 			fmt.Fprintf(&b, "# /etc/swanctl/x509ca/%s is\n%s", authority(i), comment(pems([][]byte{der})))
 		}
 	}
 	return settings, b.String()
+}
+
+// patience is what both ends have, so that the other tunnel takes over at both: where two
+// have the same selectors, strongSwan sends by one of them while it has an IKE SA.
+const patience = `# In strongswan.conf, so that a dead link is found out in 45 seconds, not in three minutes,
+# and the other tunnel is used:
+# charon {
+#     retransmit_tries = 8
+#     retransmit_timeout = 1.0
+#     retransmit_base = 1.4
+#     retransmit_limit = 5
+# }
+`
+
+// byRoute are the devices and routes of a gateway whose selectors leave the choice to
+// them. Without devices strongSwan would take all that leaves the gateway.
+func (v view) byRoute() string {
+	var b strings.Builder
+	if v.external.Selectors() == model.PolicyBased {
+		fmt.Fprintf(&b, "# Its policies go when strongSwan does, and then packets leave in clear. Drop them by nft(8):\n"+
+			"# table inet %s {\n#     chain out {\n#         type filter hook postrouting priority 0\n", v.key.Customer+"-"+v.key.Name)
+		for _, p := range v.ours {
+			family := map[bool]string{true: "ip", false: "ip6"}[p.Addr().Is4()]
+			fmt.Fprintf(&b, "#         %s daddr %s rt ipsec missing drop\n", family, p)
+		}
+		b.WriteString("#     }\n# }\n")
+		return b.String()
+	}
+	b.WriteString("# Each tunnel is a device, and routes choose: before this is loaded, and after each boot,\n")
+	for i, t := range v.tunnels {
+		fmt.Fprintf(&b, "# ip link add cs%[1]d type xfrm dev lo if_id %[1]d && ip link set cs%[1]d up\n", t.number)
+		for _, p := range v.ours {
+			fmt.Fprintf(&b, "# ip route add %s dev cs%d metric %d\n", p, t.number, 100*(i+1))
+		}
+	}
+	for _, p := range v.ours {
+		fmt.Fprintf(&b, "# ip route add unreachable %s metric 4000\n", p)
+	}
+	b.WriteString("# Without the last of them packets leave in clear where a device is missing. No route goes\n" +
+		"# away with its tunnel: unless something of yours sees to that, have trafficSelectors: policy-based.\n")
+	return b.String()
+}
+
+// device ties a tunnel's ESP SAs to its device.
+func (v view) device(t tunnel) string {
+	if v.external.Selectors() == model.PolicyBased {
+		return ""
+	}
+	return fmt.Sprintf("                if_id_in = %[1]d\n                if_id_out = %[1]d\n", t.number)
 }
 
 // cacerts keeps every other authority that the gateway knows from vouching for us.

@@ -86,6 +86,9 @@ func askGateway(ctx context.Context, o *options, c connection, d *v1.Document, r
 
 // writeGateway says how the other side is to be set.
 func writeGateway(b *strings.Builder, colours palette, g *v1.DescribeGatewayResponse) error {
+	if g != nil && len(g.GetConnections()) == 0 {
+		b.WriteString("\nno connection leads to this gateway yet: apply one, and its settings are here\n")
+	}
 	for _, c := range g.GetConnections() {
 		b.WriteString("\n" + colours.paint(toneHead, line("THE GATEWAY'S SETTINGS FOR CONNECTION "+c.GetConnection())) + "\n")
 		settings := newTable("SETTING", "VALUE").paint(colours)

@@ -65,6 +65,20 @@ func TestDescribeGateway(t *testing.T) {
 	must(t, "", "apply", "-f", samples)
 	must(t, "", "apply", "-f", samples+"/kinds")
 	eventually(t, "contoso/hq-uks/er-ams/primary", "keys")
+	must(t, `
+apiVersion: circuitseal.io/v1
+kind: Site
+metadata: {name: lone, customer: contoso}
+spec: {type: azure-vnet, prefixes: [10.240.0.0/16]}
+---
+apiVersion: circuitseal.io/v1
+kind: Endpoint
+metadata: {name: lone, customer: contoso}
+spec: {site: lone, external: {type: ikev2, authentication: psk}, underlay: [{address: 172.20.240.4}]}
+`, "apply", "-f", "-")
+	if lone := must(t, "", "describe", "endpoint", "contoso/lone"); !strings.Contains(lone, "no connection leads to this gateway yet") {
+		t.Errorf("without a connection:\n%s", lone)
+	}
 	plain := must(t, "", "describe", "endpoint", "contoso/vpngw-uks")
 	for _, want := range []string{"THE GATEWAY'S SETTINGS FOR CONNECTION hq-uks", "ipsecPolicies.ikeEncryption", "az network vpn-connection ipsec-policy add", "--reveal-psk shows it, and is logged"} {
 		if !strings.Contains(plain, want) {
