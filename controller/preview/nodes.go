@@ -2,6 +2,7 @@ package preview
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -144,6 +145,9 @@ func what(o Object, was, is, in reflect.Value) string {
 	if o.Kind == kinds[reflect.TypeFor[desired.Interface]()] {
 		return whatInterface(o.Action, was, is)
 	}
+	if g, ok := reflect.TypeAssert[desired.Group](is); ok && o.Action == Created && g.IPsec != nil {
+		return "added, " + suites(*g.IPsec)
+	}
 	if o.Kind != kinds[reflect.TypeFor[desired.Tunnel]()] {
 		return map[Action]string{Created: "added", Changed: "changed", Deleted: "removed"}[o.Action]
 	}
@@ -183,6 +187,22 @@ func what(o Object, was, is, in reflect.Value) string {
 		words = append(words, "re-keyed")
 	}
 	return cmp.Or(strings.Join(words, ", "), "changed")
+}
+
+// suites are what the tunnels of a connection may negotiate, and how their ends know
+// each other.
+func suites(p desired.IPsecPolicy) string {
+	first := func(list []string) string {
+		if len(list) > 1 {
+			return list[0] + fmt.Sprintf(" and %d more", len(list)-1)
+		}
+		return strings.Join(list, "")
+	}
+	by := p.Authentication.String()
+	if p.PPKRequired {
+		by += " and PPK"
+	}
+	return "IKE " + first(p.IKEProposals) + ", ESP " + first(p.ESPProposals) + ", by " + by
 }
 
 var addrPort = reflect.TypeFor[netip.AddrPort]()
