@@ -11,7 +11,7 @@ import (
 // a rekeyed one hands its ESP SAs to its successor. A list that met the successor
 // before that and the other one after it has them nowhere: so what has lost its ESP SAs
 // since the last list is looked at twice. One that met them the other way round has them
-// twice; see untangle.
+// twice, and an IKE SA that moves while it is made is listed twice itself; see untangle.
 func (d *Driver) listSAs(ctx context.Context) (map[uint16][]namedSA, error) {
 	all, err := d.listOnce(ctx)
 	if err == nil && lost(d.carried, all) {
@@ -24,16 +24,25 @@ func (d *Driver) listSAs(ctx context.Context) (map[uint16][]namedSA, error) {
 	return all, nil
 }
 
-// untangle removes an ESP SA from the IKE SA that had it before the last one: charon's
-// numbers of ESP SAs are unique, and what was listed later is what is true.
-func untangle(sas []namedSA) {
-	seen := map[uint64]bool{}
-	for i := range slices.Backward(sas) {
-		sas[i].children = slices.DeleteFunc(sas[i].children, func(c childSA) bool { return seen[c.id] })
-		for _, c := range sas[i].children {
-			seen[c.id] = true
+// untangle leaves of an IKE SA the last of what was listed, and removes an ESP SA from the
+// IKE SA that had it before the last one: charon's numbers of both are unique, and what
+// was listed later is what is true.
+func untangle(sas []namedSA) []namedSA {
+	seen, children := map[uint64]bool{}, map[uint64]bool{}
+	var last []namedSA
+	for _, s := range slices.Backward(sas) {
+		if seen[s.id] {
+			continue
 		}
+		seen[s.id] = true
+		s.children = slices.DeleteFunc(s.children, func(c childSA) bool { return children[c.id] })
+		for _, c := range s.children {
+			children[c.id] = true
+		}
+		last = append(last, s)
 	}
+	slices.Reverse(last)
+	return last
 }
 
 // carrying are the tunnels that have an SA by which packets can go both ways.
@@ -79,8 +88,8 @@ func (d *Driver) listOnce(ctx context.Context) (map[uint16][]namedSA, error) {
 		d.hangUp()
 		return nil, err
 	}
-	for _, sas := range all {
-		untangle(sas)
+	for n, sas := range all {
+		all[n] = untangle(sas)
 	}
 	return all, nil
 }

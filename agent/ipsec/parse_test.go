@@ -72,9 +72,11 @@ func TestUntangle(t *testing.T) {
 		}
 		return list
 	}
-	sas := []namedSA{{ikeSA: ikeSA{id: 1, children: child(1, 2)}}, {ikeSA: ikeSA{id: 2, children: child(3, 2)}}, {ikeSA: ikeSA{id: 3}}}
-	untangle(sas)
-	want := []namedSA{{ikeSA: ikeSA{id: 1, children: child(1)}}, {ikeSA: ikeSA{id: 2, children: child(3, 2)}}, {ikeSA: ikeSA{id: 3}}}
+	sas := untangle([]namedSA{
+		{ikeSA: ikeSA{id: 4, state: "CONNECTING"}}, {ikeSA: ikeSA{id: 1, children: child(1, 2)}}, {ikeSA: ikeSA{id: 2}},
+		{ikeSA: ikeSA{id: 2, children: child(3, 2)}}, {ikeSA: ikeSA{id: 3}}, {ikeSA: ikeSA{id: 4, state: "ESTABLISHED", children: child(5)}},
+	})
+	want := []namedSA{{ikeSA: ikeSA{id: 1, children: child(1)}}, {ikeSA: ikeSA{id: 2, children: child(3, 2)}}, {ikeSA: ikeSA{id: 3}}, {ikeSA: ikeSA{id: 4, state: "ESTABLISHED", children: child(5)}}}
 	if d := cmp.Diff(want, sas, cmp.AllowUnexported(namedSA{}, ikeSA{}, childSA{}, suite{}, connectionName{})); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
