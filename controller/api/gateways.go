@@ -176,6 +176,11 @@ func (g *gateways) rotate(ctx context.Context, customer, endpoint string) (*v1.R
 	}
 	write := map[string]model.PresharedKeys{}
 	answer := &v1.RotateGatewayKeyResponse{}
+	// All of a gateway's tunnels have the same.
+	fresh, err := desired.NewSecret()
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
 	for _, k := range selected(s.Documents, model.KindConnection, customer) {
 		spec, ok := model.Lookup[*model.ConnectionSpec](s.Documents, k)
 		if !ok || !slices.Contains(spec.Endpoints, endpoint) {
@@ -189,10 +194,6 @@ func (g *gateways) rotate(ctx context.Context, customer, endpoint string) (*v1.R
 				continue
 			case have.Phase != model.PresharedSteady:
 				return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("a rotation of tunnel %s is under way already: set its newest key at the gateway, which `sealctl describe endpoint %s/%s --reveal-psk` shows; it ends when a handshake has succeeded with that", t.ID, customer, endpoint))
-			}
-			fresh, err := desired.NewSecret()
-			if err != nil {
-				return nil, connect.NewError(connect.CodeInternal, err)
 			}
 			next := rotate.Apply(have, rotate.Prepare, fresh, s.Revision, g.now())
 			write[t.ID] = next

@@ -14,6 +14,10 @@ type rotation struct {
 	// asked tells that keys change only when an operator asks for it: a gateway
 	// without our agent has to be told by hand.
 	asked bool
+	// gateway is customer/endpoint of that gateway, empty without one. Its tunnels have the
+	// same key: charon finds a key by who is to have it (get_shared in
+	// src/libstrongswan/credentials/credential_manager.c), and a gateway is one.
+	gateway string
 	// held tells that nothing is begun for now: the protocol of the tunnels changes.
 	held bool
 }
@@ -36,23 +40,24 @@ func rotates(s *model.Snapshot, k model.Key, tunnels []model.Tunnel) (rotation, 
 			needed = true
 			continue
 		}
-		gateway := gatewayOf(s, k.Customer, tunnels)
+		name, gateway := gatewayOf(s, k.Customer, tunnels)
 		p, known := model.ProfileOf(s.Documents, k.Customer, spec, gateway)
 		needed = needed || known && spec.PPK(p, gateway != nil)
 		if gateway != nil && gateway.Authentication == model.AuthPSK {
-			needed, r.asked = true, true
+			needed, r.asked, r.gateway = true, true, k.Customer+"/"+name
 		}
 	}
 	return r, needed
 }
 
-// gatewayOf is the gateway without our agent at one end of tunnels; nil for none.
-func gatewayOf(s *model.Snapshot, customer string, tunnels []model.Tunnel) *model.ExternalSpec {
+// gatewayOf is the gateway without our agent at one end of tunnels, and the name of its
+// endpoint; nil for none.
+func gatewayOf(s *model.Snapshot, customer string, tunnels []model.Tunnel) (string, *model.ExternalSpec) {
 	for _, e := range tunnels[0].Ends {
 		spec, ok := model.Lookup[*model.EndpointSpec](s.Documents, model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint})
 		if ok && e.External() && spec.External != nil {
-			return spec.External
+			return e.Endpoint, spec.External
 		}
 	}
-	return nil
+	return "", nil
 }

@@ -106,22 +106,42 @@ func (r *Rotator) decide(s *model.Snapshot) (map[string]decision, error) {
 	r.derive(s)
 	seen := reports{sessions: r.config.Sessions, nodes: map[string]node{}}
 	moves := map[string]decision{}
+	gateways := r.gateways(s)
 	for id, t := range r.ends {
 		keys := s.PresharedKeys[id]
 		move, _ := r.next(id, t, keys, s.Epoch, seen)
 		if move == Stay {
 			continue
 		}
-		var fresh desired.Secret
-		if move == Create || move == Prepare {
+		fresh, held := gateways[t.gateway]
+		if move == Prepare || move == Create && !held {
 			var err error
 			if fresh, err = desired.NewSecret(); err != nil {
 				return nil, err
 			}
 		}
+		if t.gateway != "" && move == Create {
+			gateways[t.gateway] = fresh
+		}
 		moves[id] = decision{move, Apply(keys, move, fresh, s.Revision, r.config.Now())}
 	}
 	return moves, nil
+}
+
+// gateways are the newest keys of the gateways that have any. mu is held.
+func (r *Rotator) gateways(s *model.Snapshot) map[string]desired.Secret {
+	newest, keys := map[string]uint64{}, map[string]desired.Secret{}
+	for id, t := range r.ends {
+		if t.gateway == "" {
+			continue
+		}
+		for _, k := range s.PresharedKeys[id].Keys {
+			if k.Generation >= newest[t.gateway] {
+				newest[t.gateway], keys[t.gateway] = k.Generation, k.Key
+			}
+		}
+	}
+	return keys
 }
 
 func (r *Rotator) next(id string, t tunnel, keys model.PresharedKeys, epoch uint64, seen reports) (Move, string) {

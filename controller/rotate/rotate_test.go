@@ -359,14 +359,14 @@ func TestWhichTunnelsHaveKeys(t *testing.T) {
 		change func(*model.Snapshot)
 		want   map[string]tunnel
 	}{
-		{"WireGuard", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard}), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, false}}}},
+		{"WireGuard", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolWireGuard}), map[string]tunnel{tunnelID: {ours, rotation{interval: time.Hour}}}},
 		{"IPsec", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec}), map[string]tunnel{}},
-		{"IPsec with PPK", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, PostQuantum: model.PostQuantumRequired, PSKRotation: "2h"}), map[string]tunnel{tunnelID: {ours, rotation{2 * time.Hour, false, false}}}},
-		{"IPsec, the profile wants PPK", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, CryptoProfile: "pq-hybrid-commercial"}), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, false}}}},
+		{"IPsec with PPK", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, PostQuantum: model.PostQuantumRequired, PSKRotation: "2h"}), map[string]tunnel{tunnelID: {ours, rotation{interval: 2 * time.Hour}}}},
+		{"IPsec, the profile wants PPK", policy(model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec, CryptoProfile: "pq-hybrid-commercial"}), map[string]tunnel{tunnelID: {ours, rotation{interval: time.Hour}}}},
 		{"a gateway with a certificate", gateway(model.AuthCertificate), map[string]tunnel{}},
-		{"a gateway with a pre-shared key", gateway(model.AuthPSK), map[string]tunnel{tunnelID: {theirs, rotation{time.Hour, true, false}}}},
-		{"on the way from WireGuard", settled(model.ProtocolIPsec, model.ProtocolWireGuard), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, true}}}},
-		{"on the way to WireGuard", settled(model.ProtocolWireGuard, model.ProtocolIPsec), map[string]tunnel{tunnelID: {ours, rotation{time.Hour, false, true}}}},
+		{"a gateway with a pre-shared key", gateway(model.AuthPSK), map[string]tunnel{tunnelID: {theirs, rotation{interval: time.Hour, asked: true, gateway: "contoso/weu"}}}},
+		{"on the way from WireGuard", settled(model.ProtocolIPsec, model.ProtocolWireGuard), map[string]tunnel{tunnelID: {ours, rotation{interval: time.Hour, held: true}}}},
+		{"on the way to WireGuard", settled(model.ProtocolWireGuard, model.ProtocolIPsec), map[string]tunnel{tunnelID: {ours, rotation{interval: time.Hour, held: true}}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newMemory().now()
@@ -378,6 +378,49 @@ func TestWhichTunnelsHaveKeys(t *testing.T) {
 				t.Errorf("got %+v, want %+v", r.ends, tt.want)
 			}
 		})
+	}
+}
+
+// A gateway has one key for all its tunnels, by which it is found, and those that come
+// later get it, too. Each tunnel of ours has its own.
+func TestOneKeyOfAGateway(t *testing.T) {
+	const second = "contoso/hq-weu/er/secondary"
+	for _, gateway := range []bool{true, false} {
+		m := newMemory()
+		s := *m.now()
+		if gateway {
+			s.Documents[model.Key{Kind: model.KindEncryptionPolicy, Customer: "contoso", Name: "wg"}] = model.Document{Spec: &model.EncryptionPolicySpec{Protocol: model.ProtocolIPsec}}
+			s.Documents[model.Key{Kind: model.KindEndpoint, Customer: "contoso", Name: "weu"}] = model.Document{Spec: &model.EndpointSpec{
+				Site: "weu", External: &model.ExternalSpec{Type: model.GatewayIKEv2, Authentication: model.AuthPSK},
+				Underlay: []model.UnderlaySpec{{Address: netip.MustParseAddr("10.2.0.4")}},
+			}}
+		}
+		r := New(Config{Sessions: fleet{"prem-1": {online: true}, "nva-1": {online: true}}, Now: time.Now})
+		key := func(moves map[string]decision, id string) desired.Secret {
+			t.Helper()
+			d, ok := moves[id]
+			if !ok || d.move != Create || len(d.keys.Keys) != 1 {
+				t.Fatalf("gateway %t: tunnel %s: %+v, want it to be made", gateway, id, d)
+			}
+			return d.keys.Keys[0].Key
+		}
+		both, err := r.decide(&s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := key(both, tunnelID)
+		if same := first.Equal(key(both, second)); same != gateway {
+			t.Errorf("gateway %t: the same key is %t", gateway, same)
+		}
+		later := s
+		later.PresharedKeys = map[string]model.PresharedKeys{tunnelID: both[tunnelID].keys}
+		rest, err := r.decide(&later)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same := first.Equal(key(rest, second)); same != gateway {
+			t.Errorf("gateway %t: of one that comes later the same key is %t", gateway, same)
+		}
 	}
 }
 

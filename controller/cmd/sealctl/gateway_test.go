@@ -92,7 +92,7 @@ spec: {site: lone, external: {type: ikev2, authentication: psk}, underlay: [{add
 			key = f[3]
 		}
 	}
-	if len(key) != 44 || strings.Contains(plain, key) || strings.Count(revealed, key) != 1 || !strings.Contains(revealed, `--shared-key @-`) {
+	if len(key) != 44 || strings.Contains(plain, key) || strings.Count(revealed, key) != 2 || !strings.Contains(revealed, `--shared-key @-`) {
 		t.Errorf("the key is %q:\n%s", key, revealed)
 	}
 	var told struct {
@@ -120,6 +120,16 @@ spec: {site: lone, external: {type: ikev2, authentication: psk}, underlay: [{add
 	again := must(t, "", "describe", "endpoint", "contoso/vpngw-uks", "--reveal-psk")
 	if !strings.Contains(again, " next ") || !strings.Contains(again, "shared-key update") {
 		t.Errorf("after a rotation:\n%s", again)
+	}
+	// Both tunnels have the same: a gateway is found by one name.
+	next := map[string]bool{}
+	for l := range strings.Lines(again) {
+		if f := strings.Fields(l); len(f) == 4 && f[2] == "next" {
+			next[f[3]] = true
+		}
+	}
+	if len(next) != 1 || next[key] {
+		t.Errorf("%d next keys, want one:\n%s", len(next), again)
 	}
 	for args, want := range map[string]string{
 		"contoso/vpngw-uks": "under way already", "contoso/hq": "which our agent looks after", "contoso/nobody": "there is no Endpoint/contoso/nobody", "contoso": "want CUSTOMER/ENDPOINT",
