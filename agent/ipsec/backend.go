@@ -43,7 +43,23 @@ func (b Backend) kind() string {
 	return kindXFRM
 }
 
-var probe = sync.OnceValues(probeKernel)
+var probed struct {
+	sync.Mutex
+	backend Backend
+}
+
+// probe asks the kernel until it has answered once: what it can do stays as it is, and an
+// error says nothing of that.
+func probe() (Backend, error) {
+	probed.Lock()
+	defer probed.Unlock()
+	if probed.backend != Automatic {
+		return probed.backend, nil
+	}
+	b, err := probeKernel()
+	probed.backend = b
+	return b, err
+}
 
 // resolve turns Automatic into what the kernel can do.
 func (b Backend) resolve() (Backend, error) {
@@ -91,8 +107,10 @@ func probeHere() (Backend, error) {
 	switch {
 	case err == nil:
 		return Kernel, nil
-	case errors.Is(err, unix.EPERM):
-		return Automatic, fmt.Errorf("ask the kernel for ESP: %w", err)
+	// It has no ESP (xfrm_get_type in net/xfrm/xfrm_state.c), no such interface (__rtnl_newlink
+	// in net/core/rtnetlink.c), no such algorithm (crypto_alloc_tfm in crypto/api.c).
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOSYS):
+		return Libipsec, nil
 	}
-	return Libipsec, nil
+	return Automatic, fmt.Errorf("ask the kernel for ESP: %w", err)
 }
