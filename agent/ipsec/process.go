@@ -77,12 +77,16 @@ func (d *Driver) stopCharon(ctx context.Context) error {
 		return fmt.Errorf("end charon: %w", err)
 	}
 	patience := time.Now().Add(endTimeout)
-	for {
+	for killed := false; ; {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
 		if n > 0 {
 			return nil
 		}
 		if time.Now().After(patience) {
+			if killed {
+				return fmt.Errorf("charon, process %d, was killed and does not end", pid)
+			}
+			killed, patience = true, time.Now().Add(endTimeout)
 			// What it leaves in the kernel is flushed as what a killed one leaves.
 			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("end charon: %w", err)
