@@ -263,11 +263,12 @@ func (d *Driver) prepare(x *tunnel, want plan.IPsec, ends map[string]string) err
 	return nil
 }
 
-// certificate is the first of this end's identity that is there.
+// certificate is the first of this end's identity that is there, with its key.
 func (d *Driver) certificate(want plan.IPsec, p desired.IPsecPolicy) ([]byte, error) {
 	if p.Authentication == desired.AuthenticationPSK {
 		return nil, nil
 	}
+	var errs []error
 	for _, i := range want.Identities {
 		if i.Name != p.LocalID {
 			continue
@@ -283,10 +284,15 @@ func (d *Driver) certificate(want plan.IPsec, p desired.IPsecPolicy) ([]byte, er
 				}
 			}
 			if err != nil {
-				return nil, fmt.Errorf("certificate of %s, generation %d: %w", i.Name, c.Generation, err)
+				// Another generation may be as it is to be.
+				errs = append(errs, fmt.Errorf("certificate of %s, generation %d: %w", i.Name, c.Generation, err))
+				continue
 			}
 			return c.Certificate, nil
 		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
 	}
 	return nil, fmt.Errorf("there is no certificate of %s yet", p.LocalID)
 }

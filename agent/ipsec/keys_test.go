@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/circuitseal/circuitseal/agent/plan"
 	"github.com/circuitseal/circuitseal/proto/desired"
 )
 
@@ -147,5 +148,31 @@ func TestCertificateFits(t *testing.T) {
 	}
 	if err := key.fits([]byte("junk")); err == nil {
 		t.Error("junk fits")
+	}
+}
+
+// Of two generations of which one cannot be used the other one is.
+func TestTheOtherCertificateDoes(t *testing.T) {
+	ca := newAuthority(t)
+	k := must(OpenKeys(t.TempDir(), ring))
+	keys := must(k.Ensure([]desired.Identity{identity("a.example", 2, 1)}))
+	next, current := ca.issue(t, keys[0], time.Now().Add(time.Hour)), ca.issue(t, keys[1], time.Now().Add(time.Hour))
+	d := &Driver{config: Config{Keys: k}, fitting: map[checked]bool{}}
+	use := func(two, one []byte) ([]byte, error) {
+		return d.certificate(plan.IPsec{Identities: []desired.Identity{{Name: "a.example", Certificates: []desired.IdentityCertificate{
+			{Generation: 2, Certificate: two}, {Generation: 1, Certificate: one},
+		}}}}, desired.IPsecPolicy{LocalID: "a.example"})
+	}
+	if got, err := use(next, current); err != nil || !bytes.Equal(got, next) {
+		t.Errorf("the first is not used: %v", err)
+	}
+	if got, err := use(current, current); err != nil || !bytes.Equal(got, current) {
+		t.Errorf("beside one over another key: %v", err)
+	}
+	if _, err := use(current, nil); err == nil || !strings.Contains(err.Error(), "generation 2") {
+		t.Errorf("nothing fits: %v", err)
+	}
+	if _, err := use(nil, nil); err == nil || !strings.Contains(err.Error(), "there is no certificate of a.example yet") {
+		t.Errorf("nothing is there: %v", err)
 	}
 }
