@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,7 +41,8 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.endFormer(ctx, want, have); err != nil {
+	given, err := d.endFormer(ctx, have)
+	if err != nil {
 		return err
 	}
 	ours, err := d.visit(want.keys, have.keys)
@@ -51,7 +51,7 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	}
 	now, later := diffLoads(d.config.Instance, want, have, d.loaded)
 	// What is there of a tunnel that has a problem stays as it is.
-	now, later = d.keepProblems(now), d.keepProblems(later)
+	now, later = d.keepProblems(now, given), d.keepProblems(later, given)
 	for _, id := range ours {
 		if _, ok := want.keys[id]; !ok {
 			later = append(later, load{verb: unloadKey, name: id})
@@ -61,39 +61,52 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	return d.applyLoads(ctx, want, now)
 }
 
+// former reports whether a connection is of the tunnel that had its number before.
+func (d *Driver) former(n connectionName) bool {
+	t := d.tunnels[n.number]
+	return t != nil && n.tunnel != tunnelDigest(t.ID)
+}
+
 // endFormer ends the SAs of tunnels whose numbers are other tunnels' now, before anything
-// can come to their devices.
-func (d *Driver) endFormer(ctx context.Context, want wanted, have held) error {
-	former := func(n connectionName) bool {
-		c, ok := want.connections[n.number]
-		return ok && n.tunnel != c.name.tunnel
+// can come to their devices. given are those numbers.
+func (d *Driver) endFormer(ctx context.Context, have held) (given map[uint16]bool, err error) {
+	given = map[uint16]bool{}
+	for _, name := range have.connections {
+		if n, ours := parseName(d.config.Instance, name); ours && d.former(n) {
+			given[n.number] = true
+		}
 	}
-	if !slices.ContainsFunc(have.connections, func(name string) bool {
-		n, ours := parseName(d.config.Instance, name)
-		return ours && former(n)
-	}) {
-		return nil
+	if len(given) == 0 {
+		return given, nil
 	}
 	all, err := d.listSAs(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for _, sas := range all {
-		for _, s := range sas {
-			if former(s.connection) {
-				d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its number is another tunnel's now")
-				errs = append(errs, d.terminate(ctx, termination{id: s.id, force: true}))
-			}
+		errs = append(errs, d.endThoseOfFormer(ctx, sas))
+	}
+	return given, errors.Join(errs...)
+}
+
+func (d *Driver) endThoseOfFormer(ctx context.Context, sas []namedSA) error {
+	var errs []error
+	for _, s := range sas {
+		if d.former(s.connection) {
+			d.config.Log.Info("IPsec: end an SA", "connection", s.name, "ike", s.id, "why", "its number is another tunnel's now")
+			errs = append(errs, d.terminate(ctx, termination{id: s.id, force: true}))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (d *Driver) keepProblems(loads []load) []load {
+// keepProblems leaves out what is of a tunnel with a problem, but for numbers that were
+// another tunnel's.
+func (d *Driver) keepProblems(loads []load, given map[uint16]bool) []load {
 	var out []load
 	for _, l := range loads {
-		if t, ok := d.tunnels[l.number]; ok && l.number != 0 && t.problem != "" {
+		if t, ok := d.tunnels[l.number]; ok && l.number != 0 && t.problem != "" && !given[l.number] {
 			continue
 		}
 		out = append(out, l)

@@ -219,12 +219,14 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 		put(child, "if_id_out", fmt.Sprintf("%#x", t.InterfaceID))
 	}
 	put(whole, "children", section(childName(c.generation), child))
-	c.name.tunnel = digest(section("id", t.ID))
+	c.name.tunnel = tunnelDigest(t.ID)
 	c.name.trust = digest(section("local", local, "remote", remote, "ppk_required", yes(ppkID != "")))
 	c.name.whole = digest(section("whole", whole, "generations", generations))
 	c.message, c.child = section(c.name.in(inst), whole), child
 	return c
 }
+
+func tunnelDigest(id string) string { return digest(section("id", id)) }
 
 const (
 	defaultDPD   = 10 * time.Second

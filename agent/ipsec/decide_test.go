@@ -122,3 +122,41 @@ func TestDecide(t *testing.T) {
 		})
 	}
 }
+
+// Since when an SA has been what must not last.
+func TestObserve(t *testing.T) {
+	current, replaced := connectionName{7, "tunnel", "trust", "new"}, connectionName{7, "tunnel", "other", "old"}
+	x := &tunnel{connection: connection{name: current}, seen: map[sighted]sighting{}}
+	sa := func(name connectionName, id uint64, change ...func(*namedSA)) []namedSA {
+		_, s := good()
+		s.id = id
+		n := namedSA{ikeSA: s, connection: name}
+		for _, c := range change {
+			c(&n)
+		}
+		return []namedSA{n}
+	}
+	bare := func(s *namedSA) { s.children = nil }
+	now := time.Now()
+	for _, step := range []struct {
+		name  string
+		after time.Duration
+		sas   []namedSA
+		want  time.Duration
+	}{
+		{"as it is to be", 0, sa(current, 1), 0},
+		{"replaced", time.Second, sa(replaced, 1), 0},
+		{"still", time.Minute, sa(replaced, 1), time.Minute},
+		{"its keys were replaced: another number, the same connection", time.Minute, sa(replaced, 2), 2 * time.Minute},
+		{"without an ESP SA", time.Second, sa(current, 3, bare), 0},
+		{"another without one", time.Second, sa(current, 4, bare), 0},
+		{"still without one", time.Second, sa(current, 4, bare), time.Second},
+		{"replaced anew", time.Second, sa(replaced, 5), 0},
+	} {
+		now = now.Add(step.after)
+		x.observe(step.sas, now)
+		if got := step.sas[0].seen; got != step.want {
+			t.Errorf("%s: for %s, want %s", step.name, got, step.want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -212,5 +213,40 @@ func refused(t *testing.T, backend Backend, p *pair) {
 		return
 	}
 	p.b.await(t, "the other tunnel", isUp)
+	p.mustCarry(t)
+}
+
+// givenAway is of a tunnel whose number another one gets, which has no certificate yet:
+// nothing of the former carries on.
+func givenAway(t *testing.T, _ Backend, p *pair) {
+	a, _ := p.up(t)
+	p.mustCarry(t)
+	other := a
+	other.Tunnels = slices.Clone(a.Tunnels)
+	other.Tunnels[0].ID = "customer/another/circuit/link"
+	other.Tunnels[0].Policy.LocalID = "nobody.example"
+	if err := p.a.trySync(other); err == nil || !strings.Contains(err.Error(), "there is no certificate of nobody.example yet") {
+		t.Fatalf("the tunnel is to be not ready: %v", err)
+	}
+	// Whatever the far end begins meanwhile.
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		for _, s := range p.a.sas(t) {
+			if s.up() && s.age > time.Second {
+				t.Fatalf("an SA of the former tunnel is up: %+v", s)
+			}
+		}
+	}
+	p.a.driver.mu.Lock()
+	have, err := p.a.driver.readHeld(t.Context())
+	p.a.driver.mu.Unlock()
+	if err != nil || len(have.connections)+len(have.secrets) > 0 {
+		t.Errorf("charon has %+v of it, %v", have, err)
+	}
+	if s := p.a.status(t); s.Up {
+		t.Errorf("the tunnel that is not ready is up: %+v", s)
+	}
+	// It has its own place when it is ready.
+	p.a.sync(t, a)
+	p.awaitUp(t)
 	p.mustCarry(t)
 }

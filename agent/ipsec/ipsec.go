@@ -115,12 +115,14 @@ type tunnel struct {
 	blamed uint64
 	// problem is one of this end's own, with which nothing is tried.
 	problem string
-	// seen is since when an IKE SA has been as it is, by its number.
-	seen map[uint64]sighting
+	// seen is since when SAs have been as they are.
+	seen map[sighted]sighting
 	// used are the generations that IKE SAs began with, as far as that was told;
 	// lastUsed is the last.
 	used     map[uint64]uint64
 	lastUsed uint64
+	// given tells that its number was another tunnel's, until it is up.
+	given bool
 	// sole is since when it has the same pre-shared keys.
 	sole time.Time
 	// weakness is in what the last SA was weaker than the policy, which was taken
@@ -142,6 +144,13 @@ func (t *tunnel) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "tunnel %s"
 
 // checked is a key, by charon's id, and a certificate.
 type checked struct{ key, certificate string }
+
+// sighted is an IKE SA, by its number, or all of a connection that was replaced: one whose
+// keys are replaced goes on as another.
+type sighted struct {
+	ike        uint64
+	connection connectionName
+}
 
 // sighting is a state of an IKE SA that must not last.
 type sighting struct {
@@ -211,7 +220,7 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 	for _, t := range want.Tunnels {
 		x := d.tunnels[t.Number]
 		if x == nil || x.ID != t.ID {
-			x = &tunnel{seen: map[uint64]sighting{}, used: map[uint64]uint64{}}
+			x = &tunnel{given: x != nil, seen: map[sighted]sighting{}, used: map[uint64]uint64{}}
 		}
 		if !slices.EqualFunc(x.PresharedKeys, t.PresharedKeys, func(a, b desired.PresharedKey) bool {
 			return a.Generation == b.Generation && a.Key.Equal(b.Key)
@@ -312,9 +321,10 @@ func (d *Driver) syncDevices(closing func([]string) error) error {
 	ids := map[string]string{}
 	for _, t := range d.want.Tunnels {
 		ids[t.Device] = t.ID
-		if d.tunnels[t.Number].problem == "" {
+		switch x := d.tunnels[t.Number]; {
+		case x.problem == "":
 			tunnels = append(tunnels, t)
-		} else {
+		case !x.given:
 			// One that is there stays as it is.
 			delete(have, t.Device)
 		}

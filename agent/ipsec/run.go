@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -256,6 +258,9 @@ func (d *Driver) lookAtAll(ctx context.Context, now time.Time, silent func(strin
 	}
 	for _, t := range d.sortedTunnels() {
 		if t.problem != "" {
+			if err := d.endThoseOfFormer(ctx, sas[t.Number]); err != nil {
+				d.config.Log.Warn("IPsec: end an SA", "tunnel", t.ID, "error", err)
+			}
 			continue
 		}
 		if !d.lookAt(ctx, now, t, sas[t.Number], silent) {
@@ -281,6 +286,7 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 	}
 	r := decide(v)
 	if r.up != nil {
+		t.given = false
 		if r.weakness == "" {
 			t.weakness = ""
 		}
@@ -321,23 +327,23 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 // observe keeps since when SAs have been in a state that must not last, and what
 // generations of pre-shared keys are in use.
 func (t *tunnel) observe(sas []namedSA, now time.Time) {
-	seen, used := map[uint64]sighting{}, map[uint64]uint64{}
+	seen, used := map[sighted]sighting{}, map[uint64]uint64{}
 	for i, s := range sas {
-		what := ""
+		what, at := "", sighted{ike: s.id}
 		switch {
 		case !s.established:
 			what = s.state
 		case !s.up():
 			what = "childless"
 		case s.connection != t.connection.name:
-			what = "replaced by " + t.connection.name.whole
+			what, at = "replaced by "+t.connection.name.whole, sighted{connection: s.connection}
 		}
 		if what != "" {
-			was := t.seen[s.id]
+			was := t.seen[at]
 			if was.what != what {
 				was = sighting{what, now}
 			}
-			seen[s.id] = was
+			seen[at] = was
 			sas[i].seen = now.Sub(was.since)
 		}
 		g := t.used[s.id]
@@ -393,8 +399,8 @@ func (d *Driver) turn(ctx context.Context, t *tunnel) (turned bool) {
 	return err == nil
 }
 
-// removeOrphans removes from the kernel what no charon knows, of tunnels that are up
-// again: what is left of one that was killed.
+// removeOrphans removes from the kernel what no charon knows: what is left of one that was
+// killed, of tunnels that are up again, and of those that had their numbers before.
 func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 	if d.backend != Kernel || d.open == nil || d.flushed == d.open.pid {
 		return nil
@@ -422,17 +428,25 @@ func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 		}
 		orphans, young := k.orphans(known, now)
 		waits = waits || young
-		if !up {
-			waits = waits || len(orphans) > 0
-			continue
-		}
 		for _, s := range orphans {
+			if t := d.tunnels[n]; !up && !t.given && t.joins(s.Src, s.Dst) {
+				waits = true
+				continue
+			}
 			d.config.Log.Info("IPsec: remove an SA that no charon knows", "tunnel", d.tunnels[n].ID, "spi", fmt.Sprintf("%#x", uint32(s.Spi)))
 			errs = append(errs, removeSA(h, s))
 		}
 	}
-	if !waits && len(errs) == 0 {
+	if !waits && errors.Join(errs...) == nil {
 		d.flushed = d.open.pid
 	}
 	return errors.Join(errs...)
+}
+
+// joins reports whether an SA between two addresses may be the tunnel's.
+func (t *tunnel) joins(src, dst net.IP) bool {
+	from, _ := netip.AddrFromSlice(src)
+	to, _ := netip.AddrFromSlice(dst)
+	from, to = from.Unmap(), to.Unmap()
+	return from == t.Local && to == t.Remote || from == t.Remote && to == t.Local
 }
