@@ -73,14 +73,12 @@ func (d *Driver) listOnce(ctx context.Context) (map[uint16][]namedSA, error) {
 	}
 	all := map[uint16][]namedSA{}
 	err := d.open.stream(ctx, "list-sas", "list-sa", nil, func(m *vici.Message) error {
-		sas, err := parseSAs(m)
+		sas, err := parseSAs(d.config.Instance, m)
 		if err != nil {
 			return err
 		}
 		for _, s := range sas {
-			if n, ours := parseName(d.config.Instance, s.name); ours {
-				all[n.number] = append(all[n.number], namedSA{ikeSA: s, connection: n})
-			}
+			all[s.connection.number] = append(all[s.connection.number], s)
 		}
 		return nil
 	})

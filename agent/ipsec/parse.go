@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/strongswan/govici/vici"
+
+	"github.com/circuitseal/circuitseal/agent/instance"
 )
 
 // ikeSA is one entry of list-sas: what charon has negotiated, and not what it was
@@ -169,19 +171,21 @@ func (f *fields) suite() suite {
 	return s
 }
 
-// parseSAs reads an event of list-sas: sections by the name of the connection.
-func parseSAs(m *vici.Message) ([]ikeSA, error) {
-	var all []ikeSA
+// parseSAs reads an event of list-sas: sections by the name of the connection. What is not
+// ours is not looked at: a charon of somebody else's may have what nobody here can read.
+func parseSAs(inst instance.Instance, m *vici.Message) ([]namedSA, error) {
+	var all []namedSA
 	for _, name := range m.Keys() {
+		connection, ours := parseName(inst, name)
 		body, ok := m.Get(name).(*vici.Message)
-		if !ok {
+		if !ours || !ok {
 			continue
 		}
 		s, err := parseIKE(name, body)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, s)
+		all = append(all, namedSA{ikeSA: s, connection: connection})
 	}
 	return all, nil
 }

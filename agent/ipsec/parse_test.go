@@ -29,11 +29,11 @@ func told() *vici.Message {
 }
 
 func TestParseSAs(t *testing.T) {
-	got, err := parseSAs(told())
+	got, err := parseSAs(inst, told())
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []ikeSA{{
+	want := []namedSA{{connection: connectionName{7, "t", "a", "b"}, ikeSA: ikeSA{
 		name: "cs-main.7.t.a.b", id: 3, state: "ESTABLISHED", initiator: true, spis: [2]string{"0123456789abcdef", "fedcba9876543210"},
 		localID: "a.example", remoteID: "b.example", ppk: true, established: true, age: time.Minute,
 		suite: suite{encryption: "aes256gcm16", prf: "prfsha384", exchanges: []string{"ecp384", "ke1_mlkem768"}},
@@ -42,25 +42,30 @@ func TestParseSAs(t *testing.T) {
 			interfaceIn: 0x43530007, interfaceOut: 0x43530007, suite: suite{encryption: "aes256gcm16", exchanges: []string{"ecp384"}, esn: true},
 			bytesIn: 840, packetsIn: 10, bytesOut: 1<<64 - 1, packetsOut: 11, age: 17 * time.Second,
 		}},
-	}}
-	if d := cmp.Diff(want, got, cmp.AllowUnexported(ikeSA{}, childSA{}, suite{})); d != "" {
+	}}}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(namedSA{}, ikeSA{}, childSA{}, suite{}, connectionName{})); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	for key, value := range map[string]string{"uniqueid": "-1", "established": "yesterday"} {
 		m := told()
 		put(m.Get("cs-main.7.t.a.b").(*vici.Message), key, value)
-		if _, err := parseSAs(m); err == nil {
+		if _, err := parseSAs(inst, m); err == nil {
 			t.Errorf("%s of %q is taken", key, value)
 		}
 	}
 	m := told()
+	put(m, "others", section("uniqueid", "no number", "state", "ESTABLISHED"))
+	if got, err := parseSAs(inst, m); err != nil || len(got) != 1 {
+		t.Errorf("beside what is not ours: %v, %v", got, err)
+	}
+	m = told()
 	put(m.Get("cs-main.7.t.a.b").(*vici.Message), "established", "-5")
-	if got, err := parseSAs(m); err != nil || got[0].age != 0 {
+	if got, err := parseSAs(inst, m); err != nil || got[0].age != 0 {
 		t.Errorf("with a clock that was set back: %v, %v", got, err)
 	}
 	m = told()
 	put(m.Get("cs-main.7.t.a.b").(*vici.Message), "state", "REKEYING")
-	if got, err := parseSAs(m); err != nil || !got[0].up() {
+	if got, err := parseSAs(inst, m); err != nil || !got[0].up() {
 		t.Errorf("an SA whose keys are replaced is up: %v, %v", got, err)
 	}
 }
@@ -209,11 +214,11 @@ func FuzzParse(f *testing.F) {
 			t.Skip()
 		}
 		for _, m := range decode(t, append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)) {
-			if sas, err := parseSAs(m); err == nil {
+			if sas, err := parseSAs(inst, m); err == nil {
 				p, _ := good()
 				for _, s := range sas {
-					_, _ = judge(p, Kernel, s), evidence(p, Kernel, s)
-					decide(view{tunnel: p, backend: Kernel, sas: []namedSA{{ikeSA: s}}})
+					_, _ = judge(p, Kernel, s.ikeSA), evidence(p, Kernel, s.ikeSA)
+					decide(view{tunnel: p, backend: Kernel, sas: []namedSA{s}})
 				}
 			}
 			if n, ok := parseNoise(m); ok {
