@@ -19,8 +19,9 @@ import (
 // its files into memory has to be another process than the disk's: a page fault
 // holds up the Go scheduler until the disk has answered.
 type Disk struct {
-	// Path is where it is mounted.
-	Path   string
+	// Path is where it is mounted, Backing where its files are.
+	Path, Backing string
+
 	server *fuse.Server
 	fuse.RawFileSystem
 
@@ -50,7 +51,7 @@ func Mount(path, backing string) (*Disk, error) {
 		return nil, fmt.Errorf("mount %s: %w", path, err)
 	}
 	d := &Disk{
-		Path: path, RawFileSystem: fs.NewNodeFS(root, &fs.Options{}),
+		Path: path, Backing: backing, RawFileSystem: fs.NewNodeFS(root, &fs.Options{}),
 		record: newRecord(), nodes: map[uint64]inode{fuse.FUSE_ROOT_ID: rootInode},
 	}
 	d.server, err = fuse.NewServer(d, path, &fuse.MountOptions{
