@@ -57,7 +57,7 @@ func (c *charons) judge(docs map[model.Key]model.Document) []model.Problem {
 		if len(tunnels) == 0 {
 			continue
 		}
-		gateway, external := externalOf(docs, k.Customer, tunnels[0])
+		gateway, external := model.GatewayOf(docs, k.Customer, tunnels[0])
 		p, ok := model.ProfileOf(docs, k.Customer, policy, external)
 		if !ok {
 			continue
@@ -156,16 +156,4 @@ func limits(node string, c desired.CharonStatus, connections []model.Key) []mode
 		})
 	}
 	return problems
-}
-
-// externalOf is the gateway without our agent at one end of a tunnel, and its
-// endpoint; nil for none.
-func externalOf(docs map[model.Key]model.Document, customer string, t model.Tunnel) (model.Key, *model.ExternalSpec) {
-	for _, e := range t.Ends {
-		k := model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint}
-		if s, ok := model.Lookup[*model.EndpointSpec](docs, k); ok && s.External != nil {
-			return k, s.External
-		}
-	}
-	return model.Key{}, nil
 }

@@ -41,6 +41,18 @@ func (e End) Seen() netip.Addr {
 // External reports whether no agent of ours is at this end.
 func (e End) External() bool { return e.Node == "" }
 
+// GatewayOf is the gateway without our agent at one end of a tunnel, and its endpoint; nil
+// for none.
+func GatewayOf(docs map[Key]Document, customer string, t Tunnel) (Key, *ExternalSpec) {
+	for _, e := range t.Ends {
+		k := Key{Kind: KindEndpoint, Customer: customer, Name: e.Endpoint}
+		if s, ok := Lookup[*EndpointSpec](docs, k); ok && s.External != nil {
+			return k, s.External
+		}
+	}
+	return Key{}, nil
+}
+
 // Tunnels derives the tunnels of a connection, one for each link of each of its
 // circuits, sorted by ID. An end's address for a link is the one bound to that
 // link; an end whose addresses are all unbound gives its first address to

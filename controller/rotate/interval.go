@@ -40,24 +40,12 @@ func rotates(s *model.Snapshot, k model.Key, tunnels []model.Tunnel) (rotation, 
 			needed = true
 			continue
 		}
-		name, gateway := gatewayOf(s, k.Customer, tunnels)
+		endpoint, gateway := model.GatewayOf(s.Documents, k.Customer, tunnels[0])
 		p, known := model.ProfileOf(s.Documents, k.Customer, spec, gateway)
 		needed = needed || known && spec.PPK(p, gateway != nil)
 		if gateway != nil && gateway.Authentication == model.AuthPSK {
-			needed, r.asked, r.gateway = true, true, k.Customer+"/"+name
+			needed, r.asked, r.gateway = true, true, k.Customer+"/"+endpoint.Name
 		}
 	}
 	return r, needed
-}
-
-// gatewayOf is the gateway without our agent at one end of tunnels, and the name of its
-// endpoint; nil for none.
-func gatewayOf(s *model.Snapshot, customer string, tunnels []model.Tunnel) (string, *model.ExternalSpec) {
-	for _, e := range tunnels[0].Ends {
-		spec, ok := model.Lookup[*model.EndpointSpec](s.Documents, model.Key{Kind: model.KindEndpoint, Customer: customer, Name: e.Endpoint})
-		if ok && e.External() && spec.External != nil {
-			return e.Endpoint, spec.External
-		}
-	}
-	return "", nil
 }
