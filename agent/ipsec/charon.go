@@ -50,7 +50,7 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 		return err
 	}
 	now, later := diffLoads(d.config.Instance, want, have, d.loaded)
-	// What is there of a tunnel that has a problem stays as it is.
+	// What is there of a tunnel that has a problem stays as it is, but for whom to trust.
 	now, later = d.keepProblems(now, given), d.keepProblems(later, given)
 	for _, id := range ours {
 		if _, ok := want.keys[id]; !ok {
@@ -102,12 +102,15 @@ func (d *Driver) endThoseOfFormer(ctx context.Context, sas []namedSA) error {
 }
 
 // keepProblems leaves out what is of a tunnel with a problem, but for numbers that were
-// another tunnel's.
+// another tunnel's, and for connections with whom is not trusted any more.
 func (d *Driver) keepProblems(loads []load, given map[uint16]bool) []load {
 	var out []load
 	for _, l := range loads {
 		if t, ok := d.tunnels[l.number]; ok && l.number != 0 && t.problem != "" && !given[l.number] {
-			continue
+			n, _ := parseName(d.config.Instance, l.name)
+			if l.verb != unloadConnection || n.trust == t.connection.name.trust {
+				continue
+			}
 		}
 		out = append(out, l)
 	}

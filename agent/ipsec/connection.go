@@ -37,7 +37,8 @@ type connection struct {
 func (c connection) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%+v", c.name) }
 
 // connectionName is CharonPrefix, the tunnel's number, and three digests: of the tunnel,
-// whose number another one may have had, of whom to trust, and of everything.
+// whose number another one may have had, of whom to trust, and of everything, which is
+// empty where that cannot be told.
 type connectionName struct {
 	number               uint16
 	tunnel, trust, whole string
@@ -110,12 +111,12 @@ const (
 // comes first.
 func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certificate []byte, authorities [][]byte, preferred int) connection {
 	p := t.Policy
-	c := connection{name: connectionName{number: t.Number}}
+	c := connection{name: nameOf(t, authorities)}
 	keys := t.PresharedKeys
 	if preferred > 0 && preferred < len(keys) {
 		keys = []desired.PresharedKey{keys[preferred], keys[0]}
 	}
-	local, remote := section("id", p.LocalID), section("id", p.RemoteID, "revocation", "relaxed")
+	local, remote := section("id", p.LocalID), trusted(p, authorities)
 	ppkID := ""
 	// The answering end is told its connection anew before another key may come into
 	// use; see yield.
@@ -129,7 +130,6 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 	switch p.Authentication {
 	case desired.AuthenticationPSK:
 		put(local, "auth", "psk")
-		put(remote, "auth", "psk")
 		// Of several that fit the initiator takes the one loaded last (insert_first in
 		// src/libstrongswan/credentials/sets/mem_cred.c). They are the gateway's alone: of
 		// our own name there may be several tunnels, to other gateways.
@@ -141,10 +141,7 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 		}
 	default:
 		put(local, "auth", "pubkey")
-		put(remote, "auth", "pubkey")
 		put(local, "certs", []string{string(certificate)})
-		put(remote, "certs", texts(p.PeerCertificates))
-		put(remote, "cacerts", texts(authorities))
 		if p.PPKRequired {
 			for _, k := range keys {
 				c.secrets = append(c.secrets, secret{
@@ -219,11 +216,26 @@ func connect(inst instance.Instance, backend Backend, t plan.IPsecTunnel, certif
 		put(child, "if_id_out", fmt.Sprintf("%#x", t.InterfaceID))
 	}
 	put(whole, "children", section(childName(c.generation), child))
-	c.name.tunnel = tunnelDigest(t.ID)
-	c.name.trust = digest(section("local", local, "remote", remote, "ppk_required", yes(ppkID != "")))
 	c.name.whole = digest(section("whole", whole, "generations", generations))
 	c.message, c.child = section(c.name.in(inst), whole), child
 	return c
+}
+
+// trusted is whom an SA may be with.
+func trusted(p desired.IPsecPolicy, authorities [][]byte) *vici.Message {
+	if p.Authentication == desired.AuthenticationPSK {
+		return section("id", p.RemoteID, "revocation", "relaxed", "auth", "psk")
+	}
+	return section("id", p.RemoteID, "revocation", "relaxed", "auth", "pubkey", "certs", texts(p.PeerCertificates), "cacerts", texts(authorities))
+}
+
+// nameOf is what of its connection's name a tunnel has by its policy alone, without a key
+// of its own.
+func nameOf(t plan.IPsecTunnel, authorities [][]byte) connectionName {
+	return connectionName{
+		number: t.Number, tunnel: tunnelDigest(t.ID),
+		trust: digest(section("remote", trusted(t.Policy, authorities), "ppk_required", yes(t.Policy.PPKRequired))),
+	}
 }
 
 func tunnelDigest(id string) string { return digest(section("id", id)) }

@@ -30,7 +30,8 @@ const (
 type view struct {
 	tunnel  plan.IPsecTunnel
 	backend Backend
-	// name is that of its connection as it is to be.
+	// name is that of its connection as it is to be, without whole where that cannot be
+	// made: nothing is begun then.
 	name connectionName
 	// sas are all of the tunnel, with the names of their connections.
 	sas []namedSA
@@ -89,13 +90,13 @@ func decide(v view) verdict {
 	begun, double := false, false
 	for _, s := range v.sas {
 		current := s.connection == v.name
+		distrusted := s.connection.trust != v.name.trust
 		switch {
 		case s.connection.tunnel != v.name.tunnel:
 			cut(s, "its number is another tunnel's now")
 		case s.state == ikeDeleting || s.state == ikeRekeyed:
 		case s.up():
 			weak := judge(v.tunnel, v.backend, s.ikeSA)
-			distrusted := s.connection.trust != v.name.trust
 			switch {
 			case weak != "" && current:
 				d.weakness = weak
@@ -108,7 +109,7 @@ func decide(v view) verdict {
 		case s.established:
 			bare = append(bare, s)
 			begun = begun || current && s.seen <= childless
-		case !current:
+		case !current && (v.name.whole != "" || distrusted):
 			end(s, "its connection was replaced")
 		case s.initiator && s.seen > connecting && v.due:
 			end(s, "it does not get anywhere")
@@ -148,7 +149,7 @@ func decide(v view) verdict {
 		}
 	}
 	currentUp := len(up) > 0 && up[0].connection == v.name
-	d.initiate = v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
+	d.initiate = v.name.whole != "" && v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
 	d.quiet = currentUp && len(up) == 1 && !double && len(bare) == 0 && len(d.terminate) == 0 && !v.silent
 	if d.up != nil {
 		d.weakness = judge(v.tunnel, v.backend, *d.up)

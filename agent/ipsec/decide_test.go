@@ -46,10 +46,12 @@ func TestDecide(t *testing.T) {
 		}
 	}
 	tests := []struct {
-		name      string
-		answers   bool
-		silent    bool
-		early     bool
+		name    string
+		answers bool
+		silent  bool
+		early   bool
+		// problem tells that the connection cannot be made.
+		problem   bool
 		sas       []namedSA
 		initiate  bool
 		terminate []uint64
@@ -96,12 +98,24 @@ func TestDecide(t *testing.T) {
 		{name: "silent", silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, initiate: true, up: 1},
 		{name: "silent, to answer", answers: true, silent: true, sas: []namedSA{sa(current, 1, time.Minute)}, up: 1},
 		{name: "silent, and begun anew", silent: true, sas: []namedSA{sa(current, 1, time.Minute), sa(current, 2, 0, state(ikeConnecting, true, 0))}, up: 1},
+		{name: "nothing, with a problem", problem: true},
+		{name: "up, with a problem", problem: true, sas: []namedSA{sa(current, 1, time.Hour, seen(time.Hour))}, up: 1},
+		{name: "begun by the far end, with a problem", problem: true, sas: []namedSA{sa(current, 1, 0, state(ikeConnecting, false, 0))}},
+		{name: "begun by who is not trusted any more, with a problem", problem: true, sas: []namedSA{sa(distrusted, 1, 0, state(ikeConnecting, false, 0))}, terminate: []uint64{1}},
+		{name: "weaker, with a problem", problem: true, sas: []namedSA{sa(current, 1, time.Hour, weak, seen(time.Minute))}, up: 1},
+		{name: "weaker for long, with a problem", problem: true, sas: []namedSA{sa(current, 1, time.Hour, weak, seen(2*handover))}, terminate: []uint64{1}},
+		{name: "others are trusted for long, with a problem", problem: true, sas: []namedSA{sa(distrusted, 1, time.Hour, seen(2*handover))}, terminate: []uint64{1}},
+		{name: "another tunnel's, with a problem", problem: true, sas: []namedSA{sa(former, 1, time.Second)}, terminate: []uint64{1}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			p, _ := good()
 			p.Initiates = !tt.answers
-			d := decide(view{tunnel: p, backend: Kernel, name: current, sas: tt.sas, silent: tt.silent, due: !tt.early})
+			name := current
+			if tt.problem {
+				name.whole = ""
+			}
+			d := decide(view{tunnel: p, backend: Kernel, name: name, sas: tt.sas, silent: tt.silent, due: !tt.early})
 			var ended, children []uint64
 			for _, x := range d.terminate {
 				ended = append(ended, x.id)

@@ -250,3 +250,84 @@ func givenAway(t *testing.T, _ Backend, p *pair) {
 	p.awaitUp(t)
 	p.mustCarry(t)
 }
+
+// distrusts is of a tunnel that has a problem of its own while others come to be trusted
+// than its SA is with: that goes in the time of a handover, as it would without the problem,
+// and the peer does not come back.
+func distrusts(t *testing.T, b Backend, p *pair) {
+	a, _ := p.up(t)
+	p.mustCarry(t)
+	problem := a
+	problem.Tunnels = slices.Clone(a.Tunnels)
+	problem.Identities = nil
+	if err := p.a.trySync(problem); err == nil || !strings.Contains(err.Error(), "there is no certificate of") {
+		t.Fatalf("the tunnel is to have a problem: %v", err)
+	}
+	p.a.longAgo(t)
+	time.Sleep(2 * lookUneasy)
+	if b == Kernel {
+		p.mustCarry(t)
+	}
+	if s := p.a.status(t); !s.Up || len(s.Associations) != 1 || len(s.Associations[0].PeerCertificates) != 1 {
+		t.Errorf("what is trusted is to carry on: %+v", s)
+	}
+	problem.Tunnels[0].Policy.PeerCertificates = [][]byte{p.a.identity.Certificates[0].Certificate}
+	if err := p.a.trySync(problem); err == nil {
+		t.Fatal("the tunnel has no problem")
+	}
+	if s := p.a.status(t); !s.Up || len(s.Associations) != 1 || len(s.Associations[0].PeerCertificates) != 0 {
+		t.Errorf("in the time of a handover: %+v", s)
+	}
+	p.a.longAgo(t)
+	p.a.await(t, "the end of what is not trusted", func(s TunnelState) bool { return !s.Up })
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		for _, s := range p.a.sas(t) {
+			if s.up() {
+				t.Fatalf("it has come back: %+v", s)
+			}
+		}
+	}
+	p.a.sync(t, a)
+	p.awaitUp(t)
+	p.mustCarry(t)
+}
+
+// longAgo has what was seen of the end's tunnel be so for longer than a handover may take.
+func (e *end) longAgo(t *testing.T) {
+	t.Helper()
+	sas := e.sas(t)
+	e.driver.mu.Lock()
+	defer e.driver.mu.Unlock()
+	x := e.driver.tunnels[7]
+	x.observe(sas, time.Now())
+	for at, s := range x.seen {
+		s.since = s.since.Add(-2 * handover)
+		x.seen[at] = s
+	}
+	e.driver.bereaved = e.driver.bereaved.Add(-2 * handover)
+	e.driver.wake()
+}
+
+// orphaned is of an SA of a charon that was killed, and the far end does not come back: what
+// it was negotiated for cannot be told any more, and it goes in the time of a handover.
+func orphaned(t *testing.T, b Backend, p *pair) {
+	if b != Kernel {
+		t.Skip("libipsec takes its SAs with it")
+	}
+	p.up(t)
+	p.mustCarry(t)
+	p.b.driver.mu.Lock()
+	pid := p.b.driver.pid
+	p.b.driver.mu.Unlock()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
+	p.a.kill(t, unix.SIGKILL)
+	p.mustCarry(t)
+	p.a.await(t, "another charon", func(s TunnelState) bool { return s.Up && s.Problem == unknownSA })
+	time.Sleep(orphanAge)
+	p.mustCarry(t)
+	p.a.longAgo(t)
+	p.a.await(t, "the end of what nobody knows", func(s TunnelState) bool { return !s.Up })
+}

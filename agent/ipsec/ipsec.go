@@ -77,6 +77,9 @@ type Driver struct {
 	stands bool
 	// flushed is the process id of the charon whose predecessor's SAs were looked for.
 	flushed int
+	// heir is the one that has to replace them now, since bereaved.
+	heir     int
+	bereaved time.Time
 	// unlimited has libipsec begin more tunnels than it can carry apart: for tests that
 	// count and send nothing.
 	unlimited bool
@@ -232,6 +235,8 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 		tunnels[t.Number] = x
 		if err := d.prepare(x, want, ends); err != nil {
 			x.problem = err.Error()
+			// Whom to trust does not wait for what this end lacks.
+			x.connection.name, x.from = nameOf(t, authoritiesOf(want, t.Policy)), inputs{}
 			errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, err))
 		}
 	}
@@ -255,10 +260,7 @@ func (d *Driver) prepare(x *tunnel, want plan.IPsec, ends map[string]string) err
 	if err != nil {
 		return err
 	}
-	authorities := x.Policy.PeerAuthorities
-	if len(authorities) == 0 {
-		authorities = want.Authorities
-	}
+	authorities := authoritiesOf(want, x.Policy)
 	from := inputs{x.IPsecTunnel, certificate, authorities, x.preferred, d.backend}
 	if reflect.DeepEqual(from, x.from) {
 		return nil
@@ -270,6 +272,14 @@ func (d *Driver) prepare(x *tunnel, want plan.IPsec, ends map[string]string) err
 		x.next, x.wait, x.failures, x.reason, x.rank, x.weakness = time.Time{}, 0, 0, "", len(reasons), ""
 	}
 	return nil
+}
+
+// authoritiesOf are those of the tunnel's peer.
+func authoritiesOf(want plan.IPsec, p desired.IPsecPolicy) [][]byte {
+	if len(p.PeerAuthorities) > 0 {
+		return p.PeerAuthorities
+	}
+	return want.Authorities
 }
 
 // certificate is the first of this end's identity that is there, with its key.

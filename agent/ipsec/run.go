@@ -257,12 +257,6 @@ func (d *Driver) lookAtAll(ctx context.Context, now time.Time, silent func(strin
 		return true
 	}
 	for _, t := range d.sortedTunnels() {
-		if t.problem != "" {
-			if err := d.endThoseOfFormer(ctx, sas[t.Number]); err != nil {
-				d.config.Log.Warn("IPsec: end an SA", "tunnel", t.ID, "error", err)
-			}
-			continue
-		}
 		if !d.lookAt(ctx, now, t, sas[t.Number], silent) {
 			uneasy = true
 		}
@@ -321,7 +315,7 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 			}
 		}
 	}
-	return r.quiet || !t.Initiates && r.up != nil && len(r.terminate) == 0
+	return r.quiet || (!t.Initiates && r.up != nil || t.problem != "") && len(r.terminate) == 0
 }
 
 // observe keeps since when SAs have been in a state that must not last, and what
@@ -336,7 +330,7 @@ func (t *tunnel) observe(sas []namedSA, now time.Time) {
 		case !s.up():
 			what = "childless"
 		case s.connection != t.connection.name:
-			what, at = "replaced by "+t.connection.name.whole, sighted{connection: s.connection}
+			what, at = "replaced by "+t.connection.name.trust+t.connection.name.whole, sighted{connection: s.connection}
 		}
 		if what != "" {
 			was := t.seen[at]
@@ -400,10 +394,14 @@ func (d *Driver) turn(ctx context.Context, t *tunnel) (turned bool) {
 }
 
 // removeOrphans removes from the kernel what no charon knows: what is left of one that was
-// killed, of tunnels that are up again, and of those that had their numbers before.
+// killed, of tunnels that are up again, of those that had their numbers before, and of all
+// that the next one could not replace for the time of a handover.
 func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 	if d.backend != Kernel || d.open == nil || d.flushed == d.open.pid {
 		return nil
+	}
+	if d.heir != d.open.pid {
+		d.heir, d.bereaved = d.open.pid, now
 	}
 	h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
 	if err != nil {
@@ -429,11 +427,12 @@ func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 		orphans, young := k.orphans(known, now)
 		waits = waits || young
 		for _, s := range orphans {
-			if t := d.tunnels[n]; !up && !t.given && t.joins(s.Src, s.Dst) {
+			// Nobody can tell any more whom it is with, and what was negotiated.
+			if t := d.tunnels[n]; !up && !t.given && t.joins(s.Src, s.Dst) && now.Sub(d.bereaved) <= handover {
 				waits = true
 				continue
 			}
-			d.config.Log.Info("IPsec: remove an SA that no charon knows", "tunnel", d.tunnels[n].ID, "spi", fmt.Sprintf("%#x", uint32(s.Spi)))
+			d.config.Log.Info("IPsec: remove an SA that no charon knows", "tunnel", d.tunnels[n].ID, "spi", fmt.Sprintf("%#x", uint32(s.Spi)), "replaced", up)
 			errs = append(errs, removeSA(h, s))
 		}
 	}

@@ -180,7 +180,8 @@ type SecurityAssociation struct {
 	LocalID         string `json:"localId"`
 	RemoteID        string `json:"remoteId"`
 	// PeerCertificates are the SHA-256 of those of which the peer has shown one, in
-	// hexadecimal.
+	// hexadecimal; none with a pre-shared key, and of an SA that was made while others
+	// were trusted than now.
 	PeerCertificates []string      `json:"peerCertificates,omitempty"`
 	IKEAge           time.Duration `json:"ikeAgeNanoseconds"`
 	ESPAge           time.Duration `json:"espAgeNanoseconds"`
