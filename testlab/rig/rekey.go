@@ -145,7 +145,11 @@ func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 			if !ok {
 				continue
 			}
-			if state := text(sa, "state"); state != "ESTABLISHED" {
+			state := text(sa, "state")
+			if redundant(sa, state) {
+				continue
+			}
+			if state != "ESTABLISHED" {
 				errs = append(errs, fmt.Errorf("IKE SA %s is %s", name, state))
 				continue
 			}
@@ -161,6 +165,14 @@ func list(ctx context.Context, s *vici.Session) ([]pair, error) {
 		errs = append(errs, errors.New("there are no SAs"))
 	}
 	return out, errors.Join(errs...)
+}
+
+// redundant is an IKE SA that a collision has left over: charon waits half a minute for the
+// far end to end it, or asks for the end again and again when the answer came before it had
+// put the SA down (process_i in src/libcharon/sa/ikev2/tasks/ike_rekey.c sends first).
+func redundant(sa *vici.Message, state string) bool {
+	children, _ := sa.Get("child-sas").(*vici.Message)
+	return (state == "DELETING" || state == "REKEYED") && (children == nil || len(children.Keys()) == 0)
 }
 
 // installed is the one ESP SA of an IKE SA. What was replaced is still there for some
