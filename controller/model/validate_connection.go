@@ -1,7 +1,9 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -78,6 +80,7 @@ func (c *checker) groups() {
 	ways := map[string]way{}
 	fars := map[string]far{}
 	places := map[string]place{}
+	keyed := map[string]keyedGateway{}
 	for _, k := range c.keys {
 		s, ok := c.docs[k].Spec.(*ConnectionSpec)
 		if !ok {
@@ -93,6 +96,7 @@ func (c *checker) groups() {
 				}
 				c.microsofts(k.Customer, t, e)
 				c.oneFarNode(places, k, t, e.Node, t.Ends[1-i])
+				c.oneKey(keyed, k.Customer, t, e.Node, t.Ends[1-i])
 				if in, ok := c.underlay(node).with(e.Address); ok {
 					c.oneWay(ways, k.Customer, t, e, in)
 					c.oneFar(fars, k, t, e.Node, in, t.Ends[1-i])
@@ -285,6 +289,44 @@ func (c *checker) oneFarNode(places map[string]place, k Key, t Tunnel, node stri
 	c.add(mine.connection, "spec.endpoints", e.Seen().String(),
 		"is the underlay address of "+mine.at+", and for "+first.connection.String()+" of "+first.at+": over circuit "+quoted(t.Circuit)+" node "+quoted(node)+" reaches one of the two only",
 		"nodes with underlay addresses of their own")
+}
+
+// keyedGateway is one without our agent that a node knows by a pre-shared key, and where.
+type keyedGateway struct {
+	endpoint Key
+	circuit  string
+	address  netip.Addr
+}
+
+// oneKey reports a gateway that has a pre-shared key and the identity of another that the
+// same node has: an end finds the key by the peer's identity alone (RFC 7296, section 2.15;
+// charon tries all that fit), so one gateway's would do for the other.
+func (c *checker) oneKey(keyed map[string]keyedGateway, customer string, t Tunnel, node string, e End) {
+	mine := keyedGateway{Key{Kind: KindEndpoint, Customer: customer, Name: e.Endpoint}, t.Circuit, e.Seen()}
+	s, ok := Lookup[*EndpointSpec](c.docs, mine.endpoint)
+	if !ok || s.External == nil || s.External.Authentication != AuthPSK {
+		return
+	}
+	identity := cmp.Or(s.External.Identity, mine.address.String())
+	id := node + "\x00" + strings.ToLower(identity)
+	first, taken := keyed[id]
+	if !taken {
+		keyed[id] = mine
+		return
+	}
+	if first.endpoint == mine.endpoint || first.endpoint.Customer == customer && first.circuit == mine.circuit && first.address == mine.address {
+		// The latter is an error of its own.
+		return
+	}
+	blamed, other := c.newer(first.endpoint, mine.endpoint)
+	// No customer learns from an error what another one has.
+	what := "a gateway of another customer"
+	if other.Customer == blamed.Customer {
+		what = other.String()
+	}
+	c.add(blamed, "spec.external.identity", identity,
+		"is that of "+what+" as well, and node "+quoted(node)+" has a pre-shared key for each: IKE finds the key by the gateway's identity alone",
+		"an identity of its own, authentication: certificate, or another node")
 }
 
 // microsofts reports an end that has the address of Microsoft's edge on the
