@@ -91,6 +91,18 @@ func blank(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.Tag == "!!null" && n.Value == "" && n.Anchor == ""
 }
 
+// ofParser are the errors that the library's parser reports, not its scanner: fail in its
+// decode.go adds one to the line of the latter only.
+var ofParser = map[string]bool{
+	"did not find expected ',' or ']'":       true,
+	"did not find expected ',' or '}'":       true,
+	"did not find expected '-' indicator":    true,
+	"did not find expected key":              true,
+	"did not find expected node content":     true,
+	"did not find expected <document start>": true,
+	"found undefined tag handle":             true,
+}
+
 var yamlLine = regexp.MustCompile(`^(?:line (\d+): )?(.*)$`)
 
 // malformed reports text that is no YAML. It shows the line only where the text
@@ -99,6 +111,12 @@ func (d *decoder) malformed(source string, c chunk, err error) {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	m := yamlLine.FindStringSubmatch(strings.ReplaceAll(text, "\n", " "))
 	line, _ := strconv.Atoi(m[1])
+	hint := "look at indentation, colons and quotation marks here and in the lines around"
+	if ofParser[m[2]] {
+		// It counts lines from 0, and means where the list or mapping begins.
+		line++
+		hint = "look at indentation, colons, brackets and quotation marks of what begins here"
+	}
 	// The parser may point behind the end.
 	lines := strings.Split(strings.TrimSuffix(c.text, "\n"), "\n")
 	line = min(max(line, 1), len(lines))
@@ -109,7 +127,7 @@ func (d *decoder) malformed(source string, c chunk, err error) {
 	d.report(model.Problem{
 		Source: source, Line: c.before + line, Value: value,
 		Message: "is no YAML that can be read: " + model.Shorten(m[2]),
-		Hint:    "look at indentation, colons and quotation marks here and in the line before",
+		Hint:    hint,
 	})
 }
 
