@@ -31,13 +31,14 @@ type view struct {
 	tunnel  plan.IPsecTunnel
 	backend Backend
 	// name is that of its connection as it is to be, without whole where that cannot be
-	// made: nothing is begun then.
+	// made.
 	name connectionName
 	// sas are all of the tunnel, with the names of their connections.
 	sas []namedSA
 	// silent tells that nothing comes back through the tunnel of what was sent.
 	silent bool
-	// due tells that it is time for another attempt.
+	// due tells that it is time for another attempt, which it never is for a tunnel with a
+	// problem.
 	due bool
 }
 
@@ -149,7 +150,7 @@ func decide(v view) verdict {
 		}
 	}
 	currentUp := len(up) > 0 && up[0].connection == v.name
-	d.initiate = v.name.whole != "" && v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
+	d.initiate = v.tunnel.Initiates && !begun && v.due && (!currentUp || v.silent)
 	d.quiet = currentUp && len(up) == 1 && !double && len(bare) == 0 && len(d.terminate) == 0 && !v.silent
 	if d.up != nil {
 		d.weakness = judge(v.tunnel, v.backend, *d.up)

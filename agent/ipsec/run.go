@@ -275,7 +275,7 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 	log := d.config.Log.With("tunnel", t.ID)
 	t.observe(sas, now)
 	v := view{
-		tunnel: t.IPsecTunnel, backend: d.backend, name: t.connection.name, sas: sas, due: !now.Before(t.next),
+		tunnel: t.IPsecTunnel, backend: d.backend, name: t.connection.name, sas: sas, due: t.problem == "" && !now.Before(t.next),
 		silent: silent != nil && t.silent(sas, now, func(since time.Time) bool { return silent(t.ID, since) }),
 	}
 	r := decide(v)
