@@ -6,8 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -73,6 +76,73 @@ func TestEngineDiesUnderWay(t *testing.T) {
 	if err := <-watched; err != nil {
 		t.Errorf("Watch: %v", err)
 	}
+}
+
+// An engine that dies while its backend commits keeps the backend's lock. Who is reading
+// then does not wait for ever, and later ones get what was there.
+func TestEngineDiesInACommit(t *testing.T) {
+	s := mortal(t)
+	before := snapshot(t, s)
+	full, err := unix.Open("/dev/full", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(full) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var readers sync.WaitGroup
+	for range 16 {
+		readers.Go(func() {
+			for !s.dead() && ctx.Err() == nil {
+				_, _ = s.get(ctx, changedKey)
+			}
+		})
+	}
+	if err := unix.Dup3(full, openFile(t, filepath.Join(s.dir, "etcd/member/snap/db")), unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	// It may be made before the engine dies, or not.
+	_, err = s.Write(t.Context(), before.Revision, Change{Put: []model.Document{node("prem-1")}})
+	if err != nil && (!errors.Is(err, ErrSlow) || errors.Is(err, ErrReadOnly)) {
+		t.Errorf("Write: %v, want ErrSlow: whether it was made is not known", err)
+	}
+	if err := s.Await(t.Context()); !strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		t.Fatalf("Await: %v", err)
+	}
+	over := make(chan struct{})
+	go func() {
+		readers.Wait()
+		close(over)
+	}()
+	select {
+	case <-over:
+	case <-ctx.Done():
+		t.Fatal("who was reading waits for the engine that has died")
+	}
+	now := snapshot(t, s)
+	if _, err := s.Write(ctx, now.Revision, Change{Put: []model.Document{node("prem-2")}}); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("Write: %v, want ErrReadOnly", err)
+	}
+}
+
+// openFile is the descriptor by which this process has a file open.
+func openFile(t *testing.T, path string) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if at, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && at == path {
+			n, err := strconv.Atoi(e.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("%s is not open", path)
+	return -1
 }
 
 func TestClosingEndsTheWatchOfADeadEngine(t *testing.T) {

@@ -49,10 +49,15 @@ func (u unreadable) Unwrap() error { return u.error }
 func (s *Store) read(ctx context.Context) (*view, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
-	r, err := s.get(ctx, changedKey, clientv3.WithKeysOnly())
+	v, err := s.readNow(ctx)
 	if err != nil && s.last != nil && s.dead() {
 		return s.last, nil
 	}
+	return v, err
+}
+
+func (s *Store) readNow(ctx context.Context) (*view, error) {
+	r, err := s.get(ctx, changedKey, clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, fmt.Errorf("read store: %w", err)
 	}

@@ -304,8 +304,9 @@ func (s *Store) txn(ctx context.Context, when []clientv3.Cmp, then, otherwise []
 			return nil, err
 		}
 	}
-	r, err := s.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
-	return r, engineError(err)
+	return ask(s, func() (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
+	})
 }
 
 // get reads one key, or all that start with it.
@@ -315,8 +316,30 @@ func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 	if err := s.over(); err != nil {
 		return nil, err
 	}
-	r, err := s.client.Get(ctx, key, opts...)
-	return r, engineError(err)
+	return ask(s, func() (*clientv3.GetResponse, error) { return s.client.Get(ctx, key, opts...) })
+}
+
+// ask calls the engine. The call has a goroutine of its own, since the part of the engine
+// that has died may have held a lock, for which the call then waits for ever: who dies in a
+// commit of the backend shuts all readers out. Whether a change was made that was under way
+// then is not known, until the store was opened again.
+func ask[R any](s *Store, call func() (R, error)) (R, error) {
+	type answer struct {
+		r   R
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		r, err := call()
+		answers <- answer{r, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.r, engineError(a.err)
+	case <-s.died.done:
+		var none R
+		return none, fmt.Errorf("%w: %w: %w", ErrSlow, ErrClosed, s.died.err)
+	}
 }
 
 func engineError(err error) error {
