@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,6 +53,13 @@ func (d *Driver) syncCharon(ctx context.Context) error {
 	now, later := diffLoads(d.config.Instance, want, have, d.loaded)
 	// What is there of a tunnel that has a problem stays as it is, but for whom to trust.
 	now, later = d.keepProblems(now, given), d.keepProblems(later, given)
+	// The rest of it does not wait for Sweep.
+	for _, l := range later {
+		if t := d.tunnels[l.number]; t != nil && l.number != 0 {
+			now = append(now, l)
+		}
+	}
+	later = slices.DeleteFunc(later, func(l load) bool { return l.number != 0 && d.tunnels[l.number] != nil })
 	for _, id := range ours {
 		if _, ok := want.keys[id]; !ok {
 			later = append(later, load{verb: unloadKey, name: id})
@@ -108,7 +116,7 @@ func (d *Driver) keepProblems(loads []load, given map[uint16]bool) []load {
 	for _, l := range loads {
 		if t, ok := d.tunnels[l.number]; ok && l.number != 0 && t.problem != "" && !given[l.number] {
 			n, _ := parseName(d.config.Instance, l.name)
-			if l.verb != unloadConnection || n.trust == t.connection.name.trust {
+			if l.verb != unloadConnection || t.connection.name.trusts(n) {
 				continue
 			}
 		}

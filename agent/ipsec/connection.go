@@ -234,8 +234,28 @@ func trusted(p desired.IPsecPolicy, authorities [][]byte) *vici.Message {
 func nameOf(t plan.IPsecTunnel, authorities [][]byte) connectionName {
 	return connectionName{
 		number: t.Number, tunnel: tunnelDigest(t.ID),
-		trust: digest(section("remote", trusted(t.Policy, authorities), "ppk_required", yes(t.Policy.PPKRequired))),
+		trust: trustOf(t.Policy, authorities),
 	}
+}
+
+// trustOf is a digest of all but the pinned certificates, and then one of each.
+func trustOf(p desired.IPsecPolicy, authorities [][]byte) string {
+	pins := p.PeerCertificates
+	p.PeerCertificates = nil
+	all := []string{digest(section("remote", trusted(p, authorities), "ppk_required", yes(p.PPKRequired)))}
+	for _, der := range pins {
+		all = append(all, short(sha256.Sum256(der)))
+	}
+	slices.Sort(all[1:])
+	return strings.Join(all, "-")
+}
+
+// trusts reports whether whoever another connection was with may be the peer of this one:
+// it pinned no certificate that this one does not.
+func (n connectionName) trusts(other connectionName) bool {
+	now, then := strings.Split(n.trust, "-"), strings.Split(other.trust, "-")
+	return now[0] == then[0] && (len(then) > 1) == (len(now) > 1) &&
+		!slices.ContainsFunc(then[1:], func(pin string) bool { return !slices.Contains(now[1:], pin) })
 }
 
 func tunnelDigest(id string) string { return digest(section("id", id)) }

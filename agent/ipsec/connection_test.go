@@ -172,6 +172,38 @@ func TestNameTellsWhatIsLoaded(t *testing.T) {
 	}
 }
 
+// Who pins one certificate more still trusts whom it trusted before.
+func TestTrusts(t *testing.T) {
+	name := func(change func(*desired.IPsecPolicy), pins ...string) connectionName {
+		x := sample()
+		x.Policy.PeerCertificates = nil
+		for _, p := range pins {
+			x.Policy.PeerCertificates = append(x.Policy.PeerCertificates, []byte(p))
+		}
+		if change != nil {
+			change(&x.Policy)
+		}
+		return nameOf(x, [][]byte{[]byte("authority")})
+	}
+	for _, tt := range []struct {
+		name      string
+		now, then connectionName
+		want      bool
+	}{
+		{"the same", name(nil, "a"), name(nil, "a"), true},
+		{"in another order", name(nil, "a", "b"), name(nil, "b", "a"), true},
+		{"one more", name(nil, "a", "b"), name(nil, "a"), true},
+		{"one less", name(nil, "b"), name(nil, "a", "b"), false},
+		{"another", name(nil, "b"), name(nil, "a"), false},
+		{"any before", name(nil, "a"), name(nil), false},
+		{"another identity", name(func(p *desired.IPsecPolicy) { p.RemoteID = "c.example" }, "a"), name(nil, "a"), false},
+	} {
+		if got := tt.now.trusts(tt.then); got != tt.want {
+			t.Errorf("%s: %t, want %t", tt.name, got, tt.want)
+		}
+	}
+}
+
 // The end that answers takes any generation, so that the other one changes over alone.
 func TestAnsweringEnd(t *testing.T) {
 	x := sample()

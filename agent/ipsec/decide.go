@@ -91,7 +91,7 @@ func decide(v view) verdict {
 	begun, double := false, false
 	for _, s := range v.sas {
 		current := s.connection == v.name
-		distrusted := s.connection.trust != v.name.trust
+		distrusted := !v.name.trusts(s.connection)
 		switch {
 		case s.connection.tunnel != v.name.tunnel:
 			cut(s, "its number is another tunnel's now")

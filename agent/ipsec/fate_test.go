@@ -304,17 +304,18 @@ func (e *end) longAgo(t *testing.T) {
 		s.since = s.since.Add(-2 * handover)
 		x.seen[at] = s
 	}
-	e.driver.bereaved = e.driver.bereaved.Add(-2 * handover)
+	e.driver.bereaved, x.changed = e.driver.bereaved.Add(-2*handover), x.changed.Add(-2*handover)
 	e.driver.wake()
 }
 
-// orphaned is of an SA of a charon that was killed, and the far end does not come back: what
-// it was negotiated for cannot be told any more, and it goes in the time of a handover.
+// orphaned is of an SA of a charon that was killed, and the far end does not come back: it
+// carries on, but in the time of a handover when the policy has changed, since whom it is
+// with and what it was negotiated for cannot be told any more.
 func orphaned(t *testing.T, b Backend, p *pair) {
 	if b != Kernel {
 		t.Skip("libipsec takes its SAs with it")
 	}
-	p.up(t)
+	a, _ := p.up(t)
 	p.mustCarry(t)
 	p.b.driver.mu.Lock()
 	pid := p.b.driver.pid
@@ -327,6 +328,14 @@ func orphaned(t *testing.T, b Backend, p *pair) {
 	p.mustCarry(t)
 	p.a.await(t, "another charon", func(s TunnelState) bool { return s.Up && s.Problem == unknownSA })
 	time.Sleep(orphanAge)
+	p.a.longAgo(t)
+	time.Sleep(2 * lookUneasy)
+	p.mustCarry(t)
+	changed := a
+	changed.Tunnels = slices.Clone(a.Tunnels)
+	changed.Tunnels[0].Policy.PeerCertificates = [][]byte{p.a.current()}
+	p.a.sync(t, changed)
+	time.Sleep(2 * lookUneasy)
 	p.mustCarry(t)
 	p.a.longAgo(t)
 	p.a.await(t, "the end of what nobody knows", func(s TunnelState) bool { return !s.Up })

@@ -77,8 +77,7 @@ type Driver struct {
 	stands bool
 	// flushed is the process id of the charon whose predecessor's SAs were looked for.
 	flushed int
-	// heir is the one that has to replace them now, since bereaved.
-	heir     int
+	// bereaved is since when there are such, zero for none.
 	bereaved time.Time
 	// unlimited has libipsec begin more tunnels than it can carry apart: for tests that
 	// count and send nothing.
@@ -126,6 +125,8 @@ type tunnel struct {
 	lastUsed uint64
 	// given tells that its number was another tunnel's, until it is up.
 	given bool
+	// changed is when its policy last did.
+	changed time.Time
 	// sole is since when it has the same pre-shared keys.
 	sole time.Time
 	// weakness is in what the last SA was weaker than the policy, which was taken
@@ -230,6 +231,7 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 		}) {
 			x.sole = time.Now()
 		}
+		before := x.connection.name
 		x.IPsecTunnel, x.problem = t, ""
 		x.preferred %= max(1, len(t.PresharedKeys))
 		tunnels[t.Number] = x
@@ -238,6 +240,9 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 			// Whom to trust does not wait for what this end lacks.
 			x.connection.name, x.from = nameOf(t, authoritiesOf(want, t.Policy)), inputs{}
 			errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, err))
+		}
+		if now := x.connection.name; before.tunnel != "" && before != now && (before.whole != "" && now.whole != "" || !now.trusts(before)) {
+			x.changed = time.Now()
 		}
 	}
 	d.tunnels = tunnels

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -297,6 +298,13 @@ func (d *Driver) lookAt(ctx context.Context, now time.Time, t *tunnel, sas []nam
 		if err := d.terminate(ctx, x); err != nil {
 			log.Warn("IPsec: end an SA", "ike", x.id, "error", err)
 		}
+		if t.problem != "" && x.force && d.open != nil {
+			// No other connection takes the place of its, by which it would come back.
+			i := slices.IndexFunc(sas, func(s namedSA) bool { return s.id == x.id })
+			if _, err := d.ask(ctx, "unload-conn", section("name", sas[i].connection.in(d.config.Instance))); err != nil {
+				log.Debug("IPsec", "change", "unload the connection of what was ended", "error", err)
+			}
+		}
 	}
 	if r.initiate && d.open != nil {
 		turned := false
@@ -330,7 +338,11 @@ func (t *tunnel) observe(sas []namedSA, now time.Time) {
 		case !s.up():
 			what = "childless"
 		case s.connection != t.connection.name:
-			what, at = "replaced by "+t.connection.name.trust+t.connection.name.whole, sighted{connection: s.connection}
+			what, at = "replaced by "+t.connection.name.whole, sighted{connection: s.connection}
+			if !t.connection.name.trusts(s.connection) {
+				// Since then, whatever else changes.
+				what = "not trusted"
+			}
 		}
 		if what != "" {
 			was := t.seen[at]
@@ -394,14 +406,16 @@ func (d *Driver) turn(ctx context.Context, t *tunnel) (turned bool) {
 }
 
 // removeOrphans removes from the kernel what no charon knows: what is left of one that was
-// killed, of tunnels that are up again, of those that had their numbers before, and of all
-// that the next one could not replace for the time of a handover.
+// killed, of tunnels that are up again, of those that had their numbers before, and, in the
+// time of a handover, of those whose policy has changed since. Others carry on until their
+// time is over, or the end that begins replaces them, which notices at the next rekeying:
+// charon asks no peer whose ESP packets arrive whether it is there.
 func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 	if d.backend != Kernel || d.open == nil || d.flushed == d.open.pid {
 		return nil
 	}
-	if d.heir != d.open.pid {
-		d.heir, d.bereaved = d.open.pid, now
+	if d.bereaved.IsZero() {
+		d.bereaved = now
 	}
 	h, err := d.config.Circuit.Netlink(unix.NETLINK_XFRM)
 	if err != nil {
@@ -428,7 +442,9 @@ func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 		waits = waits || young
 		for _, s := range orphans {
 			// Nobody can tell any more whom it is with, and what was negotiated.
-			if t := d.tunnels[n]; !up && !t.given && t.joins(s.Src, s.Dst) && now.Sub(d.bereaved) <= handover {
+			t := d.tunnels[n]
+			changed := t.changed.After(d.bereaved.Add(-handover)) && now.Sub(t.changed) > handover
+			if !up && !t.given && t.joins(s.Src, s.Dst) && !changed {
 				waits = true
 				continue
 			}
@@ -437,7 +453,7 @@ func (d *Driver) removeOrphans(sas map[uint16][]namedSA, now time.Time) error {
 		}
 	}
 	if !waits && errors.Join(errs...) == nil {
-		d.flushed = d.open.pid
+		d.flushed, d.bereaved = d.open.pid, time.Time{}
 	}
 	return errors.Join(errs...)
 }

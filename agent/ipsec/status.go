@@ -37,7 +37,7 @@ type TunnelState struct {
 const (
 	waitsForPeer   = "there is no SA: the far end begins, and has not yet"
 	waitsForAnswer = "there is no SA yet"
-	unknownSA      = "the kernel still carries packets by SAs of a charon that has died; the next one replaces them as soon as the far end answers, and removes them when it has not for three minutes"
+	unknownSA      = "the kernel still carries packets by SAs of a charon that has died, until the tunnel begins anew, their time is over, or for three minutes after its policy has changed"
 )
 
 // Status reads every tunnel of the last Sync, sorted by ID. Where charon does not
@@ -100,7 +100,7 @@ func (d *Driver) state(t *tunnel, sas []namedSA, now time.Time) TunnelState {
 	slices.SortFunc(up, func(a, b namedSA) int { return younger(t.connection.name, a, b) })
 	for i, x := range up {
 		e := evidence(t.IPsecTunnel, d.backend, x.ikeSA)
-		if x.connection.trust != t.connection.name.trust {
+		if !t.connection.name.trusts(x.connection) {
 			e.PeerCertificates = nil
 		}
 		e.Weakness = judge(t.IPsecTunnel, d.backend, x.ikeSA)

@@ -101,6 +101,9 @@ var ofParser = map[string]bool{
 	"did not find expected node content":     true,
 	"did not find expected <document start>": true,
 	"found undefined tag handle":             true,
+	"found duplicate %YAML directive":        true,
+	"found incompatible YAML document":       true,
+	"found duplicate %TAG directive":         true,
 }
 
 var yamlLine = regexp.MustCompile(`^(?:line (\d+): )?(.*)$`)
@@ -111,11 +114,9 @@ func (d *decoder) malformed(source string, c chunk, err error) {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	m := yamlLine.FindStringSubmatch(strings.ReplaceAll(text, "\n", " "))
 	line, _ := strconv.Atoi(m[1])
-	hint := "look at indentation, colons and quotation marks here and in the lines around"
 	if ofParser[m[2]] {
-		// It counts lines from 0, and means where the list or mapping begins.
+		// It counts lines from 0, and mostly means where the list or mapping begins.
 		line++
-		hint = "look at indentation, colons, brackets and quotation marks of what begins here"
 	}
 	// The parser may point behind the end.
 	lines := strings.Split(strings.TrimSuffix(c.text, "\n"), "\n")
@@ -127,7 +128,7 @@ func (d *decoder) malformed(source string, c chunk, err error) {
 	d.report(model.Problem{
 		Source: source, Line: c.before + line, Value: value,
 		Message: "is no YAML that can be read: " + model.Shorten(m[2]),
-		Hint:    hint,
+		Hint:    "look at indentation, colons, brackets and quotation marks here and in the lines around",
 	})
 }
 

@@ -309,6 +309,9 @@ func (c *checker) oneKey(keyed map[string]keyedGateway, customer string, t Tunne
 	}
 	identity := cmp.Or(s.External.Identity, mine.address.String())
 	id := node + "\x00" + strings.ToLower(identity)
+	if a, err := netip.ParseAddr(identity); err == nil {
+		id = node + "\x00" + a.String()
+	}
 	first, taken := keyed[id]
 	if !taken {
 		keyed[id] = mine
