@@ -311,11 +311,11 @@ func (e *end) longAgo(t *testing.T) {
 // orphaned is of an SA of a charon that was killed, and the far end does not come back: it
 // carries on, but in the time of a handover when the policy has changed, since whom it is
 // with and what it was negotiated for cannot be told any more.
-func orphaned(t *testing.T, b Backend, p *pair) {
-	if b != Kernel {
+func orphaned(t *testing.T, backend Backend, p *pair) {
+	if backend != Kernel {
 		t.Skip("libipsec takes its SAs with it")
 	}
-	a, _ := p.up(t)
+	a, b := p.up(t)
 	p.mustCarry(t)
 	p.b.driver.mu.Lock()
 	pid := p.b.driver.pid
@@ -323,7 +323,11 @@ func orphaned(t *testing.T, b Backend, p *pair) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
+	defer func() {
+		_ = unix.Kill(pid, unix.SIGCONT)
+		for end := time.Now().Add(patience); p.b.trySync(b) != nil && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		}
+	}()
 	p.a.kill(t, unix.SIGKILL)
 	p.mustCarry(t)
 	p.a.await(t, "another charon", func(s TunnelState) bool { return s.Up && s.Problem == unknownSA })
