@@ -32,7 +32,7 @@ var contract = map[string]func(*testing.T, Backend, *pair){
 	"what is not wanted goes":                       goes,
 	"a number goes to a tunnel that is not ready":   givenAway,
 	"whom to trust changes under a problem":         distrusts,
-	"SAs that nobody replaces go":                   orphaned,
+	"SAs that nobody knows go with a change":        orphaned,
 	"PSK":                                           psk,
 	"rekeyed SAs say by what":                       rekeys,
 	"IPv6 outside":                                  outerSix,

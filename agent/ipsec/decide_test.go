@@ -166,6 +166,8 @@ func TestObserve(t *testing.T) {
 		{"another without one", time.Second, sa(current, 4, bare), 0},
 		{"still without one", time.Second, sa(current, 4, bare), time.Second},
 		{"replaced anew", time.Second, sa(replaced, 5), 0},
+		{"it ends its ESP SA", time.Second, sa(replaced, 5, bare), 0},
+		{"and makes another", time.Second, sa(replaced, 5), 2 * time.Second},
 	} {
 		now = now.Add(step.after)
 		x.observe(step.sas, now)

@@ -125,7 +125,8 @@ type tunnel struct {
 	lastUsed uint64
 	// given tells that its number was another tunnel's, until it is up.
 	given bool
-	// changed is when its policy last did.
+	// changed is when the policy last did by which SAs are judged, or somebody was not
+	// trusted any more.
 	changed time.Time
 	// sole is since when it has the same pre-shared keys.
 	sole time.Time
@@ -231,7 +232,7 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 		}) {
 			x.sole = time.Now()
 		}
-		before := x.connection.name
+		before, was := x.connection.name, x.IPsecTunnel
 		x.IPsecTunnel, x.problem = t, ""
 		x.preferred %= max(1, len(t.PresharedKeys))
 		tunnels[t.Number] = x
@@ -241,7 +242,9 @@ func (d *Driver) adopt(want plan.IPsec) []error {
 			x.connection.name, x.from = nameOf(t, authoritiesOf(want, t.Policy)), inputs{}
 			errs = append(errs, fmt.Errorf("tunnel %s: %w", t.ID, err))
 		}
-		if now := x.connection.name; before.tunnel != "" && before != now && (before.whole != "" && now.whole != "" || !now.trusts(before)) {
+		// A whole name that is the same says that all is.
+		now := x.connection.name
+		if before.tunnel != "" && (now != before || now.whole == "") && (judgedBy(was) != judgedBy(t) || !now.trusts(before)) {
 			x.changed = time.Now()
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,6 +63,13 @@ func judge(t plan.IPsecTunnel, backend Backend, s ikeSA) string {
 		return fmt.Sprintf("it belongs to interfaces %#x and %#x, not to %#x", c.interfaceIn, c.interfaceOut, t.InterfaceID)
 	}
 	return ""
+}
+
+// judgedBy is a digest of what judge compares SAs with.
+func judgedBy(t plan.IPsecTunnel) string {
+	p := t.Policy
+	return digest(section("ike", p.IKEProposals, "esp", p.ESPProposals, "ppk_required", yes(p.PPKRequired),
+		"local", p.LocalID, "remote", p.RemoteID, "interface", strconv.FormatUint(uint64(t.InterfaceID), 10)))
 }
 
 // sameID compares names as DNS does.

@@ -338,7 +338,7 @@ func (t *tunnel) observe(sas []namedSA, now time.Time) {
 		case !s.up():
 			what = "childless"
 		case s.connection != t.connection.name:
-			what, at = "replaced by "+t.connection.name.whole, sighted{connection: s.connection}
+			what, at = "judged by "+judgedBy(t.IPsecTunnel), sighted{connection: s.connection}
 			if !t.connection.name.trusts(s.connection) {
 				// Since then, whatever else changes.
 				what = "not trusted"
@@ -366,6 +366,12 @@ func (t *tunnel) observe(sas []namedSA, now time.Time) {
 		}
 		if g != 0 {
 			used[s.id] = g
+		}
+	}
+	for at, was := range t.seen {
+		// The far end could end its ESP SA and make another, again and again.
+		if _, ok := seen[at]; !ok && slices.ContainsFunc(sas, func(s namedSA) bool { return s.connection == at.connection }) {
+			seen[at] = was
 		}
 	}
 	t.seen, t.used = seen, used
