@@ -6,10 +6,12 @@ package powercut
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -67,8 +69,15 @@ func Mount(path, backing string) (*Disk, error) {
 	return d, nil
 }
 
-// Unmount ends the disk. Nobody may have a file of it open.
-func (d *Disk) Unmount() error { return d.server.Unmount() }
+// Unmount ends the disk. Nobody may have a file of it open; it waits until the kernel is
+// through with closing those of a process that has just ended, some seconds at most.
+func (d *Disk) Unmount() error {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if err := d.server.Unmount(); !errors.Is(err, syscall.EBUSY) || time.Now().After(end) {
+			return err
+		}
+	}
+}
 
 // Fail makes operations fail with what f returns for them; 0 lets them through.
 // nil heals the disk.
